@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""agent.toml and LICAGENT_* in the environment -> AgentConfig.
+
+Each setting is one row of `SETTINGS`. The environment wins over the file, the file over the
+default. A configuration with any problem is refused whole, with every problem named: an agent
+that enforces must not run on half of what was meant.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+DEFAULT_PATH: Final = Path("/etc/licagent/agent.toml")
+PATH_VARIABLE: Final = "LICAGENT_CONFIG"
+PREFIX: Final = "LICAGENT_"
+
+MAX_FILE_BYTES: Final = 1024 * 1024
+"""A larger agent.toml is a mistake, not a configuration."""
+
+_OURS: Final = frozenset({PATH_VARIABLE})
+
+
+@dataclass(frozen=True, slots=True)
+class FailsafeSetting:
+    """One line of the failsafe list as written; the compiler turns it into table entries."""
+
+    direction: str  # "out": destinations; "in": ports of this host
+    cidr: str  # a network, or "any"
+    ports: tuple[str, ...]  # "53", "67-68"; empty: every port
+    protocol: str  # tcp | udp | icmp | sctp | other | any
+
+
+@dataclass(frozen=True, slots=True)
+class AgentConfig:
+    """The settings of one agent. Defaults are those of a packaged installation."""
+
+    mode: str = "observe"  # observe: refuse nothing; enforce: each resource's own mode rules
+    config_dir: Path = Path("/etc/licagent")
+    state_dir: Path = Path("/var/lib/licagent")
+    runtime_dir: Path = Path("/run/licagent")
+    bpffs_dir: Path = Path("/sys/fs/bpf/licagent")
+    cgroup_root: Path | None = None  # None ("auto"): the cgroup v2 mount
+    loader: str = "auto"  # auto | prebuilt | bcc
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    failsafe: tuple[FailsafeSetting, ...] | None = None  # None: the built-in list
+    existing_sockets: str = "cut"  # unlicensed sockets older than the agent: cut | keep
+    mark_sockets: bool = False  # mirror the tag in SO_MARK
+
+    @property
+    def licenses_dir(self) -> Path:
+        """Where *.lic stand."""
+        return self.config_dir / "licenses"
+
+    @property
+    def policy_dir(self) -> Path:
+        """Where the policy's *.toml stand."""
+        return self.config_dir / "policy.d"
+
+    @property
+    def trust_path(self) -> Path:
+        """The issuers' public keys (JWKS)."""
+        return self.config_dir / "trust.jwks"
+
+    @property
+    def socket_path(self) -> Path:
+        """The local API's socket."""
+        return self.runtime_dir / "licagent.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigProblem:
+    """One thing wrong: where it is written, what is wrong, what to write instead."""
+
+    file: str  # a file's name, or "environment"
+    line: int  # 1.. ; 0 where there is no line
+    key: str
+    message: str
+    suggestion: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        key = f" {self.key}:" if self.key else ""
+        hint = f" ({self.suggestion})" if self.suggestion else ""
+        return f"{place}:{key} {self.message}{hint}"
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; `problems` has everything wrong with it."""
+
+    def __init__(self, problems: tuple[ConfigProblem, ...]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration, and where each of its values was written."""
+
+    config: AgentConfig
+    sources: Mapping[str, str]  # key -> "default", "LICAGENT_MODE" or "/etc/.../agent.toml:3"
+
+
+class _Bad(Exception):  # noqa: N818 - becomes a ConfigProblem where the place is known
+    def __init__(self, message: str, suggestion: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.suggestion = suggestion
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    from_file: Callable[[Any], object]
+    from_text: Callable[[str], object]  # the environment's form, before from_file
+
+
+def _words(*words: str) -> _Setting:
+    def check(value: Any) -> object:
+        if not isinstance(value, str) or value not in words:
+            raise _Bad(f"{value!r} is not one of {', '.join(words)}", nearest(str(value), words))
+        return value
+
+    return _Setting(check, str)
+
+
+def _path(value: Any) -> object:
+    if not isinstance(value, str) or not value:
+        raise _Bad(f"{value!r} is not a path")
+    if "\0" in value or not value.startswith("/"):
+        raise _Bad(f"{value!r} is not an absolute path", "start it with /")
+    return Path(value)
+
+
+def _cgroup_root(value: Any) -> object:
+    return None if value == "auto" else _path(value)
+
+
+def _boolean(value: Any) -> object:
+    if not isinstance(value, bool):
+        raise _Bad(f"{value!r} is not true or false")
+    return value
+
+
+def _boolean_text(text: str) -> object:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    return words.get(text.strip().lower(), text)
+
+
+_LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}")
+
+
+def _labels(value: Any) -> object:
+    if not isinstance(value, dict):
+        raise _Bad("labels must be a table", 'labels = { environment = "production" }')
+    for name, text in value.items():
+        if not _LABEL.fullmatch(name):
+            raise _Bad(f"{name!r} is no label name", "lower-case letters, digits and . _ / -")
+        if not isinstance(text, str) or not text or len(text) > 255:
+            raise _Bad(f"label {name}: {text!r} is not a text of 1 to 255 characters")
+    return MappingProxyType(dict(value))
+
+
+def _labels_text(text: str) -> object:
+    labels: dict[str, object] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise _Bad(f"{part!r} has no =", "LICAGENT_LABELS=environment=production,region=eu")
+        labels[name.strip()] = value.strip()
+    return labels
+
+
+_PORTS: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+_PROTOCOLS: Final = ("tcp", "udp", "icmp", "sctp", "other", "any")
+
+
+def _failsafe(value: Any) -> object:
+    if not isinstance(value, list):
+        raise _Bad("failsafe must be a list", 'failsafe = [{ cidr = "10.0.0.1/32" }]')
+    return tuple(_failsafe_entry(entry) for entry in value)
+
+
+def _failsafe_entry(entry: Any) -> FailsafeSetting:
+    keys = ("direction", "cidr", "ports", "protocol")
+    if not isinstance(entry, dict):
+        raise _Bad(f"{entry!r} is no table", '{ cidr = "10.0.0.1/32", ports = ["443"] }')
+    for key in entry:
+        if key not in keys:
+            raise _Bad(f"unknown key {key!r}", nearest(key, keys))
+    direction, cidr = entry.get("direction", "out"), entry.get("cidr", "any")
+    ports, protocol = entry.get("ports", []), entry.get("protocol", "any")
+    if direction not in ("out", "in"):
+        raise _Bad(f"direction {direction!r} is neither out nor in")
+    if protocol not in _PROTOCOLS:
+        known = ", ".join(_PROTOCOLS)
+        raise _Bad(f"protocol {protocol!r} is none of {known}", nearest(str(protocol), _PROTOCOLS))
+    if direction == "in" and cidr != "any":
+        raise _Bad("inbound entries have ports and a protocol only", "leave cidr out")
+    if cidr != "any":
+        _check_network(cidr)
+    if not isinstance(ports, list):
+        raise _Bad(f"ports {ports!r} is not a list", 'ports = ["22", "6000-6010"]')
+    for port in ports:
+        match = _PORTS.fullmatch(port) if isinstance(port, str) else None
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not 0 <= first <= last <= 65535:
+            raise _Bad(f"{port!r} is no port or range of ports", '"22" or "6000-6010"')
+    if direction == "in" and not ports and protocol in ("any", "tcp", "udp"):
+        raise _Bad("an inbound entry without ports would open the whole host", 'ports = ["22"]')
+    return FailsafeSetting(direction, cidr, tuple(ports), protocol)
+
+
+def _check_network(cidr: object) -> None:
+    if not isinstance(cidr, str):
+        raise _Bad(f"cidr {cidr!r} is not a text")
+    try:
+        ipaddress.ip_network(cidr)
+    except ValueError as error:
+        try:
+            meant = str(ipaddress.ip_network(cidr, strict=False))
+        except ValueError:
+            raise _Bad(f"cidr {cidr!r} is no network: {error}") from error
+        raise _Bad(f"cidr {cidr!r} has host bits set", f"write {meant}") from error
+
+
+def _failsafe_text(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        raise _Bad(f"not a TOML list: {error}", '[{ cidr = "10.0.0.1/32" }]') from error
+
+
+SETTINGS: Final[Mapping[str, _Setting]] = MappingProxyType(
+    {
+        "mode": _words("observe", "enforce"),
+        "config_dir": _Setting(_path, str),
+        "state_dir": _Setting(_path, str),
+        "runtime_dir": _Setting(_path, str),
+        "bpffs_dir": _Setting(_path, str),
+        "cgroup_root": _Setting(_cgroup_root, str),
+        "loader": _words("auto", "prebuilt", "bcc"),
+        "labels": _Setting(_labels, _labels_text),
+        "failsafe": _Setting(_failsafe, _failsafe_text),
+        "existing_sockets": _words("cut", "keep"),
+        "mark_sockets": _Setting(_boolean, _boolean_text),
+    }
+)
+"""Every key of agent.toml; LICAGENT_<KEY> in the environment is the same key."""
+
+
+def parse_config(text: str, file: str, environment: Mapping[str, str]) -> Settings:
+    """The settings of `text` (agent.toml, "" for none) and `environment`. ConfigError if bad."""
+    problems: list[ConfigProblem] = []
+    values: dict[str, object] = {}
+    sources = dict.fromkeys(SETTINGS, "default")
+    for key, value in _document(text, file).items():
+        line = line_of(text, key)
+        if key not in SETTINGS:
+            problem = ConfigProblem(file, line, key, "unknown key", nearest(key, tuple(SETTINGS)))
+            problems.append(problem)
+            continue
+        try:
+            values[key] = SETTINGS[key].from_file(value)
+            sources[key] = f"{file}:{line}"
+        except _Bad as bad:
+            problems.append(ConfigProblem(file, line, key, bad.message, bad.suggestion))
+    for name, text_value in sorted(environment.items()):
+        if not name.startswith(PREFIX) or name in _OURS:
+            continue
+        key = name.removeprefix(PREFIX).lower()
+        if key not in SETTINGS:
+            # Other programs may use the prefix (tests do); only a likely slip is a problem.
+            if likely := nearest(key, tuple(SETTINGS)):
+                likely = f"did you mean {PREFIX}{likely.split()[-1].upper()}"
+                unknown = ConfigProblem("environment", 0, name, "unknown variable", likely)
+                problems.append(unknown)
+            continue
+        try:
+            values[key] = SETTINGS[key].from_file(SETTINGS[key].from_text(text_value))
+            sources[key] = name
+        except _Bad as bad:
+            problems.append(ConfigProblem("environment", 0, name, bad.message, bad.suggestion))
+    if problems:
+        raise ConfigError(tuple(problems))
+    return Settings(AgentConfig(**values), MappingProxyType(sources))  # type: ignore[arg-type]
+
+
+def read_config(environment: Mapping[str, str], path: Path | None = None) -> Settings:
+    """The settings of the file at `path`, else LICAGENT_CONFIG, else the default path.
+
+    A file that was named must be there; the default one may be missing. ConfigError if bad.
+    """
+    named = path or (Path(environment[PATH_VARIABLE]) if environment.get(PATH_VARIABLE) else None)
+    file = named or DEFAULT_PATH
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
+        text = data.decode("utf-8")
+    except FileNotFoundError as error:
+        if named is not None:
+            raise _unreadable(file, "there is no such file", "name another file") from error
+        text = ""
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, str(error), "") from error
+    return parse_config(text, str(file), environment)
+
+
+def describe(settings: Settings) -> list[dict[str, str]]:
+    """Rows of key, value and source, as `config check` shows them."""
+    return [
+        {"key": key, "value": _written(getattr(settings.config, key)), "source": source}
+        for key, source in settings.sources.items()
+    ]
+
+
+def nearest(word: str, known: tuple[str, ...]) -> str:
+    """A suggestion ("did you mean X"), empty if nothing is near."""
+    from difflib import get_close_matches  # on the error path only
+
+    matches = get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {matches[0]}" if matches else ""
+
+
+def line_of(text: str, key: str) -> int:
+    """The line on which a top-level key or table is written; 0 if it cannot be told."""
+    name = re.escape(key)
+    quoted = f"(?:{name}|\"{name}\"|'{name}')"
+    match = re.search(
+        rf"^[ \t]*(?:{quoted}[ \t]*[=.]|\[+[ \t]*{quoted}[ \t]*[\].])", text, re.MULTILINE
+    )
+    return text.count("\n", 0, match.start()) + 1 if match else 0
+
+
+def _document(text: str, file: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        found = re.search(r"at line (\d+)", str(error))
+        line = int(found[1]) if found else 0
+        raise ConfigError((ConfigProblem(file, line, "", f"not TOML: {error}"),)) from error
+
+
+def _written(value: object) -> str:
+    match value:
+        case None:
+            return "auto"
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return "; ".join(
+                " ".join((entry.direction, entry.protocol, entry.cidr, ",".join(entry.ports)))
+                for entry in value
+            )
+        case MappingProxyType() | dict():
+            return ",".join(f"{name}={text}" for name, text in sorted(value.items()))
+    return str(value)
+
+
+def _unreadable(file: Path, message: str, suggestion: str) -> ConfigError:
+    return ConfigError((ConfigProblem(str(file), 0, "", message, suggestion),))
