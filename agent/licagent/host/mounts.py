@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mount table as the kernel tells it (proc(5), /proc/PID/mountinfo)."""
+
+from __future__ import annotations
+
+import re
+import select
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+def unescape(field: str) -> str:
+    """Undo the kernel's escapes of blanks and backslashes (``\\040`` and the like)."""
+    if "\\" not in field:
+        return field
+    return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), field)
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo."""
+
+    mount_id: int
+    parent_id: int
+    major: int  # of the superblock's s_dev, which is what the kernel's programs see
+    minor: int
+    root: str  # path inside the filesystem that stands at `point`
+    point: str
+    filesystem: str  # type, such as ext4 or fuse.sshfs
+    source: str
+    options: frozenset[str]
+
+
+def parse_mountinfo(text: str) -> Iterator[Mount]:
+    """Yield the mounts of a mountinfo file; lines of another form are passed over."""
+    for line in text.splitlines():
+        head, separator, tail = line.partition(" - ")
+        fields = head.split(" ")
+        rest = tail.split(" ")
+        if not separator or len(fields) < 6 or len(rest) < 2:
+            continue
+        major, _, minor = fields[2].partition(":")
+        try:
+            yield Mount(
+                mount_id=int(fields[0]),
+                parent_id=int(fields[1]),
+                major=int(major),
+                minor=int(minor),
+                root=unescape(fields[3]),
+                point=unescape(fields[4]),
+                filesystem=rest[0],
+                source=unescape(rest[1]),
+                options=frozenset(fields[5].split(",")),
+            )
+        except ValueError:
+            continue
+
+
+class MountTable:
+    """The mounts of one process's namespace, read again only when they have changed.
+
+    mountinfo signals POLLPRI when the table changes (proc(5), since 2.6.30), so that a look-up
+    costs one poll(2) and never answers from an old table.
+    """
+
+    def __init__(self, path: Path = Path("/proc/self/mountinfo")) -> None:
+        """Open `path`; OSError where the process is gone or not ours to look at."""
+        self._file = path.open("rb", buffering=0)
+        self._poll = select.poll()
+        self._poll.register(self._file.fileno(), select.POLLPRI | select.POLLERR)
+        self._by_id: dict[int, Mount] = {}
+        self._by_device: dict[tuple[int, int], tuple[Mount, ...]] = {}
+        self._filled = False
+
+    def _refresh(self) -> None:
+        if self._filled and not self._poll.poll(0):
+            return
+        self._file.seek(0)
+        text = self._file.readall().decode("utf-8", "surrogateescape")
+        by_id: dict[int, Mount] = {}
+        by_device: dict[tuple[int, int], tuple[Mount, ...]] = {}
+        for mount in parse_mountinfo(text):
+            by_id[mount.mount_id] = mount
+            device = (mount.major, mount.minor)
+            by_device[device] = (*by_device.get(device, ()), mount)
+        self._by_id, self._by_device, self._filled = by_id, by_device, True
+
+    def by_id(self, mount_id: int) -> Mount | None:
+        """The mount with this id, or None where it is in another namespace."""
+        self._refresh()
+        return self._by_id.get(mount_id)
+
+    def on_device(self, major: int, minor: int) -> tuple[Mount, ...]:
+        """All mounts of one filesystem."""
+        self._refresh()
+        return self._by_device.get((major, minor), ())
+
+    def of_filesystem(self, filesystem: str) -> tuple[Mount, ...]:
+        """All mounts of one type."""
+        self._refresh()
+        return tuple(m for m in self._by_id.values() if m.filesystem == filesystem)
+
+    def fileno(self) -> int:
+        """For select and poll: POLLPRI when the table has changed since it was last read."""
+        return self._file.fileno()
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        self._file.close()
