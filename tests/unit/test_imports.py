@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""import-linter forbids named packages; this holds the rest: domain is the standard library only."""
+"""import-linter forbids packages by name; this holds the rest: domain is standard library only."""
 
 from __future__ import annotations
 
