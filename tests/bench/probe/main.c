@@ -115,7 +115,7 @@ static void parse(struct options *o, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	struct options o = {.address = "127.0.0.2", .port = DEFAULT_PORT, .rounds = 100,
+	struct options o = {.address = "127.0.0.2", .port = DEFAULT_PORT, .rounds = 200,
 			    .batches = 0, .ops = 0, .server_cpu = 1, .rtt = "spin", .sockets = 1000,
 			    .pace_us = 5000, .direction = "up", .rate = 1000, .seconds = 10};
 	struct rlimit files = {.rlim_cur = 65536, .rlim_max = 65536};
@@ -136,9 +136,9 @@ int main(int argc, char **argv)
 		v->ns = calloc(o.rounds, sizeof(double));
 	}
 	if (!o.ops)
-		o.ops = !strcmp(o.command, "tcp-stream") ? 16384 : 64;
+		o.ops = !strcmp(o.command, "tcp-stream") ? 16384 : !strcmp(o.command, "tcp-connect") ? 4 : 64;
 	if (!o.batches)
-		o.batches = !strcmp(o.command, "tcp-stream") ? 8 : 16;
+		o.batches = !strcmp(o.command, "tcp-stream") ? 8 : !strcmp(o.command, "tcp-connect") ? 32 : 16;
 	pin(o.client_cpu);
 	places_open(&o);
 	if (!strcmp(o.command, "live"))

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m tests.bench`."""
+
+import sys
+
+from tests.bench.run import main
+
+sys.exit(main())

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`./dev bench`: every bar of the project, in paired runs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tests.bench import daemon_cases, paired, table, traffic_cases
+from tests.bench.context import Bench
+from tests.bench.places import Places, kept_awake
+from tests.bench.table import Row
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    "noise": traffic_cases.noise,
+    "nftables": traffic_cases.nftables,
+    "connect": traffic_cases.connect,
+    "round-trip": traffic_cases.round_trip,
+    "udp": traffic_cases.udp,
+    "iperf3": traffic_cases.iperf3,
+    "no-resource": traffic_cases.unlicensed,
+    "scale": traffic_cases.scale,
+    "revocation": daemon_cases.revocation,
+    "start": daemon_cases.start,
+    "daemon": daemon_cases.daemon,
+    "memory": daemon_cases.memory,
+}
+
+EXTRA: Final = ("nftables",)
+"""Cases whose rows others repeat: run only when asked for by name."""
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the rounds")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", choices=CASES, help=", ".join(CASES)
+    )
+    parser.add_argument("--loader", default="auto", choices=("auto", "prebuilt", "bcc"))
+    parser.add_argument("--bindings", type=int, default=100_000)
+    parser.add_argument("--networks", type=int, default=10_000)
+    parser.add_argument(
+        "--markdown", type=Path, help="default: docs/benchmarks.md after a full run of all cases"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Exit status: 0 every bar met, 1 one missed, 2 a case could not be run."""
+    arguments = _arguments()
+    if os.geteuid():
+        print("the bench makes cgroups and network namespaces: run it as root", file=sys.stderr)
+        return 2
+    paired.build()
+    rows: list[Row] = []
+    broken = False
+    names = arguments.only or [name for name in CASES if name not in EXTRA]
+    places = Places()
+    bench = Bench(places, arguments.quick, arguments.loader, arguments.bindings, arguments.networks)
+    try:
+        with kept_awake():
+            for name in names:
+                started = time.monotonic()
+                print(f"bench: {name} ...", file=sys.stderr, flush=True)
+                try:
+                    rows += CASES[name](bench)
+                except Exception as error:  # noqa: BLE001 - the other cases still tell something
+                    traceback.print_exc()
+                    broken = True
+                    rows.append(Row(name, f"could not run: {error}".splitlines()[0], passed=False))
+                spent = time.monotonic() - started
+                print(f"bench: {name} took {spent:.0f} s", file=sys.stderr, flush=True)
+    finally:
+        bench.close()
+        places.close()
+    print(table.text(rows))
+    target = arguments.markdown
+    if target is None and not arguments.only and not arguments.quick:
+        target = paired.ROOT / "docs" / "benchmarks.md"
+    if target is not None:
+        target.write_text(table.markdown(rows, quick=arguments.quick), encoding="utf-8")
+        print(f"bench: wrote {target}", file=sys.stderr)
+    if broken:
+        return 2
+    return int(any(row.passed is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
