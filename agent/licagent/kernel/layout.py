@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The structs of bpf/licagent.h, field by field.
+
+tests/unit/kernel/test_layout.py compares sizes, offsets and enumerations with the BTF of the
+built objects, and `check_sizes` compares with the kernel's maps when the daemon opens them.
+"""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
+from enum import IntEnum
+from typing import Final
+
+SCHEMA: Final = 1
+"""LIC_SCHEMA: version of all pinned maps."""
+
+MAX_SHAPES: Final = 32
+MAX_SCOPES: Final = 8
+NAME_LEN: Final = 64
+SCOPE_NAME_LEN: Final = 252
+NANOSECONDS_MAX: Final = 2**64 - 1
+
+
+class Hook(IntEnum):
+    """enum lic_hook: where a decision was taken."""
+
+    CONNECT = 1
+    SENDMSG = 2
+    BIND = 3
+    POST_BIND = 4
+    EGRESS = 5
+    INGRESS = 6
+    SOCKET = 7
+    ADOPT = 8
+    EXEC = 9
+
+
+class TagKind(IntEnum):
+    """enum lic_tag_kind: what one half of a socket's tag says."""
+
+    NONE = 0
+    FREE = 1
+    LICENSED = 2
+    SHADOW = 3
+    GLASS = 4
+    DENIED = 5
+    PACKET = 6
+
+
+class Fault(IntEnum):
+    """enum lic_fault: index of the `faults` map."""
+
+    EVENT_DROPPED = 0
+    COUNTER_SPILLED = 1
+    TAG_FAILED = 2
+    PROCESS_FAILED = 3
+    CGROUP_FAILED = 4
+    EVENT_EMITTED = 5
+
+
+class PolicyFlag(IntEnum):
+    """enum lic_policy_flag."""
+
+    ENFORCE = 1
+    HAS_NETWORKS = 2
+    HAS_SERVICES = 4
+    KEEP_EXISTING = 8
+    HAS_SCOPES = 16
+
+
+class EventKind(IntEnum):
+    """enum lic_event_kind."""
+
+    DECISION = 1
+    EXEC = 2
+
+
+class Control(Structure):
+    """struct lic_control."""
+
+    _fields_ = [
+        ("generation", c_uint64),
+        ("break_glass_until_ns", c_uint64),
+        ("root_cgroup", c_uint64),
+        ("measure", c_uint64),
+    ]
+
+
+class Policy(Structure):
+    """struct lic_policy."""
+
+    _fields_ = [
+        ("generation", c_uint32),
+        ("flags", c_uint32),
+        ("shape_count", c_uint32),
+        ("reserved", c_uint32),
+        ("shapes", c_uint8 * MAX_SHAPES),
+    ]
+
+
+class License(Structure):
+    """struct lic_license."""
+
+    _fields_ = [
+        ("number", c_uint32),
+        ("epoch", c_uint32),
+        ("state", c_uint32),
+        ("reserved", c_uint32),
+        ("not_before_ns", c_uint64),
+        ("not_after_ns", c_uint64),
+    ]
+
+
+class Usage(Structure):
+    """struct lic_usage."""
+
+    _fields_ = [("tx_bytes", c_uint64), ("rx_bytes", c_uint64), ("sockets", c_uint64)]
+
+
+class PathKey(Structure):
+    """struct lic_path_key."""
+
+    _fields_ = [
+        ("device", c_uint32),
+        ("reserved", c_uint32),
+        ("inode", c_uint64),
+        ("name", c_char * NAME_LEN),
+    ]
+
+
+class ContentKey(Structure):
+    """struct lic_content_key."""
+
+    _fields_ = [
+        ("device", c_uint32),
+        ("reserved", c_uint32),
+        ("inode", c_uint64),
+        ("ctime_ns", c_uint64),
+    ]
+
+
+class Process(Structure):
+    """struct lic_process."""
+
+    _fields_ = [
+        ("path", c_uint32),
+        ("digest", c_uint32),
+        ("exec_ns", c_uint64),
+        ("inode", c_uint64),
+        ("ctime_ns", c_uint64),
+        ("device", c_uint32),
+        ("measured", c_uint32),
+    ]
+
+
+class Cgroup(Structure):
+    """struct lic_cgroup."""
+
+    _fields_ = [("count", c_uint32), ("scopes", c_uint32 * MAX_SCOPES)]
+
+
+class ScopeKey(Structure):
+    """struct lic_scope_key."""
+
+    _fields_ = [("kind", c_uint32), ("name", c_char * SCOPE_NAME_LEN)]
+
+
+class Half(Structure):
+    """struct lic_half."""
+
+    _fields_ = [
+        ("kind", c_uint32),
+        ("generation", c_uint32),
+        ("license", c_uint32),
+        ("slot", c_uint32),
+        ("epoch", c_uint32),
+        ("resource", c_uint32),
+        ("rule", c_uint32),
+        ("reason", c_uint32),
+    ]
+
+
+class Tag(Structure):
+    """struct lic_tag."""
+
+    _fields_ = [
+        ("network", Half),
+        ("service", Half),
+        ("address", c_uint32 * 4),
+        ("port", c_uint16),
+        ("protocol", c_uint8),
+        ("is_ipv6", c_uint8),
+        ("local_port", c_uint16),
+        ("adopted", c_uint16),
+        ("pid", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("path", c_uint32),
+        ("digest", c_uint32),
+        ("reserved", c_uint32),
+        ("exec_ns", c_uint64),
+        ("cgroup", c_uint64),
+        ("since_ns", c_uint64),
+        ("tx_bytes", c_uint64),
+        ("rx_bytes", c_uint64),
+    ]
+
+
+class CounterKey(Structure):
+    """struct lic_counter_key."""
+
+    _fields_ = [
+        ("license", c_uint32),
+        ("resource", c_uint32),
+        ("verdict", c_uint32),
+        ("reason", c_uint32),
+    ]
+
+
+class RepeatKey(Structure):
+    """struct lic_repeat_key."""
+
+    _fields_ = [
+        ("pid", c_uint32),
+        ("license", c_uint32),
+        ("resource", c_uint32),
+        ("verdict", c_uint16),
+        ("reason", c_uint16),
+        ("exec_ns", c_uint64),
+    ]
+
+
+class Repeat(Structure):
+    """struct lic_repeat."""
+
+    _fields_ = [("emitted_ns", c_uint64), ("pending", c_uint64)]
+
+
+class Event(Structure):
+    """struct lic_event."""
+
+    _fields_ = [
+        ("kind", c_uint32),
+        ("verdict", c_uint16),
+        ("reason", c_uint16),
+        ("at_ns", c_uint64),
+        ("count", c_uint64),
+        ("license", c_uint32),
+        ("resource", c_uint32),
+        ("rule", c_uint32),
+        ("pid", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("path", c_uint32),
+        ("digest", c_uint32),
+        ("cgroup", c_uint64),
+        ("cookie", c_uint64),
+        ("exec_ns", c_uint64),
+        ("source", c_uint32 * 4),
+        ("destination", c_uint32 * 4),
+        ("source_port", c_uint16),
+        ("destination_port", c_uint16),
+        ("protocol", c_uint8),
+        ("is_ipv6", c_uint8),
+        ("hook", c_uint8),
+        ("reserved", c_uint8),
+        ("comm", c_char * 16),
+        ("device", c_uint32),
+        ("reserved2", c_uint32),
+        ("inode", c_uint64),
+        ("ctime_ns", c_uint64),
+    ]
+
+
+class SocketRecord(Structure):
+    """struct lic_socket_record."""
+
+    _fields_ = [
+        ("tag", Tag),
+        ("cookie", c_uint64),
+        ("holder_pid", c_uint32),
+        ("fd", c_uint32),
+        ("source", c_uint32 * 4),
+        ("destination", c_uint32 * 4),
+        ("source_port", c_uint16),
+        ("destination_port", c_uint16),
+        ("protocol", c_uint8),
+        ("is_ipv6", c_uint8),
+        ("state", c_uint8),
+        ("tagged", c_uint8),
+        ("uid", c_uint32),
+        ("destroyed", c_uint32),
+        ("inode", c_uint64),
+    ]
+
+
+STRUCTS: Final[dict[str, type[Structure]]] = {
+    "lic_control": Control,
+    "lic_policy": Policy,
+    "lic_license": License,
+    "lic_usage": Usage,
+    "lic_path_key": PathKey,
+    "lic_content_key": ContentKey,
+    "lic_process": Process,
+    "lic_cgroup": Cgroup,
+    "lic_scope_key": ScopeKey,
+    "lic_half": Half,
+    "lic_tag": Tag,
+    "lic_counter_key": CounterKey,
+    "lic_repeat_key": RepeatKey,
+    "lic_repeat": Repeat,
+    "lic_event": Event,
+    "lic_socket_record": SocketRecord,
+}
+"""Struct name in BTF -> its mirror here."""

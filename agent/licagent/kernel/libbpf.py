@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libbpf by ctypes: the few calls the agent needs, with errors raised as `BpfError`.
+
+Works with libbpf 1.0 and newer (1.0 returns negative errno and null pointers with errno set;
+docs "libbpf 1.0 migration guide"). No file of this package calls bpf(2) in another way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+BPF_ANY: Final = 0
+BPF_NOEXIST: Final = 1
+BPF_EXIST: Final = 2
+
+
+class AttachType(IntEnum):
+    """enum bpf_attach_type, include/uapi/linux/bpf.h."""
+
+    CGROUP_INET_INGRESS = 0
+    CGROUP_INET_EGRESS = 1
+    CGROUP_INET_SOCK_CREATE = 2
+    CGROUP_INET4_BIND = 8
+    CGROUP_INET6_BIND = 9
+    CGROUP_INET4_CONNECT = 10
+    CGROUP_INET6_CONNECT = 11
+    CGROUP_INET4_POST_BIND = 12
+    CGROUP_INET6_POST_BIND = 13
+    CGROUP_UDP4_SENDMSG = 14
+    CGROUP_UDP6_SENDMSG = 15
+    TRACE_RAW_TP = 23
+    TRACE_ITER = 28
+    CGROUP_INET_SOCK_RELEASE = 34
+
+
+class BpfError(OSError):
+    """A refused BPF call: errno, what was tried, and libbpf's own words if it had any."""
+
+    def __init__(self, number: int, action: str, log: str = "") -> None:
+        super().__init__(number, f"{action}: {os.strerror(number)}")
+        self.action = action
+        self.log = log
+
+
+class _OpenOpts(ctypes.Structure):
+    """struct bpf_object_open_opts up to the fields used here; libbpf takes shorter structs."""
+
+    _fields_ = [
+        ("sz", c_size_t),
+        ("object_name", c_char_p),
+        ("relaxed_maps", ctypes.c_bool),
+        ("pin_root_path", c_char_p),
+    ]
+
+
+class _ProgInfo(ctypes.Structure):
+    """struct bpf_prog_info up to the name and verifier figures used here."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", c_uint32),
+        ("xlated_prog_len", c_uint32),
+        ("jited_prog_insns", c_uint64),
+        ("xlated_prog_insns", c_uint64),
+        ("load_time", c_uint64),
+        ("created_by_uid", c_uint32),
+        ("nr_map_ids", c_uint32),
+        ("map_ids", c_uint64),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+class _LinkInfo(ctypes.Structure):
+    """struct bpf_link_info, with the cgroup member of its union."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("prog_id", c_uint32),
+        ("_pad", c_uint32),
+        ("cgroup_id", c_uint64),
+        ("attach_type", c_uint32),
+        ("_rest", ctypes.c_uint8 * 40),
+    ]
+
+
+class _MapInfo(ctypes.Structure):
+    """struct bpf_map_info up to the name."""
+
+    _fields_ = [
+        ("type", c_uint32),
+        ("id", c_uint32),
+        ("key_size", c_uint32),
+        ("value_size", c_uint32),
+        ("max_entries", c_uint32),
+        ("map_flags", c_uint32),
+        ("name", ctypes.c_char * 16),
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """A loaded program as the kernel describes it."""
+
+    id: int
+    name: str
+    tag: str  # of the instructions, hex: equal programs have equal tags
+    jited_bytes: int
+    xlated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """An attached link as the kernel describes it."""
+
+    id: int
+    program_id: int
+    cgroup_id: int  # 0 once the cgroup is gone, or for links that are not on a cgroup
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """A map as the kernel describes it."""
+
+    id: int
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    name: str
+
+
+SAMPLE_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
+_PRINT_CALLBACK = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
+
+_log: list[str] = []
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """libbpf.so.1, with its prototypes set.
+
+    Raises:
+        OSError: the library is missing (Debian: apt install libbpf1).
+    """
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError as error:
+        raise OSError(f"libbpf.so.1 is missing; install libbpf1 or libbpf ({error})") from error
+    libc = ctypes.CDLL(None)
+
+    def prototype(name: str, restype: object, *argtypes: object) -> None:
+        function = getattr(lib, name)
+        function.restype = restype
+        function.argtypes = list(argtypes)
+
+    prototype("bpf_object__open_file", c_void_p, c_char_p, c_void_p)
+    prototype("bpf_object__load", c_int, c_void_p)
+    prototype("bpf_object__close", None, c_void_p)
+    prototype("bpf_object__next_program", c_void_p, c_void_p, c_void_p)
+    prototype("bpf_object__next_map", c_void_p, c_void_p, c_void_p)
+    prototype("bpf_program__name", c_char_p, c_void_p)
+    prototype("bpf_program__section_name", c_char_p, c_void_p)
+    prototype("bpf_program__fd", c_int, c_void_p)
+    prototype("bpf_program__set_autoload", c_int, c_void_p, ctypes.c_bool)
+    prototype("bpf_program__attach", c_void_p, c_void_p)
+    prototype("bpf_link__fd", c_int, c_void_p)
+    prototype("bpf_link__disconnect", None, c_void_p)
+    prototype("bpf_link__destroy", c_int, c_void_p)
+    prototype("bpf_map__name", c_char_p, c_void_p)
+    prototype("bpf_map__fd", c_int, c_void_p)
+    prototype("bpf_map__set_autocreate", c_int, c_void_p, ctypes.c_bool)
+    prototype("bpf_link_create", c_int, c_int, c_int, c_int, c_void_p)
+    prototype("bpf_link_update", c_int, c_int, c_int, c_void_p)
+    prototype("bpf_link_detach", c_int, c_int)
+    prototype("bpf_iter_create", c_int, c_int)
+    prototype("bpf_obj_pin", c_int, c_int, c_char_p)
+    prototype("bpf_obj_get", c_int, c_char_p)
+    prototype("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, c_void_p)
+    prototype("bpf_map_update_elem", c_int, c_int, c_void_p, c_void_p, c_uint64)
+    prototype("bpf_map_lookup_elem", c_int, c_int, c_void_p, c_void_p)
+    prototype("bpf_map_delete_elem", c_int, c_int, c_void_p)
+    prototype("bpf_map_get_next_key", c_int, c_int, c_void_p, c_void_p)
+    for name in ("bpf_map_update_batch", "bpf_map_delete_batch"):
+        count = POINTER(c_uint32)
+        if name == "bpf_map_update_batch":
+            prototype(name, c_int, c_int, c_void_p, c_void_p, count, c_void_p)
+        else:
+            prototype(name, c_int, c_int, c_void_p, count, c_void_p)
+    prototype(
+        "bpf_map_lookup_batch",
+        c_int,
+        c_int,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        POINTER(c_uint32),
+        c_void_p,
+    )
+    prototype("libbpf_num_possible_cpus", c_int)
+    prototype("ring_buffer__new", c_void_p, c_int, SAMPLE_CALLBACK, c_void_p, c_void_p)
+    prototype("ring_buffer__free", None, c_void_p)
+    prototype("ring_buffer__consume", c_int, c_void_p)
+    prototype("ring_buffer__epoll_fd", c_int, c_void_p)
+
+    vsnprintf = libc.vsnprintf
+    vsnprintf.argtypes = [c_void_p, c_size_t, c_char_p, c_void_p]
+
+    def keep(_level: int, text: bytes, arguments: int) -> int:
+        buffer = ctypes.create_string_buffer(1 << 16)
+        vsnprintf(buffer, len(buffer), text, arguments)
+        if _level < 2:  # LIBBPF_DEBUG is 2
+            _log.append(buffer.value.decode(errors="replace"))
+            del _log[:-200]
+        return 0
+
+    callback = _PRINT_CALLBACK(keep)
+    lib.licagent_print_callback = callback  # kept alive with the library
+    lib.libbpf_set_print.argtypes = [_PRINT_CALLBACK]
+    lib.libbpf_set_print.restype = c_void_p
+    lib.libbpf_set_print(callback)
+    return lib
+
+
+def check(result: int, action: str) -> int:
+    """Return a non-negative result, or raise BpfError with the errno libbpf gave."""
+    if result < 0:
+        log = "".join(_log)
+        _log.clear()
+        raise BpfError(-result, action, log)
+    return result
+
+
+def _pointer(result: int | None, action: str) -> int:
+    if not result:
+        log = "".join(_log)
+        _log.clear()
+        raise BpfError(ctypes.get_errno() or 22, action, log)
+    return result
+
+
+class BpfObject:
+    """One opened ELF object. Maps marked for pinning are made or taken from `pin_root`."""
+
+    def __init__(self, path: Path, pin_root: Path) -> None:
+        opts = _OpenOpts()
+        opts.sz = ctypes.sizeof(_OpenOpts)
+        opts.pin_root_path = os.fsencode(pin_root)
+        self.path = path
+        _log.clear()
+        self._handle = _pointer(
+            library().bpf_object__open_file(os.fsencode(path), byref(opts)), f"open {path.name}"
+        )
+
+    def load(self) -> None:
+        """Create maps and load programs."""
+        check(library().bpf_object__load(self._handle), f"load {self.path.name}")
+
+    def programs(self) -> Iterator[tuple[str, int]]:
+        """(name, handle) of each program."""
+        handle = None
+        while handle := library().bpf_object__next_program(self._handle, handle):
+            yield library().bpf_program__name(handle).decode(), handle
+
+    def select(self, wanted: Callable[[str], bool]) -> None:
+        """Load only the programs for which `wanted(name)` holds."""
+        for name, handle in self.programs():
+            check(
+                library().bpf_program__set_autoload(handle, wanted(name)), f"select program {name}"
+            )
+
+    def program_fd(self, handle: int) -> int:
+        """File descriptor of a loaded program; it lives as long as this object."""
+        return check(library().bpf_program__fd(handle), "program fd")
+
+    def attach(self, handle: int, pin: Path) -> None:
+        """Attach a tracing program or iterator by its section name, and pin its link."""
+        link = _pointer(library().bpf_program__attach(handle), f"attach {pin.name}")
+        try:
+            pin_fd(library().bpf_link__fd(link), pin)
+        finally:
+            library().bpf_link__destroy(link)  # the pin keeps it attached
+
+    def close(self) -> None:
+        """Free what libbpf holds; pins stay."""
+        if self._handle:
+            library().bpf_object__close(self._handle)
+            self._handle = 0
+
+    def __enter__(self) -> BpfObject:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def pin_fd(fd: int, path: Path) -> None:
+    """Pin a map, program or link."""
+    check(library().bpf_obj_pin(fd, os.fsencode(path)), f"pin {path.name}")
+
+
+def open_pin(path: Path) -> int:
+    """File descriptor of a pinned map, program or link."""
+    return check(library().bpf_obj_get(os.fsencode(path)), f"open pin {path.name}")
+
+
+def link_cgroup(program_fd: int, cgroup_fd: int, attach_type: AttachType) -> int:
+    """Attach a program to a cgroup by a link; other agents' programs stay beside it."""
+    return check(
+        library().bpf_link_create(program_fd, cgroup_fd, int(attach_type), None),
+        f"attach {attach_type.name.lower()}",
+    )
+
+
+def update_link(link_fd: int, program_fd: int) -> None:
+    """Replace a link's program in one step."""
+    check(library().bpf_link_update(link_fd, program_fd, None), "update link")
+
+
+def iterator_fd(link_fd: int) -> int:
+    """A readable run of a pinned iterator."""
+    return check(library().bpf_iter_create(link_fd), "start iterator")
+
+
+def _info(fd: int, structure: ctypes.Structure, what: str) -> None:
+    length = c_uint32(ctypes.sizeof(structure))
+    check(library().bpf_obj_get_info_by_fd(fd, byref(structure), byref(length)), what)
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """What the kernel says of a program."""
+    info = _ProgInfo()
+    _info(fd, info, "program info")
+    return ProgramInfo(
+        id=info.id,
+        name=info.name.decode(),
+        tag=bytes(info.tag).hex(),
+        jited_bytes=info.jited_prog_len,
+        xlated_bytes=info.xlated_prog_len,
+    )
+
+
+def link_info(fd: int) -> LinkInfo:
+    """What the kernel says of a link."""
+    info = _LinkInfo()
+    _info(fd, info, "link info")
+    return LinkInfo(id=info.id, program_id=info.prog_id, cgroup_id=info.cgroup_id)
+
+
+def map_info(fd: int) -> MapInfo:
+    """What the kernel says of a map."""
+    info = _MapInfo()
+    _info(fd, info, "map info")
+    return MapInfo(
+        id=info.id,
+        type=info.type,
+        key_size=info.key_size,
+        value_size=info.value_size,
+        max_entries=info.max_entries,
+        name=info.name.decode(),
+    )

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Use of network resources: the point of connection.
+ *
+ *   cgroup/connect4, connect6   TCP (Fast Open, MPTCP and io_uring too), connected UDP, ping
+ *   cgroup/sendmsg4, sendmsg6   UDP with an address
+ *
+ * A denied call fails with the reason's errno. An allowed one leaves a tag on the socket, which
+ * packet.bpf.c checks for every packet.
+ */
+#include "core.h"
+#include "report.h"
+#include "subject.h"
+#include "tag.h"
+
+static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flow *flow, __u32 hook)
+{
+	struct lic_control *ctl = get_control();
+	struct lic_decision decision;
+	struct lic_subject subject;
+	struct lic_policy *policy;
+	struct lic_tag *tag;
+	__u32 generation;
+
+	if (!ctl || !ctl->generation)
+		return 1;
+	generation = ctl->generation;
+	policy = get_policy(generation);
+	if (!policy || !(policy->flags & LIC_POLICY_HAS_NETWORKS) || !ctx->sk)
+		return 1;
+	flow->protocol = fold_protocol(ctx->protocol);
+	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP)
+		flow->port = 0;
+	flow->is_service = 0;
+	normalise(flow);
+	current_subject(&subject);
+	tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, 0);
+
+	/* The same process sending to the same place again. */
+	if (tag && hook == LIC_HOOK_SENDMSG && tag->network.kind && tag->port == flow->port &&
+	    tag->address[0] == flow->address[0] && tag->address[1] == flow->address[1] &&
+	    tag->address[2] == flow->address[2] && tag->address[3] == flow->address[3] &&
+	    tag->is_ipv6 == flow->is_ipv6 && tag->pid == subject.pid && tag->uid == subject.uid &&
+	    tag->gid == subject.gid && tag->exec_ns == subject.exec_ns &&
+	    tag->path == subject.path && tag->digest == subject.digest &&
+	    tag->cgroup == subject.cgroup && half_holds(ctl, &tag->network))
+		return 1;
+
+	decide(ctl, policy, flow, &subject, &decision);
+	if (decision.verdict)
+		report(&decision, &subject, flow, hook, bpf_get_socket_cookie(ctx), 1);
+	if (decision.verdict == LIC_VERDICT_DENY)
+		return refuse(decision.reason);
+
+	if (!tag) {
+		/*
+		 * A TCP connection to no resource needs no memory: its first packet is looked
+		 * up once more in packet.bpf.c, the others are known by the socket's state.
+		 */
+		if (decision.kind == LIC_TAG_FREE && flow->protocol == LIC_PROTO_TCP)
+			return 1;
+		tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!tag) {
+			note_fault(LIC_FAULT_TAG_FAILED);
+			return decision.kind == LIC_TAG_LICENSED ? refuse(LIC_REASON_NONE) : 1;
+		}
+		tag->since_ns = now_ns();
+	}
+	fill_subject(tag, &subject);
+	if (tag->network.kind == LIC_TAG_PACKET)
+		return 1;
+	fill_flow(tag, flow);
+	fill_half(&tag->network, &decision, generation);
+	return 1;
+}
+
+static __always_inline int use_network4(struct bpf_sock_addr *ctx, __u32 hook)
+{
+	struct lic_flow flow = {
+		.port = bpf_ntohs((__u16)ctx->user_port),
+	};
+
+	flow.address[0] = ctx->user_ip4;
+	return use_network(ctx, &flow, hook);
+}
+
+static __always_inline int use_network6(struct bpf_sock_addr *ctx, __u32 hook)
+{
+	struct lic_flow flow = {
+		.port = bpf_ntohs((__u16)ctx->user_port),
+		.is_ipv6 = 1,
+	};
+
+	flow.address[0] = ctx->user_ip6[0];
+	flow.address[1] = ctx->user_ip6[1];
+	flow.address[2] = ctx->user_ip6[2];
+	flow.address[3] = ctx->user_ip6[3];
+	return use_network(ctx, &flow, hook);
+}
+
+SEC("cgroup/connect4")
+int licagent_connect4(struct bpf_sock_addr *ctx)
+{
+	return use_network4(ctx, LIC_HOOK_CONNECT);
+}
+
+SEC("cgroup/connect6")
+int licagent_connect6(struct bpf_sock_addr *ctx)
+{
+	return use_network6(ctx, LIC_HOOK_CONNECT);
+}
+
+SEC("cgroup/sendmsg4")
+int licagent_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return use_network4(ctx, LIC_HOOK_SENDMSG);
+}
+
+SEC("cgroup/sendmsg6")
+int licagent_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return use_network6(ctx, LIC_HOOK_SENDMSG);
+}
+
+char licagent_license[] SEC("license") = "Dual BSD/GPL";

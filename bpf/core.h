@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* One source, two compilers: clang with libbpf, and bcc (see maps.h). */
+#ifndef LICAGENT_CORE_H
+#define LICAGENT_CORE_H
+
+#ifdef LICAGENT_BCC
+/* bcc brings linux/bpf.h and the helpers, and finds programs by function name. */
+#define SEC(name)
+#ifndef __always_inline
+#define __always_inline inline __attribute__((always_inline))
+#endif
+#ifndef bpf_htons
+#define bpf_htons(x) __builtin_bswap16(x)
+#define bpf_ntohs(x) __builtin_bswap16(x)
+#define bpf_htonl(x) __builtin_bswap32(x)
+#define bpf_ntohl(x) __builtin_bswap32(x)
+#endif
+#else
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#endif
+
+#include "licagent.h"
+#include "maps.h"
+
+#define LIC_AF_INET 2
+#define LIC_AF_INET6 10
+#define LIC_SOCK_STREAM 1
+#define LIC_SOCK_DGRAM 2
+#define LIC_SOCK_RAW 3
+#define LIC_IPPROTO_IP 0
+#define LIC_IPPROTO_ICMP 1
+#define LIC_IPPROTO_TCP 6
+#define LIC_IPPROTO_UDP 17
+#define LIC_IPPROTO_ICMPV6 58
+#define LIC_IPPROTO_SCTP 132
+#define LIC_IPPROTO_UDPLITE 136
+#define LIC_IPPROTO_MPTCP 262
+
+#define LIC_NSEC_PER_SEC 1000000000ULL
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/*
+ * Make the verifier forget what it knows of a number: stored in halves, it is read back as any
+ * number. Without this it follows every combination of protocol, address form and identity
+ * through the rule look-up, and gives up at a million steps. The machine pays two stores.
+ */
+static __always_inline __u32 forget(__u32 value)
+{
+	volatile __u16 halves[2] __attribute__((aligned(4)));
+
+	halves[0] = value;
+	halves[1] = value >> 16;
+	return *(volatile __u32 *)halves;
+}
+
+static __always_inline struct lic_control *get_control(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(MAP(control), &zero);
+}
+
+static __always_inline struct lic_policy *get_policy(__u32 generation)
+{
+	__u32 slot = generation & 1;
+
+	return bpf_map_lookup_elem(MAP(policies), &slot);
+}
+
+static __always_inline void note_fault(__u32 fault)
+{
+	__u64 *count = bpf_map_lookup_elem(MAP(faults), &fault);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+/* The protocol as the policy knows it (enum lic_protocol). */
+static __always_inline __u8 fold_protocol(__u32 protocol)
+{
+	switch (protocol) {
+	case LIC_IPPROTO_TCP:
+	case LIC_IPPROTO_MPTCP:
+		return LIC_PROTO_TCP;
+	case LIC_IPPROTO_UDP:
+	case LIC_IPPROTO_UDPLITE:
+		return LIC_PROTO_UDP;
+	case LIC_IPPROTO_ICMP:
+	case LIC_IPPROTO_ICMPV6:
+		return LIC_PROTO_ICMP;
+	case LIC_IPPROTO_SCTP:
+		return LIC_PROTO_SCTP;
+	default:
+		return LIC_PROTO_OTHER;
+	}
+}
+
+#endif /* LICAGENT_CORE_H */

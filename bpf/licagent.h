@@ -1,0 +1,360 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the kernel programs and the daemon agree on: numbers and struct layouts.
+ *
+ * Python mirrors these structs in agent/licagent/kernel/layout.py, and a test compares both
+ * with the BTF of the built objects. Rules of the tables, with examples:
+ *
+ *   destination -> class      networks4/6, longest prefix, flattened in userspace
+ *   class, protocol, port     ports, longest prefix: "5432" is a /16 of the port,
+ *                             "6432-6440" is 6432/13 + 6440/16
+ *   resource, subject -> rule rules, one exact look-up for each shape in use, most specific first
+ *   rule -> license           licenses[slot], valid while epoch and time say so
+ *
+ * Every key begins with the policy's generation. A switch of policy writes the whole new
+ * generation beside the old one and then one 64-bit word, `control.generation`.
+ */
+#ifndef LICAGENT_H
+#define LICAGENT_H
+
+#define LIC_SCHEMA 1 /* of all pinned maps; a daemon with another number migrates them */
+
+#define LIC_ANY_ID 0
+#define LIC_NO_ID 0xffffffffU /* of a subject: never the number of anything */
+#define LIC_ANY_OWNER 0xffffffffU
+#define LIC_NO_OWNER 0xfffffffeU /* of a subject: not known */
+#define LIC_FAILSAFE_RESOURCE 0xffffffffU
+#define LIC_SERVICE_CLASS 0
+#define LIC_RULE_LICENSES 4
+#define LIC_MAX_SHAPES 32
+#define LIC_MAX_SCOPES 8
+#define LIC_NAME_LEN 64
+#define LIC_SCOPE_NAME_LEN 252
+#define LIC_COMM_LEN 16
+
+enum lic_protocol {
+	LIC_PROTO_ICMP = 1,
+	LIC_PROTO_TCP = 6,
+	LIC_PROTO_UDP = 17,
+	LIC_PROTO_SCTP = 132,
+	LIC_PROTO_OTHER = 255,
+};
+
+enum lic_shape {
+	LIC_SHAPE_GID = 1,
+	LIC_SHAPE_UID = 2,
+	LIC_SHAPE_SCOPE = 4,
+	LIC_SHAPE_PATH = 8,
+	LIC_SHAPE_DIGEST = 16,
+};
+
+enum lic_verdict {
+	LIC_VERDICT_NONE = 0,
+	LIC_VERDICT_ALLOW = 1,
+	LIC_VERDICT_DENY = 2,
+	LIC_VERDICT_SHADOW = 3, /* observe: let through, would have been denied */
+	LIC_VERDICT_CUT = 4,    /* packet of an open socket dropped */
+};
+
+enum lic_reason {
+	LIC_REASON_NONE = 0,
+	LIC_REASON_LICENSED = 1,
+	LIC_REASON_NO_RESOURCE = 2,
+	LIC_REASON_FAILSAFE = 3,
+	LIC_REASON_BREAK_GLASS = 4,
+	LIC_REASON_NO_BINDING = 5,
+	LIC_REASON_EXPIRED = 6,
+	LIC_REASON_NOT_YET_VALID = 7,
+	LIC_REASON_LEASE_LOST = 8,
+	LIC_REASON_REVOKED = 9,
+	LIC_REASON_CONDITION = 10,
+	LIC_REASON_NO_SEAT = 11,
+	LIC_REASON_QUOTA = 12,
+	LIC_REASON_MALFORMED = 13,
+};
+
+enum lic_port_flag {
+	LIC_PORT_ENFORCE = 1,
+};
+
+enum lic_policy_flag {
+	LIC_POLICY_ENFORCE = 1,       /* the agent's own mode; off means observe */
+	LIC_POLICY_HAS_NETWORKS = 2,
+	LIC_POLICY_HAS_SERVICES = 4,
+	LIC_POLICY_KEEP_EXISTING = 8, /* sockets older than the agent are kept, as shadow usage */
+	LIC_POLICY_HAS_SCOPES = 16,   /* some rule names a cgroup */
+};
+
+/* What is switched and what time it is. One element, mapped into the daemon. */
+struct lic_control {
+	__u64 generation;           /* of the policy in force; 0: none yet, everything passes */
+	__u64 break_glass_until_ns; /* CLOCK_BOOTTIME; nothing is denied before it */
+	__u64 root_cgroup;          /* id of the cgroup the programs are attached to */
+	__u64 measure;              /* some selector is a digest: report unmeasured executables */
+};
+
+/* CLOCK_BOOTTIME from the coarse monotonic clock: see clock.h. Written by the kernel only. */
+struct lic_clock {
+	__u64 offset_ns;    /* boottime - coarse monotonic */
+	__u64 refreshed_ns; /* coarse monotonic time of the last comparison */
+};
+
+/* One generation's constants; slot generation & 1. */
+struct lic_policy {
+	__u32 generation;
+	__u32 flags; /* enum lic_policy_flag */
+	__u32 shape_count;
+	__u32 reserved;
+	__u8 shapes[LIC_MAX_SHAPES]; /* most specific first */
+};
+
+struct lic_net4_key {
+	__u32 prefix_bits; /* 32 for the generation + length of the network */
+	__u32 generation;
+	__u32 address; /* network order */
+};
+
+struct lic_net6_key {
+	__u32 prefix_bits;
+	__u32 generation;
+	__u32 address[4];
+};
+
+struct lic_port_key {
+	__u32 prefix_bits; /* 80 + leading bits of the port */
+	__u32 generation;
+	__u32 class_number;
+	__u8 protocol;
+	__u8 reserved;
+	__u16 port; /* network order */
+};
+
+struct lic_port {
+	__u32 resource;
+	__u32 flags; /* enum lic_port_flag */
+};
+
+struct lic_rule_key {
+	__u32 generation;
+	__u32 resource;
+	__u32 path;
+	__u32 digest;
+	__u32 scope;
+	__u32 uid;
+	__u32 gid;
+	__u32 reserved;
+};
+
+struct lic_rule {
+	__u32 number;
+	__u32 license_count;
+	__u32 slots[LIC_RULE_LICENSES];
+};
+
+/* A license on this host. Mapped into the daemon; each word is written on its own. */
+struct lic_license {
+	__u32 number; /* fleet-wide; 0: the slot is free */
+	__u32 epoch;  /* only grows; moves with every change of `state` or `number` */
+	__u32 state;  /* LIC_REASON_LICENSED, or the reason why it grants nothing */
+	__u32 reserved;
+	__u64 not_before_ns; /* CLOCK_BOOTTIME */
+	__u64 not_after_ns;  /* CLOCK_BOOTTIME, first instant that is too late */
+};
+
+/* Bytes of sockets that are closed, by license slot. */
+struct lic_usage {
+	__u64 tx_bytes;
+	__u64 rx_bytes;
+	__u64 sockets;
+};
+
+struct lic_path_key {
+	__u32 device; /* kernel's s_dev of the folder: major << 20 | minor */
+	__u32 reserved;
+	__u64 inode; /* of the folder */
+	char name[LIC_NAME_LEN];
+};
+
+struct lic_content_key {
+	__u32 device;
+	__u32 reserved;
+	__u64 inode;
+	__u64 ctime_ns;
+};
+
+/* What runs in a process, fixed at exec. */
+struct lic_process {
+	__u32 path;   /* number of unix:path, 0: no path that the policy names */
+	__u32 digest; /* number of unix:sha256, 0: none that the policy names, or not measured yet */
+	__u64 exec_ns; /* CLOCK_BOOTTIME of the exec, or of the agent's start for older processes */
+	__u64 inode;
+	__u64 ctime_ns;
+	__u32 device;
+	__u32 measured; /* the content was looked up and known */
+};
+
+/* A cgroup as the policy sees it: named scopes of itself and its ancestors, deepest first. */
+struct lic_cgroup {
+	__u32 count;
+	__u32 scopes[LIC_MAX_SCOPES];
+};
+
+enum lic_scope_kind {
+	LIC_SCOPE_UNIT = 1,      /* base name; all ancestors below the root are slices */
+	LIC_SCOPE_PATH = 2,      /* path from the root of the hierarchy */
+	LIC_SCOPE_CONTAINER = 3, /* base name; no ancestor is user@*.service */
+};
+
+struct lic_scope_key {
+	__u32 kind;
+	char name[LIC_SCOPE_NAME_LEN];
+};
+
+enum lic_tag_kind {
+	LIC_TAG_NONE = 0,
+	LIC_TAG_FREE = 1,     /* no resource, or failsafe; holds for one generation */
+	LIC_TAG_LICENSED = 2, /* holds for one generation, one epoch, and until the license ends */
+	LIC_TAG_SHADOW = 3,   /* observed: would have been denied; holds for one generation */
+	LIC_TAG_GLASS = 4,    /* let through by break-glass; holds until its end */
+	LIC_TAG_DENIED = 5,   /* the license ended while the socket was open */
+	LIC_TAG_PACKET = 6,   /* raw, ICMP, SCTP...: decided packet by packet */
+};
+
+/* One half of a tag: what the socket uses (network) or what it offers (service). */
+struct lic_half {
+	__u32 kind; /* enum lic_tag_kind */
+	__u32 generation;
+	__u32 license;
+	__u32 slot;
+	__u32 epoch;
+	__u32 resource;
+	__u32 rule;
+	__u32 reason; /* enum lic_reason */
+};
+
+/* What a socket carries. Dies with the socket; accepted sockets inherit the listener's. */
+struct lic_tag {
+	struct lic_half network;
+	struct lic_half service;
+	__u32 address[4]; /* destination the network half was decided for, network order */
+	__u16 port;       /* host order */
+	__u8 protocol;    /* enum lic_protocol */
+	__u8 is_ipv6;
+	__u16 local_port; /* host order; of the service half */
+	__u16 adopted;    /* the socket is older than the agent or the policy */
+	/* the subject at the time of the decision */
+	__u32 pid;
+	__u32 uid;
+	__u32 gid;
+	__u32 path;
+	__u32 digest;
+	__u32 reserved;
+	__u64 exec_ns;
+	__u64 cgroup;
+	__u64 since_ns; /* CLOCK_BOOTTIME of the first decision */
+	__u64 tx_bytes;
+	__u64 rx_bytes;
+};
+
+struct lic_counter_key {
+	__u32 license;
+	__u32 resource;
+	__u32 verdict;
+	__u32 reason;
+};
+
+/* Repeats of one decision by one process are folded into one event a window. */
+struct lic_repeat_key {
+	__u32 pid;
+	__u32 license;
+	__u32 resource;
+	__u16 verdict;
+	__u16 reason;
+	__u64 exec_ns;
+};
+
+struct lic_repeat {
+	__u64 emitted_ns; /* CLOCK_BOOTTIME */
+	__u64 pending;    /* decisions since, not yet in an event */
+};
+
+enum lic_event_kind {
+	LIC_EVENT_DECISION = 1,
+	LIC_EVENT_EXEC = 2, /* an executable whose content was never measured */
+};
+
+struct lic_event {
+	__u32 kind; /* enum lic_event_kind */
+	__u16 verdict;
+	__u16 reason;
+	__u64 at_ns; /* CLOCK_BOOTTIME */
+	__u64 count; /* decisions this event stands for */
+	__u32 license;
+	__u32 resource;
+	__u32 rule;
+	__u32 pid;
+	__u32 uid;
+	__u32 gid;
+	__u32 path;
+	__u32 digest;
+	__u64 cgroup;
+	__u64 cookie;
+	__u64 exec_ns;
+	__u32 source[4];
+	__u32 destination[4];
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 protocol;
+	__u8 is_ipv6;
+	__u8 hook; /* enum lic_hook */
+	__u8 reserved;
+	char comm[LIC_COMM_LEN];
+	__u32 device; /* LIC_EVENT_EXEC: the executable */
+	__u32 reserved2;
+	__u64 inode;
+	__u64 ctime_ns;
+};
+
+enum lic_hook {
+	LIC_HOOK_CONNECT = 1,
+	LIC_HOOK_SENDMSG = 2,
+	LIC_HOOK_BIND = 3,
+	LIC_HOOK_POST_BIND = 4,
+	LIC_HOOK_EGRESS = 5,
+	LIC_HOOK_INGRESS = 6,
+	LIC_HOOK_SOCKET = 7,
+	LIC_HOOK_ADOPT = 8,
+	LIC_HOOK_EXEC = 9,
+};
+
+/* Lost work, per CPU. Index of the `faults` map. */
+enum lic_fault {
+	LIC_FAULT_EVENT_DROPPED = 0,   /* ring buffer full */
+	LIC_FAULT_COUNTER_SPILLED = 1, /* counters full: counted under license 0, resource 0 */
+	LIC_FAULT_TAG_FAILED = 2,      /* no memory for a tag: denied in enforce */
+	LIC_FAULT_PROCESS_FAILED = 3,  /* processes full: identity unknown */
+	LIC_FAULT_CGROUP_FAILED = 4,
+	LIC_FAULT_EVENT_EMITTED = 5,
+	LIC_FAULT_COUNT = 8,
+};
+
+/* A socket as an iterator reports it. */
+struct lic_socket_record {
+	struct lic_tag tag;
+	__u64 cookie;
+	__u32 holder_pid;
+	__u32 fd;
+	__u32 source[4];
+	__u32 destination[4];
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 protocol;
+	__u8 is_ipv6;
+	__u8 state; /* TCP state, include/net/tcp_states.h */
+	__u8 tagged;
+	__u32 uid;
+	__u32 destroyed;
+	__u64 inode;
+};
+
+#endif /* LICAGENT_H */

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Counting and telling: exact counters, folded events, the errno a program sees. */
+#ifndef LICAGENT_REPORT_H
+#define LICAGENT_REPORT_H
+
+#include "decide.h"
+
+#define LIC_DENY_WINDOW_NS LIC_NSEC_PER_SEC
+#define LIC_ALLOW_WINDOW_NS (60 * LIC_NSEC_PER_SEC)
+
+static __always_inline void count_decision(const struct lic_decision *decision)
+{
+	struct lic_counter_key key = {
+		.license = decision->license,
+		.resource = decision->resource,
+		.verdict = decision->verdict,
+		.reason = decision->reason,
+	};
+	__u64 one = 1, *count = bpf_map_lookup_elem(MAP(counters), &key);
+
+	if (likely(count)) {
+		/* Atomic: a packet program may interrupt a connect program on this CPU. */
+		__sync_fetch_and_add(count, 1);
+		return;
+	}
+	if (!bpf_map_update_elem(MAP(counters), &key, &one, BPF_NOEXIST))
+		return;
+	count = bpf_map_lookup_elem(MAP(counters), &key);
+	if (!count) { /* full */
+		note_fault(LIC_FAULT_COUNTER_SPILLED);
+		key.license = 0;
+		key.resource = 0;
+		count = bpf_map_lookup_elem(MAP(counters), &key);
+	}
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+/* How many decisions an event must stand for now; 0 folds this one into a later event. */
+static __always_inline __u64 fold_repeat(const struct lic_decision *decision,
+					 const struct lic_subject *subject, __u64 now)
+{
+	struct lic_repeat_key key = {
+		.pid = subject->pid,
+		.license = decision->license,
+		.resource = decision->resource,
+		.verdict = decision->verdict,
+		.reason = decision->reason,
+		.exec_ns = subject->exec_ns,
+	};
+	struct lic_repeat *repeat = bpf_map_lookup_elem(MAP(repeats), &key);
+	struct lic_repeat first = { .emitted_ns = now };
+	__u64 window = decision->verdict == LIC_VERDICT_ALLOW ? LIC_ALLOW_WINDOW_NS
+							      : LIC_DENY_WINDOW_NS;
+
+	if (!repeat) {
+		bpf_map_update_elem(MAP(repeats), &key, &first, BPF_ANY);
+		return 1;
+	}
+	if (now - repeat->emitted_ns < window) {
+		__sync_fetch_and_add(&repeat->pending, 1);
+		return 0;
+	}
+	repeat->emitted_ns = now;
+	/* fetch_and_and is not in -mcpu=v2; taking back what was read loses no increment */
+	__u64 pending = repeat->pending;
+
+	__sync_fetch_and_add(&repeat->pending, -pending);
+	return pending + 1;
+}
+
+static __always_inline void report(const struct lic_decision *decision,
+				   const struct lic_subject *subject, const struct lic_flow *flow,
+				   __u32 hook, __u64 cookie, int in_process)
+{
+	__u64 now, count;
+	struct lic_event *event;
+
+	if (!decision->verdict)
+		return;
+	count_decision(decision);
+	now = now_ns();
+	count = fold_repeat(decision, subject, now);
+	if (!count)
+		return;
+	event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
+	if (!event) {
+		note_fault(LIC_FAULT_EVENT_DROPPED);
+		return;
+	}
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = LIC_EVENT_DECISION;
+	event->verdict = decision->verdict;
+	event->reason = decision->reason;
+	event->at_ns = now;
+	event->count = count;
+	event->license = decision->license;
+	event->resource = decision->resource;
+	event->rule = decision->rule;
+	event->pid = subject->pid;
+	event->uid = subject->uid;
+	event->gid = subject->gid;
+	event->path = subject->path;
+	event->digest = subject->digest;
+	event->cgroup = subject->cgroup;
+	event->exec_ns = subject->exec_ns;
+	event->cookie = cookie;
+	event->destination[0] = flow->address[0];
+	event->destination[1] = flow->address[1];
+	event->destination[2] = flow->address[2];
+	event->destination[3] = flow->address[3];
+	event->destination_port = flow->port;
+	event->protocol = flow->protocol;
+	event->is_ipv6 = flow->is_ipv6;
+	event->hook = hook;
+	if (in_process)
+		bpf_get_current_comm(event->comm, sizeof(event->comm));
+	bpf_ringbuf_submit(event, 0);
+	note_fault(LIC_FAULT_EVENT_EMITTED);
+}
+
+/* The kernel's own key errors, as include/uapi/asm-generic/errno.h numbers them. */
+static __always_inline int reason_errno(__u32 reason)
+{
+	switch (reason) {
+	case LIC_REASON_NO_BINDING:
+		return 126; /* ENOKEY */
+	case LIC_REASON_EXPIRED:
+	case LIC_REASON_NOT_YET_VALID:
+	case LIC_REASON_LEASE_LOST:
+		return 127; /* EKEYEXPIRED */
+	case LIC_REASON_REVOKED:
+		return 128; /* EKEYREVOKED */
+	case LIC_REASON_CONDITION:
+		return 129; /* EKEYREJECTED */
+	case LIC_REASON_NO_SEAT:
+		return 87; /* EUSERS */
+	case LIC_REASON_QUOTA:
+		return 122; /* EDQUOT */
+	default:
+		return 1; /* EPERM */
+	}
+}
+
+/* What a socket hook returns to let the call fail. */
+static __always_inline int refuse(__u32 reason)
+{
+#ifndef LICAGENT_NO_SET_RETVAL /* kernels before 5.18, commit b44123b4a3dc: EPERM */
+	bpf_set_retval(-reason_errno(reason));
+#endif
+	return 0;
+}
+
+#endif /* LICAGENT_REPORT_H */

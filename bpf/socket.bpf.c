@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The ends of a socket's life.
+ *
+ *   cgroup/sock_create    raw, ICMP, SCTP...: remember who made it, for packet.bpf.c
+ *   cgroup/sock_release   final counters of a licensed socket
+ *
+ * TCP and UDP are decided at connect, sendmsg and bind. The other kinds have no such moment (SCTP
+ * connects through setsockopt, raw sockets send without a hook), so their packets are decided one
+ * by one, for the process that made the socket.
+ */
+#include "core.h"
+#include "report.h"
+#include "subject.h"
+#include "tag.h"
+
+SEC("cgroup/sock_create")
+int licagent_sock_create(struct bpf_sock *ctx)
+{
+	struct lic_control *ctl;
+	struct lic_subject subject;
+	struct lic_tag *tag;
+	__u8 protocol = fold_protocol(ctx->protocol);
+
+	if (ctx->type != LIC_SOCK_RAW && (protocol == LIC_PROTO_TCP || protocol == LIC_PROTO_UDP))
+		return 1;
+	ctl = get_control();
+	if (!ctl)
+		return 1;
+	tag = bpf_sk_storage_get(MAP(tags), ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!tag) {
+		note_fault(LIC_FAULT_TAG_FAILED);
+		return refuse(LIC_REASON_NONE);
+	}
+	current_subject(&subject);
+	fill_subject(tag, &subject);
+	tag->protocol = protocol;
+	tag->since_ns = now_ns();
+	tag->network.kind = LIC_TAG_PACKET;
+	return 1;
+}
+
+SEC("cgroup/sock_release")
+int licagent_sock_release(struct bpf_sock *ctx)
+{
+	struct lic_tag *tag = bpf_sk_storage_get(MAP(tags), ctx, 0, 0);
+	struct lic_usage first = {};
+	struct lic_usage *total;
+	__u32 license;
+
+	if (!tag)
+		return 1;
+	license = tag->network.license ? tag->network.license : tag->service.license;
+	if (!license)
+		return 1;
+	total = bpf_map_lookup_elem(MAP(usage), &license);
+	if (!total) {
+		bpf_map_update_elem(MAP(usage), &license, &first, BPF_NOEXIST);
+		total = bpf_map_lookup_elem(MAP(usage), &license);
+		if (!total)
+			return 1;
+	}
+	__sync_fetch_and_add(&total->sockets, 1);
+	if (tag->tx_bytes)
+		__sync_fetch_and_add(&total->tx_bytes, tag->tx_bytes);
+	if (tag->rx_bytes)
+		__sync_fetch_and_add(&total->rx_bytes, tag->rx_bytes);
+	return 1;
+}
+
+char licagent_license[] SEC("license") = "Dual BSD/GPL";
