@@ -134,6 +134,6 @@ def check_unique(found: Sequence[str], place: str) -> None:
 
 
 def suggestion(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` or nothing."""
+    """` (did you mean ...?)` or nothing."""
     near = difflib.get_close_matches(name[:TEXT_MAX], known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
