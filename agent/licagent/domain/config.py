@@ -16,8 +16,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from licagent.domain.toml_lines import LineIndex
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 DEFAULT_PATH: Final = Path("/etc/licagent/agent.toml")
 PATH_VARIABLE: Final = "LICAGENT_CONFIG"
@@ -125,7 +127,7 @@ class _Setting:
 def _words(*words: str) -> _Setting:
     def check(value: Any) -> object:
         if not isinstance(value, str) or value not in words:
-            raise _Bad(f"{value!r} is not one of {', '.join(words)}", nearest(str(value), words))
+            raise _Bad(f"{value!r} is not one of {', '.join(words)}", _likely(str(value), words))
         return value
 
     return _Setting(check, str)
@@ -194,14 +196,14 @@ def _failsafe_entry(entry: Any) -> FailsafeSetting:
         raise _Bad(f"{entry!r} is no table", '{ cidr = "10.0.0.1/32", ports = ["443"] }')
     for key in entry:
         if key not in keys:
-            raise _Bad(f"unknown key {key!r}", nearest(key, keys))
+            raise _Bad(f"unknown key {key!r}", _likely(key, keys))
     direction, cidr = entry.get("direction", "out"), entry.get("cidr", "any")
     ports, protocol = entry.get("ports", []), entry.get("protocol", "any")
     if direction not in ("out", "in"):
         raise _Bad(f"direction {direction!r} is neither out nor in")
     if protocol not in _PROTOCOLS:
         known = ", ".join(_PROTOCOLS)
-        raise _Bad(f"protocol {protocol!r} is none of {known}", nearest(str(protocol), _PROTOCOLS))
+        raise _Bad(f"protocol {protocol!r} is none of {known}", _likely(str(protocol), _PROTOCOLS))
     if direction == "in" and cidr != "any":
         raise _Bad("inbound entries have ports and a protocol only", "leave cidr out")
     if cidr != "any":
@@ -261,10 +263,11 @@ def parse_config(text: str, file: str, environment: Mapping[str, str]) -> Settin
     problems: list[ConfigProblem] = []
     values: dict[str, object] = {}
     sources = dict.fromkeys(SETTINGS, "default")
+    lines = LineIndex(text)
     for key, value in _document(text, file).items():
-        line = line_of(text, key)
+        line = lines.line((key,))
         if key not in SETTINGS:
-            problem = ConfigProblem(file, line, key, "unknown key", nearest(key, tuple(SETTINGS)))
+            problem = ConfigProblem(file, line, key, "unknown key", _likely(key, SETTINGS))
             problems.append(problem)
             continue
         try:
@@ -278,7 +281,7 @@ def parse_config(text: str, file: str, environment: Mapping[str, str]) -> Settin
         key = name.removeprefix(PREFIX).lower()
         if key not in SETTINGS:
             # Other programs may use the prefix (tests do); only a likely slip is a problem.
-            if likely := nearest(key, tuple(SETTINGS)):
+            if likely := _likely(key, SETTINGS):
                 likely = f"did you mean {PREFIX}{likely.split()[-1].upper()}"
                 unknown = ConfigProblem("environment", 0, name, "unknown variable", likely)
                 problems.append(unknown)
@@ -323,22 +326,11 @@ def describe(settings: Settings) -> list[dict[str, str]]:
     ]
 
 
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """A suggestion ("did you mean X"), empty if nothing is near."""
-    from difflib import get_close_matches  # on the error path only
+def _likely(word: str, known: Collection[str]) -> str:
+    from licagent.domain.problem import nearest  # brings difflib: on the error path only
 
-    matches = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {matches[0]}" if matches else ""
-
-
-def line_of(text: str, key: str) -> int:
-    """The line on which a top-level key or table is written; 0 if it cannot be told."""
-    name = re.escape(key)
-    quoted = f"(?:{name}|\"{name}\"|'{name}')"
-    match = re.search(
-        rf"^[ \t]*(?:{quoted}[ \t]*[=.]|\[+[ \t]*{quoted}[ \t]*[\].])", text, re.MULTILINE
-    )
-    return text.count("\n", 0, match.start()) + 1 if match else 0
+    match = nearest(word, known)
+    return f"did you mean {match}" if match else ""
 
 
 def _document(text: str, file: str) -> dict[str, Any]:

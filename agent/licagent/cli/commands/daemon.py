@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`licagent daemon`: run the agent."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+from licagent.cli.session import Session, with_session
+
+
+@click.command(short_help="Run the agent (a service does this).")
+@click.option(
+    "--load-only", is_flag=True, help="Put the last policy into the kernel, then end (at boot)."
+)
+@with_session()
+def daemon(session: Session, load_only: bool) -> None:
+    """Run the agent in the foreground, until SIGTERM or SIGINT.
+
+    Ending it does not end enforcement: the kernel goes on deciding. SIGHUP reads licenses and
+    policy again. `licagent detach` takes enforcement away.
+    """
+    config = session.settings().config
+    # By name: the command line stands beside the daemon, not above it, and only this command
+    # may load it.
+    run = importlib.import_module("licagent.daemon.main").run
+    status = run(config, load_only=True) if load_only else run(config)
+    raise click.exceptions.Exit(int(status or 0))
