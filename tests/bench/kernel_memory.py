@@ -33,7 +33,7 @@ _NAMES: Final = {
 }
 _NO_PREALLOC: Final = 1
 _PAGE: Final = 4096
-_FIXED: Final = 8192
+_FIXED: Final = 16384
 """Allowance for a map's own structure and its locks."""
 
 FORMULA: Final = """\
@@ -42,16 +42,17 @@ Bound of each map, in bytes, with n entries, keys of k and values of v bytes (bo
 
 | type | bound |
 |---|---|
-| hash | 8192 + 16 x 2^ceil(log2 m) + n x (48 + k + v) |
-| per-CPU hash | 8192 + 16 x 2^ceil(log2 m) + n x (56 + k + c x v) |
-| LRU hash (made whole) | 8192 + 16 x 2^ceil(log2 m) + (m + 128 x c) x (64 + k + v) |
-| array | 8192 + m x v, up to whole pages |
-| per-CPU array | 8192 + m x (8 + c x v) |
-| LPM trie | 8192 + 2 x n x (40 + k + v) (an inner node for each entry at the most) |
-| ring buffer | 3 pages + its size + 8192 |
-| socket storage | 8192 + 32 x 2^ceil(log2 c); and 192 + v for each open socket, not in the sum |
+| hash | 16384 + 16 x 2^ceil(log2 m) + n x (48 + k + v) |
+| per-CPU hash | 16384 + 16 x 2^ceil(log2 m) + n x (56 + k + c x v) |
+| LRU hash (made whole) | 16384 + 16 x 2^ceil(log2 m) + (m + 128 x c) x (64 + k + v) |
+| array | 16384 + m x v, up to whole pages |
+| per-CPU array | 16384 + m x (8 + c x v) |
+| LPM trie | 16384 + 2 x n x (40 + k + v) (an inner node for each entry at the most) |
+| ring buffer | 3 pages + its size + 16384 |
+| socket storage | 16384 + 32 x 2^ceil(log2 c); and 192 + v for each open socket, not in the sum |
 
-n counts what is in the map. While a policy is switched, the old and the new one are both there: \
+The figures are the kernel's own (`memlock` in fdinfo); its allocator rounds each element up to a
+size class, up to a third more. n counts what is in the map. While a policy is switched, the old and the new one are both there: \
 twice the rules, networks and ports for that time."""
 
 

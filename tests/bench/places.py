@@ -112,12 +112,14 @@ class Places:
         folder.mkdir(parents=True)
         subprocess.run(["mount", "-t", "bpf", "bpf", str(folder)], check=True)
         self._mounts.append(folder)
-        return folder
+        pins = folder / "licagent"  # the kernel puts pins of its own at the top of a bpffs
+        pins.mkdir()
+        return pins
 
-    def drop_bpffs(self, folder: Path) -> None:
+    def drop_bpffs(self, pins: Path) -> None:
         """Unmount one made by `make_bpffs`."""
-        self._mounts.remove(folder)
-        subprocess.run(["umount", str(folder)], check=True)
+        self._mounts.remove(pins.parent)
+        subprocess.run(["umount", str(pins.parent)], check=True)
 
     def close(self) -> None:
         """Remove everything, also after a failure half-way."""
