@@ -38,7 +38,7 @@ _IFF_RUNNING = 0x40
 
 def list_links() -> tuple[Link, ...]:
     """All links of the caller's network namespace."""
-    from pyroute2.iproute.linux import IPRoute
+    from pyroute2.iproute.linux import IPRoute  # type: ignore[import-untyped]
 
     with IPRoute() as route:
         return tuple(_link(message) for message in route.get_links())
@@ -51,7 +51,7 @@ def watching() -> Iterator[LinkWatch]:
     From the moment the block is entered no change is missed: list after that, then wait.
     """
     from pyroute2.iproute.linux import IPRoute
-    from pyroute2.netlink.rtnl import RTMGRP_LINK
+    from pyroute2.netlink.rtnl import RTMGRP_LINK  # type: ignore[import-untyped]
 
     with IPRoute() as route:
         route.bind(groups=RTMGRP_LINK)

@@ -104,7 +104,10 @@ def list_sockets(
     A protocol that the kernel has no listing for is passed over; see `namespaces.run_inside`
     for other namespaces. Takes about 15 us a socket. OSError when the kernel refuses.
     """
-    from pyroute2.netlink.diag import SS_ALL, DiagSocket
+    from pyroute2.netlink.diag import (  # type: ignore[import-untyped]
+        SS_ALL,
+        DiagSocket,
+    )
 
     found: list[Socket] = []
     with DiagSocket() as diag:

@@ -49,8 +49,10 @@ class ClockStore:
     def save(self, record: ClockRecord) -> None:
         """Make a record durable. The high-water mark never goes down.
 
-        Raises StateWriteFailed.
+        Raises StateWriteFailed; DocumentDamaged as `load` does, once.
         """
+        if self._last is None:
+            self.load()
         if self._last is not None and record.high_water_ns < self._last.high_water_ns:
             record = ClockRecord(
                 record.boot_id,

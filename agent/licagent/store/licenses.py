@@ -82,11 +82,12 @@ class LicenseRecords:
         self._batches = 0
         self._dirty = False
         self.damaged: DocumentDamaged | None
-        body, self.damaged = self._read()
-        if body is not None:
-            self._take(body)
-        if self.damaged is not None:
-            self._write()  # two whole copies again
+        bodies, self.damaged = self._read()
+        if bodies:
+            # The spare one, which is read first, is newer after a crash between the two writes.
+            self._take(bodies[0])
+        if bodies and bodies != [bodies[0]] * 2:
+            self._write()  # two whole and equal copies again
 
     def accept(self, jti: str, number: int, generation: int) -> bool:
         """Put a license on record before it is used; whether it was new or newer.
@@ -186,19 +187,20 @@ class LicenseRecords:
         self._state.write_document(_DOCUMENT, _SCHEMA, body)
         self._dirty = False
 
-    def _read(self) -> tuple[dict[str, Any] | None, DocumentDamaged | None]:
+    def _read(self) -> tuple[list[dict[str, Any]], DocumentDamaged | None]:
+        bodies: list[dict[str, Any]] = []
         damaged: DocumentDamaged | None = None
-        try:
-            body = self._state.read_document(_DOCUMENT, _SCHEMA)
-        except DocumentDamaged as error:
-            body, damaged = None, error
-        if body is not None:
-            return body, None
-        # Absent or damaged: a crash before the first rename of the second copy, or worse.
-        spare = self._state.read_document(_SPARE, _SCHEMA)
-        if spare is None and damaged is not None:
+        for name in (_SPARE, _DOCUMENT):
+            try:
+                body = self._state.read_document(name, _SCHEMA)
+            except DocumentDamaged as error:
+                damaged = error
+            else:
+                if body is not None:
+                    bodies.append(body)
+        if not bodies and damaged is not None:
             raise damaged
-        return spare, damaged
+        return bodies, damaged
 
     def _take(self, body: dict[str, Any]) -> None:
         self._generations = dict(body["generations"])

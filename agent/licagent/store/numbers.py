@@ -117,8 +117,12 @@ class PersistentNumbering:
             body, self.damaged = None, error
         if body is None:
             self._next = dict(self._floor)
-            return
-        self._take(body)
+        else:
+            self._take(body)
+        if self.damaged is not None:
+            # Two whole documents again, before the other one is damaged too.
+            self._dirty = True
+            self.save()
 
     def _take(self, body: Mapping[str, Any]) -> None:
         self._names = {space: dict(names) for space, names in body["names"].items()}
