@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy and licenses in, the kernel's tables out, or every problem at once.
+
+Time, revocation and the host's own labels play no part here: they change by the minute, and
+are the state of a license in the kernel's tables (`licagent.domain.license`), not of the
+policy. So a policy compiles the same before and after a license ends.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from licagent.domain.failsafe import FailsafeEntry, failsafe_entries, network_claims
+from licagent.domain.license import refusals
+from licagent.domain.networks import (
+    PORT_PREFIXES_MAX,
+    Claim,
+    ClassTable,
+    TooManyPortsError,
+    flatten,
+    service_table,
+)
+from licagent.domain.policy_model import (
+    ENFORCED_KINDS,
+    PORT_PROTOCOLS,
+    Binding,
+    Policy,
+    Resource,
+    ResourceKind,
+)
+from licagent.domain.ports import PortRange
+from licagent.domain.problem import Names, PolicyError, PolicyProblem, shown
+from licagent.domain.rules import AccountLookup, Folder, FoldError, Numbering, Who, names_of
+from licagent.domain.selector import Selector, SelectorError, parse
+from licagent.domain.tables import (
+    MAX_LICENSES_PER_RULE,
+    SERVICE_CLASS,
+    ResourceEntry,
+    Rule,
+    RuleKey,
+    Shape,
+    Tables,
+)
+from lictoken.claims import License
+
+__all__ = [
+    "RULES_MAX",
+    "AccountLookup",
+    "FailsafeEntry",
+    "Numbering",
+    "compile_policy",
+    "failsafe_entries",
+]
+
+RULES_MAX: Final = 1_000_000
+"""Rules of one policy; bindings whose licenses entitle many resources multiply."""
+
+_ACTIONS: Final = {ResourceKind.NETWORK: "connect", ResourceKind.SERVICE: "bind"}
+"""What an entitlement must allow for a resource of the kind; "use" for all others."""
+
+
+def compile_policy(
+    policy: Policy,
+    licenses: Mapping[str, License],
+    numbering: Numbering,
+    users: AccountLookup,
+    failsafe: Sequence[FailsafeEntry] = (),
+    *,
+    groups: AccountLookup = lambda _name: None,
+) -> Tables:
+    """The tables of `policy`, with `licenses` by their id (jti), whatever their state.
+
+    Raises PolicyError with every problem found. An entitlement that this version cannot
+    honour (`license.refusals`) leaves its rules without that license: they still match, so
+    that no wider binding takes their place, and with none left deny with Reason.CONDITION.
+    """
+    return _Compiler(policy, licenses, Folder(numbering, users, groups)).compile(failsafe)
+
+
+class _Grant(NamedTuple):
+    """One binding that leads to a rule."""
+
+    binding: Binding
+    license: License
+    honoured: bool  # whether the entitlement can be honoured by this version
+    selectors: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _LicenseView:
+    """What the compiler needs of a license, worked out once for all its bindings."""
+
+    license: License
+    selectors: tuple[Selector, ...]
+    grants: dict[str, bool]  # resources of the policy it entitles -> can be honoured
+    wrong_action: frozenset[str]  # resources it names, but for another action
+
+
+@dataclass(slots=True)
+class _Compiler:
+    policy: Policy
+    licenses: Mapping[str, License]
+    folder: Folder
+    problems: list[PolicyProblem] = field(default_factory=list)
+    _resources: dict[str, tuple[int, Resource]] = field(default_factory=dict)
+    _views: dict[str, _LicenseView | None] = field(default_factory=dict)
+    _grants: defaultdict[tuple[int, ...], list[_Grant]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+    _shapes: set[Shape] = field(default_factory=set)
+    _reached: set[str] = field(default_factory=set)
+
+    def compile(self, failsafe: Sequence[FailsafeEntry]) -> Tables:
+        for resource in self.policy.resources:
+            number = self.folder.numbering.number("resource", resource.name)
+            self._resources[resource.name] = (number, resource)
+        self._check_license_numbers()
+        self._bind_all()
+        self.problems += self._unreached()
+        rules = self._rules()
+        classes = ClassTable()
+        networks = []
+        try:
+            networks = flatten(self._network_claims(), network_claims(failsafe), classes)
+            services = service_table(self._service_claims(), _inbound(failsafe))
+            classes.write(SERVICE_CLASS, services)
+        except TooManyPortsError:
+            self.problems.append(_too_many_ports(self.policy.resources))
+        if self.problems:
+            raise PolicyError(self.problems)
+        return Tables(
+            networks=tuple(networks),
+            ports=tuple(classes.ports),
+            rules=tuple(rules),
+            shapes=tuple(sorted(self._shapes, reverse=True)),
+            scopes=tuple(self.folder.scopes[number] for number in sorted(self.folder.scopes)),
+            paths=names_of(self.folder.paths),
+            digests=names_of(self.folder.digests),
+            resources=tuple(
+                ResourceEntry(number, entry.name, entry.kind.value, entry.enforce, entry.source)
+                for number, entry in self._resources.values()
+            ),
+        )
+
+    def _check_license_numbers(self) -> None:
+        """Two licenses of one number would end, and be revoked, together."""
+        used = {binding.license: binding for binding in reversed(self.policy.bindings)}
+        numbers: dict[int, str] = {}
+        for name, entry in self.licenses.items():
+            other = numbers.setdefault(entry.number, name)
+            binding = used.get(name) or used.get(other)
+            if other != name and binding is not None:
+                self._problem(
+                    binding,
+                    "license",
+                    f"the licenses {shown(other)} and {shown(name)} both have the number "
+                    f"{entry.number}",
+                    "have one of them issued again: numbers are unique in the fleet",
+                )
+
+    def _bind_all(self) -> None:
+        known = Names(self.licenses)
+        limit = RULES_MAX
+        for binding in self.policy.bindings:
+            license_ = self.licenses.get(binding.license)
+            if license_ is None:
+                hint = known.suggest(binding.license) or "add it: licagent license add FILE"
+                message = f"no license {shown(binding.license)} is known here"
+                self._problem(binding, "license", message, hint)
+                continue
+            view = self._view(binding, license_)
+            if view is None:
+                continue
+            try:
+                who = self.folder.fold((*binding.selectors, *view.selectors))
+            except FoldError as error:
+                self._problem(binding, "selectors", error.message, error.suggestion)
+                who = None
+            limit -= self._bind(binding, view, who)
+            if limit < 0:
+                message = f"more than {RULES_MAX} rules"
+                hint = "name fewer resources in each binding, or merge resources"
+                self._problem(binding, "", message, hint)
+                return
+
+    def _view(self, binding: Binding, license_: License) -> _LicenseView | None:
+        if binding.license in self._views:
+            return self._views[binding.license]
+        selectors = []
+        view = None
+        for text in license_.selectors:
+            try:
+                selectors.append(parse(text))
+            except SelectorError as error:
+                message = f"license {shown(license_.jti)} has a selector not understood here: "
+                self._problem(binding, "license", message + str(error), "have it issued again")
+                break
+        else:
+            view = _license_view(license_, tuple(selectors), self._resources)
+        self._views[binding.license] = view
+        return view
+
+    def _bind(self, binding: Binding, view: _LicenseView, who: Who | None) -> int:
+        """Note what `binding` grants, to nobody if `who` is None; the number of its rules."""
+        wanted: Iterable[str] = view.grants
+        if binding.resources is not None:
+            wanted = dict.fromkeys(binding.resources)
+            for name in wanted:
+                if name not in view.grants:
+                    self._problem(binding, "resources", *self._not_granted(view, name))
+        selectors = (*map(str, binding.selectors), *map(str, view.selectors))
+        count = 0
+        for name in wanted:
+            honoured = view.grants.get(name)
+            if honoured is None:
+                continue
+            self._reached.add(name)
+            number, resource = self._resources[name]
+            if who is None or resource.kind not in ENFORCED_KINDS:
+                continue
+            grant = _Grant(binding, view.license, honoured, selectors)
+            self._grants[(number, *who.key)].append(grant)
+            self._shapes.add(who.shape)
+            count += 1
+        return count
+
+    def _not_granted(self, view: _LicenseView, name: str) -> tuple[str, str]:
+        if name not in self._resources:
+            hint = Names(self._resources).suggest(name) if not self.problems else ""
+            return f"there is no resource {shown(name)}", hint
+        if name in view.wrong_action:
+            action = _ACTIONS.get(self._resources[name][1].kind, "use")
+            return (
+                f"license {shown(view.license.jti)} entitles {shown(name)}, but not to {action}",
+                f"have it issued with the action {action}",
+            )
+        entitled = ", ".join(entry.resource for entry in view.license.entitlements[:8])
+        return (
+            f"license {shown(view.license.jti)} does not entitle {shown(name)}",
+            f"it entitles {entitled}",
+        )
+
+    def _unreached(self) -> Iterator[PolicyProblem]:
+        """A problem for each resource that no license entitles through any binding."""
+        entitling: dict[str, str] = {}
+        for name, license_ in self.licenses.items():
+            for entitlement in license_.entitlements:
+                entitling.setdefault(entitlement.resource, name)
+        for _, resource in self._resources.values():
+            if resource.name in self._reached:
+                continue
+            name = resource.name
+            hint = f"have a license issued that entitles {name}, and bind it"
+            if name in entitling:
+                action = _ACTIONS.get(resource.kind, "use")
+                hint = f'bind license = "{entitling[name]}", if it allows to {action}'
+            message = f"nobody can reach {shown(name)}: no binding's license entitles it"
+            yield PolicyProblem(resource.file, resource.line, "resource", message, hint)
+
+    def _rules(self) -> list[Rule]:
+        rules = []
+        for number, (key, grants) in enumerate(self._grants.items(), 1):
+            first = grants[0]
+            licenses: tuple[int, ...]
+            if len(grants) == 1:
+                licenses = (first.license.number,) if first.honoured else ()
+                name = first.binding.name
+            else:
+                licenses = self._alternatives(grants)
+                name = ", ".join(dict.fromkeys(grant.binding.name for grant in grants))
+            rules.append(
+                Rule(number, RuleKey(*key), licenses, name, first.selectors, first.binding.source)
+            )
+        return rules
+
+    def _alternatives(self, grants: Sequence[_Grant]) -> tuple[int, ...]:
+        """The licenses of one rule: the one that lasts longest first."""
+        honoured = {grant.license.jti: grant for grant in grants if grant.honoured}
+        if len(honoured) > MAX_LICENSES_PER_RULE:
+            extra = list(honoured.values())[MAX_LICENSES_PER_RULE]
+            self._problem(
+                extra.binding,
+                "license",
+                f"{len(honoured)} licenses are bound to the same selectors and resource, "
+                f"at most {MAX_LICENSES_PER_RULE} can be: {', '.join(list(honoured)[:8])}",
+                "remove the bindings of those that have ended",
+            )
+        ordered = sorted(
+            honoured.values(), key=lambda grant: (-grant.license.expires_at_s, grant.license.number)
+        )
+        return tuple(grant.license.number for grant in ordered)
+
+    def _network_claims(self) -> Iterator[Claim]:
+        for number, resource in self._resources.values():
+            for destination in resource.destinations:
+                place = (destination.family, destination.address, destination.prefix_length)
+                for protocol in destination.protocols:
+                    ports = destination.ports if protocol in PORT_PROTOCOLS else _PORTLESS
+                    for entry in ports:
+                        yield Claim(
+                            *place, protocol, entry.first, entry.last, number, resource.enforce
+                        )
+
+    def _service_claims(self) -> Iterator[Claim]:
+        for number, resource in self._resources.values():
+            for protocol in resource.protocols:
+                for entry in resource.ports:
+                    yield Claim(
+                        0, 0, 0, protocol, entry.first, entry.last, number, resource.enforce
+                    )
+
+    def _problem(self, binding: Binding, key: str, message: str, suggestion: str) -> None:
+        place = f"binding.{key}" if key else "binding"
+        self.problems.append(PolicyProblem(binding.file, binding.line, place, message, suggestion))
+
+
+_PORTLESS: Final = (PortRange(0, 0),)
+
+
+def _license_view(
+    license_: License,
+    selectors: tuple[Selector, ...],
+    resources: Mapping[str, tuple[int, Resource]],
+) -> _LicenseView:
+    grants = {}
+    wrong_action = set()
+    for entitlement in license_.entitlements:
+        if entitlement.resource not in resources:
+            continue  # licenses are for a fleet, policies for a host
+        kind = resources[entitlement.resource][1].kind
+        if _ACTIONS.get(kind, "use") in entitlement.actions:
+            grants[entitlement.resource] = not refusals(entitlement)
+        else:
+            wrong_action.add(entitlement.resource)
+    return _LicenseView(license_, selectors, grants, frozenset(wrong_action))
+
+
+def _inbound(failsafe: Iterable[FailsafeEntry]) -> Iterator[FailsafeEntry]:
+    return (entry for entry in failsafe if entry.direction == "in")
+
+
+def _too_many_ports(resources: Sequence[Resource]) -> PolicyProblem:
+    first = resources[0]
+    return PolicyProblem(
+        first.file,
+        first.line,
+        "resource.destinations",
+        f"nested networks and port ranges come to more than {PORT_PREFIXES_MAX} port entries",
+        "name ports in fewer of the networks that lie in one another",
+    )

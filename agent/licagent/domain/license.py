@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's judgement of a verified license: does it hold now, here, and for what?
+
+Signature and structure are `lictoken`'s; this module asks only what a host can know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Final
+
+from licagent.domain.reason import Reason
+from lictoken.claims import Entitlement, License
+
+SUPPORTED_METERS: Final[frozenset[str]] = frozenset()
+"""Meters whose limits this version enforces. A limit it cannot hold is never ignored."""
+
+SUPPORTED_CONDITIONS: Final[frozenset[str]] = frozenset()
+"""Kinds of conditions that this version can judge."""
+
+
+class LicenseState(Enum):
+    """What a license is worth on this host at a moment."""
+
+    VALID = "valid"
+    NOT_YET_VALID = "not_yet_valid"
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+    CONDITION = "condition"  # it holds, but not on this host
+
+    @property
+    def reason(self) -> Reason:
+        """The reason of the decisions that a license in this state leads to."""
+        return _REASONS[self]
+
+
+_REASONS: Final = {
+    LicenseState.VALID: Reason.LICENSED,
+    LicenseState.NOT_YET_VALID: Reason.NOT_YET_VALID,
+    LicenseState.EXPIRED: Reason.EXPIRED,
+    LicenseState.REVOKED: Reason.REVOKED,
+    LicenseState.CONDITION: Reason.CONDITION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a license's scope and host list are compared with."""
+
+    hostname: str = ""
+    machine_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """`org`, `project`, `environment` and `region` of the host, from agent.toml."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The state of a license and, where it is not valid, why and what to do about it."""
+
+    state: LicenseState
+    detail: str = ""
+    hint: str = ""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the license grants anything now."""
+        return self.state is LicenseState.VALID
+
+
+def judge(
+    license: License,
+    now_s: float,
+    host: HostFacts,
+    *,
+    revoked: bool = False,
+    earliest_s: float | None = None,
+) -> Judgement:
+    """What `license` is worth on `host` at `now_s`, in seconds since 1970 UTC.
+
+    `earliest_s` is the time that it certainly is, where the host's clock is in doubt
+    (`TrustedClock.earliest_ns`): a license begins only when that time has come. A license
+    holds in not_before_s <= now < expires_at_s. Revocation is named first, then what is
+    wrong with the place, then with the time, in the order in which the kernel looks.
+    """
+    if revoked:
+        return Judgement(
+            LicenseState.REVOKED, f"license {license.jti} was revoked", "ask its issuer for another"
+        )
+    for detail, hint in applicability(license, host):
+        return Judgement(LicenseState.CONDITION, detail, hint)
+    if (now_s if earliest_s is None else min(now_s, earliest_s)) < license.not_before_s:
+        return Judgement(
+            LicenseState.NOT_YET_VALID,
+            f"license {license.jti} does not begin before {license.not_before_s}",
+            "wait, or check the clock with `licagent status`",
+        )
+    if now_s >= license.expires_at_s:
+        return Judgement(
+            LicenseState.EXPIRED,
+            f"license {license.jti} ended at {license.expires_at_s}",
+            "add its renewal: licagent license add FILE",
+        )
+    return Judgement(LicenseState.VALID)
+
+
+def applicability(
+    license: License,
+    host: HostFacts,
+) -> Iterable[tuple[str, str]]:
+    """Why `license` is not for `host`, with what would change it; nothing where it is.
+
+    Environments and regions must be declared by the host, for a host that keeps silent
+    about where it stands must not gain by it. Organisation and project name the licensee:
+    they exclude only hosts that declare another one.
+    """
+    if license.hosts and not any(_is_host(pattern, host) for pattern in license.hosts):
+        yield (
+            (
+                f"license {license.jti} is for the hosts {', '.join(license.hosts)}, "
+                f"and this is {host.hostname or 'a host without a name'}"
+            ),
+            "have it issued for this host",
+        )
+    scope = license.scope
+    for label, wanted in (("org", scope.org), ("project", scope.project)):
+        own = host.labels.get(label)
+        if wanted and own is not None and own != wanted:
+            yield (
+                f"license {license.jti} is for the {label} {wanted}, and this host's is {own}",
+                f"correct labels.{label} in agent.toml, or have the license issued for {own}",
+            )
+    for label, allowed in (("environment", scope.environments), ("region", scope.regions)):
+        own = host.labels.get(label)
+        if allowed and own not in allowed:
+            words = ", ".join(allowed)
+            yield (
+                f"license {license.jti} is for the {label} {words}, and this host "
+                + (f"is in {own}" if own is not None else "declares none"),
+                f"set labels.{label} in agent.toml, or have the license issued for this host's",
+            )
+
+
+def _is_host(pattern: str, host: HostFacts) -> bool:
+    """Whether `pattern` names the host: its name (`*` and `?` allowed), or `machine-id:...`."""
+    if pattern.startswith("machine-id:"):
+        return bool(host.machine_id) and pattern[len("machine-id:") :] == host.machine_id
+    # Host names are compared without case (RFC 4343) and without the root's dot.
+    name = host.hostname.lower().rstrip(".")
+    return bool(name) and fnmatchcase(name, pattern.lower().rstrip("."))
+
+
+def refusals(entitlement: Entitlement) -> tuple[str, ...]:
+    """Why this version cannot honour `entitlement`; empty where it can.
+
+    An entitlement with a limit or a condition that cannot be held is refused as a whole:
+    granting it without would give more than the issuer signed.
+    """
+    limits = [
+        f"its limit on {limit.meter} cannot be enforced by this version"
+        for limit in entitlement.limits
+        if limit.meter not in SUPPORTED_METERS
+    ]
+    conditions = [
+        f"its condition on {condition.kind} cannot be judged by this version"
+        for condition in entitlement.conditions
+        if condition.kind not in SUPPORTED_CONDITIONS
+    ]
+    return (*limits, *conditions)
