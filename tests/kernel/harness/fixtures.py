@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures for kernel tests; a test module asks for them by `pytest_plugins`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.kernel.harness.cgroups import CgroupTree
+from tests.kernel.harness.namespaces import Netns
+from tests.kernel.harness.recorder import Recorder
+from tests.kernel.harness.walk import Surroundings, World
+
+
+@pytest.fixture(scope="session")
+def world() -> Iterator[World]:
+    """Recording servers of all networks."""
+    with World() as made:
+        yield made
+
+
+@pytest.fixture
+def recorder() -> Iterator[Recorder]:
+    """A recording server on the machine's loopback."""
+    with Recorder() as made:
+        yield made
+
+
+@pytest.fixture
+def cgroup_tree() -> Iterator[CgroupTree]:
+    """A cgroup of the test's own."""
+    with CgroupTree() as tree:
+        yield tree
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    """A network namespace with loopback up."""
+    with Netns.new() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def bare_tree() -> Iterator[CgroupTree]:
+    """A cgroup that lives as long as the module's tests."""
+    with CgroupTree() as tree:
+        yield tree
+
+
+@pytest.fixture(scope="module")
+def outside_tree() -> Iterator[CgroupTree]:
+    """A cgroup outside of every enforced tree."""
+    with CgroupTree() as tree:
+        yield tree
+
+
+@pytest.fixture(scope="module")
+def bare_surroundings(bare_tree: CgroupTree, outside_tree: CgroupTree) -> Surroundings:
+    """Cgroups for routes that need a second party, with no agent anywhere."""
+    return Surroundings(
+        holder=bare_tree.make("holder"), other=bare_tree.make("other"), outside=outside_tree.root
+    )
