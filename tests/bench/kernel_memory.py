@@ -52,8 +52,8 @@ Bound of each map, in bytes, with n entries, keys of k and values of v bytes (bo
 | socket storage | 16384 + 32 x 2^ceil(log2 c); and 192 + v for each open socket, not in the sum |
 
 The figures are the kernel's own (`memlock` in fdinfo); its allocator rounds each element up to a
-size class, up to a third more. n counts what is in the map. While a policy is switched, the old and the new one are both there: \
-twice the rules, networks and ports for that time."""
+size class, up to a third more. n counts what is in the map. While a policy is switched, the old and
+the new one are both there: twice the rules, networks and ports for that time."""
 
 
 @dataclass(frozen=True, slots=True)
