@@ -17,13 +17,19 @@
 
 static __always_inline __u64 now_ns(void)
 {
-#ifdef LICAGENT_NO_COARSE_CLOCK /* kernels before 5.11, commit d05512618056 */
+#ifdef LICAGENT_NO_COARSE_CLOCK /* iterators; under bcc kernels before 5.11 */
 	return bpf_ktime_get_boot_ns();
 #else
 	__u32 zero = 0;
-	struct lic_clock *clk = bpf_map_lookup_elem(MAP(clock), &zero);
-	__u64 coarse = bpf_ktime_get_coarse_ns();
+	struct lic_clock *clk;
+	__u64 coarse;
 
+#ifndef LICAGENT_BCC
+	if (LINUX_KERNEL_VERSION < LIC_KERNEL(5, 11)) /* commit d05512618056 */
+		return bpf_ktime_get_boot_ns();
+#endif
+	clk = bpf_map_lookup_elem(MAP(clock), &zero);
+	coarse = bpf_ktime_get_coarse_ns();
 	if (!clk)
 		return bpf_ktime_get_boot_ns();
 	if (unlikely(coarse - clk->refreshed_ns > LIC_CLOCK_REFRESH_NS)) {

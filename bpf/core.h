@@ -19,6 +19,11 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+
+/* Filled in by libbpf from uname(2); the verifier drops what this kernel does not have. */
+extern int LINUX_KERNEL_VERSION __kconfig;
+
+#define LIC_KERNEL(a, b) (((a) << 16) + ((b) << 8))
 #endif
 
 #include "licagent.h"

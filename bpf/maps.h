@@ -202,6 +202,16 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } events SEC(".maps");
 
+/* Written by the loader: which build the attached programs are of, so that a restart of the
+ * daemon finds them as they should be and leaves them alone. One element, a SHA-256 in hex. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(value_size, 80);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} build SEC(".maps");
+
 /* Index: enum lic_fault. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -145,7 +145,11 @@ static __always_inline int reason_errno(__u32 reason)
 /* What a socket hook returns to let the call fail. */
 static __always_inline int refuse(__u32 reason)
 {
-#ifndef LICAGENT_NO_SET_RETVAL /* kernels before 5.18, commit b44123b4a3dc: EPERM */
+	/* commit b44123b4a3dc (5.18); before it the call fails with EPERM */
+#ifndef LICAGENT_BCC
+	if (LINUX_KERNEL_VERSION >= LIC_KERNEL(5, 18))
+		bpf_set_retval(-reason_errno(reason));
+#elif !defined(LICAGENT_NO_SET_RETVAL)
 	bpf_set_retval(-reason_errno(reason));
 #endif
 	return 0;

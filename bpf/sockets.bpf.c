@@ -10,6 +10,7 @@
  * bpf_sock_destroy is a kfunc of 6.5 (commit 4ddbcb886268); without it the daemon ends the
  * listed sockets by netlink. An iterator sees the network namespace of whoever reads it.
  */
+#define LICAGENT_NO_COARSE_CLOCK /* not a helper of tracing programs */
 #include "core.h"
 #include "kernel.h"
 #include "report.h"
@@ -323,17 +324,21 @@ static __always_inline int cut(struct bpf_iter_meta *meta, struct sock_common *c
 SEC("iter/tcp")
 int licagent_cut_tcp(struct bpf_iter__tcp *ctx)
 {
-	if (!ctx->sk_common)
+	struct sock_common *sk = ctx->sk_common;
+
+	if (!sk)
 		return 0;
-	return cut(ctx->meta, ctx->sk_common, ctx->uid, LIC_PROTO_TCP);
+	return cut(ctx->meta, sk, ctx->uid, LIC_PROTO_TCP);
 }
 
 SEC("iter/udp")
 int licagent_cut_udp(struct bpf_iter__udp *ctx)
 {
-	if (!ctx->udp_sk)
+	struct udp_sock *sk = ctx->udp_sk;
+
+	if (!sk)
 		return 0;
-	return cut(ctx->meta, (struct sock_common *)ctx->udp_sk, ctx->uid, LIC_PROTO_UDP);
+	return cut(ctx->meta, (struct sock_common *)sk, ctx->uid, LIC_PROTO_UDP);
 }
 
 char licagent_license[] SEC("license") = "Dual BSD/GPL";

@@ -218,7 +218,7 @@ def library() -> ctypes.CDLL:
     vsnprintf.argtypes = [c_void_p, c_size_t, c_char_p, c_void_p]
 
     def keep(_level: int, text: bytes, arguments: int) -> int:
-        buffer = ctypes.create_string_buffer(1 << 16)
+        buffer = ctypes.create_string_buffer(1 << 20)
         vsnprintf(buffer, len(buffer), text, arguments)
         if _level < 2:  # LIBBPF_DEBUG is 2
             _log.append(buffer.value.decode(errors="replace"))

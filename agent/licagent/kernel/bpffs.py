@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's folder in the BPF file system: where maps and links outlive the daemon."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from licagent.kernel.layout import SCHEMA
+
+BPF_FS_MAGIC: Final = 0xCAFE4A11
+"""include/uapi/linux/magic.h."""
+
+_DEFAULT_MOUNT: Final = Path("/sys/fs/bpf")
+
+
+class _StatFs(ctypes.Structure):
+    _fields_ = [("f_type", ctypes.c_long), ("_rest", ctypes.c_byte * 256)]
+
+
+def is_bpffs(path: Path) -> bool:
+    """Whether `path` lies on a BPF file system."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = _StatFs()
+    if libc.statfs(os.fsencode(path), ctypes.byref(result)) != 0:
+        return False
+    return int(result.f_type) & 0xFFFFFFFF == BPF_FS_MAGIC
+
+
+def _mount(path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpffs", os.fsencode(path), b"bpf", 0, b"mode=0700") != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot mount a BPF file system: {os.strerror(number)}", str(path))
+
+
+@dataclass(frozen=True, slots=True)
+class PinFolder:
+    """Paths of the agent's pins."""
+
+    root: Path
+
+    @property
+    def maps(self) -> Path:
+        """Pinned maps of this schema."""
+        return self.root / f"maps-v{SCHEMA}"
+
+    @property
+    def links(self) -> Path:
+        """Pinned links."""
+        return self.root / "links"
+
+    def create(self) -> None:
+        """Make the folder, and mount a BPF file system where there is none yet.
+
+        On a systemd host /sys/fs/bpf is mounted at boot. Elsewhere it is mounted there when the
+        folder lies below it, else on the folder itself.
+
+        Raises:
+            OSError: not root, or no BPF file system in this kernel.
+        """
+        mount = _DEFAULT_MOUNT if self.root.is_relative_to(_DEFAULT_MOUNT) else self.root
+        mount.mkdir(parents=True, exist_ok=True)
+        if not is_bpffs(mount):
+            _mount(mount)
+        for folder in (self.root, self.maps, self.links):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def exists(self) -> bool:
+        """Whether anything of the agent is pinned here."""
+        return self.links.is_dir() and any(self.links.iterdir())
+
+    def remove(self) -> list[str]:
+        """Remove every pin of ours, links first; what is attached by them is detached.
+
+        Returns the names of the links that went. Idempotent.
+        """
+        removed = []
+        if self.links.is_dir():
+            for pin in sorted(self.links.iterdir()):
+                pin.unlink()
+                removed.append(pin.name)
+            self.links.rmdir()
+        for folder in sorted(self.root.glob("maps-v*")):
+            for pin in sorted(folder.iterdir()):
+                pin.unlink()
+            folder.rmdir()
+        if self.root.is_dir():
+            if os.path.ismount(self.root):
+                libc = ctypes.CDLL(None, use_errno=True)
+                if libc.umount2(os.fsencode(self.root), 0) != 0:
+                    number = ctypes.get_errno()
+                    if number != errno.EBUSY:
+                        raise OSError(number, os.strerror(number), str(self.root))
+            try:
+                self.root.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                    raise
+        return removed

@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every hook the agent uses: its program, what it closes, and what is lost without it.
+
+The coverage table of `licagent doctor` and docs/reference/hooks.md are made from this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from licagent.kernel.libbpf import AttachType
+
+
+class HookKind(StrEnum):
+    """How a program is attached."""
+
+    CGROUP = "cgroup"
+    TRACING = "tracing"
+    ITERATOR = "iterator"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One program and its place in the kernel."""
+
+    name: str  # also the name of its pinned link
+    object: str  # bpf/<object>.bpf.c
+    program: str
+    kind: HookKind
+    closes: str
+    without: str
+    kernel: str  # the first kernel that has all of it
+    attach_type: AttachType | None = None
+    required: bool = False
+
+
+def _cgroup(
+    name: str,
+    object_: str,
+    program: str,
+    attach_type: AttachType,
+    closes: str,
+    without: str,
+    kernel: str = "5.10",
+) -> Hook:
+    return Hook(
+        name=name,
+        object=object_,
+        program=program,
+        kind=HookKind.CGROUP,
+        closes=closes,
+        without=without,
+        kernel=kernel,
+        attach_type=attach_type,
+        required=True,
+    )
+
+
+HOOKS: Final[tuple[Hook, ...]] = (
+    _cgroup(
+        "cgroup_connect4",
+        "connect",
+        "licagent_connect4",
+        AttachType.CGROUP_INET4_CONNECT,
+        "TCP (Fast Open, MPTCP, io_uring too) and connected UDP over IPv4",
+        "IPv4 connections are not licensed",
+    ),
+    _cgroup(
+        "cgroup_connect6",
+        "connect",
+        "licagent_connect6",
+        AttachType.CGROUP_INET6_CONNECT,
+        "the same over IPv6, and IPv4-mapped addresses",
+        "IPv6 connections are not licensed",
+    ),
+    _cgroup(
+        "cgroup_sendmsg4",
+        "connect",
+        "licagent_sendmsg4",
+        AttachType.CGROUP_UDP4_SENDMSG,
+        "UDP with an address (sendto, sendmsg, sendmmsg) over IPv4",
+        "UDP is decided packet by packet, without the executable",
+    ),
+    _cgroup(
+        "cgroup_sendmsg6",
+        "connect",
+        "licagent_sendmsg6",
+        AttachType.CGROUP_UDP6_SENDMSG,
+        "the same over IPv6",
+        "UDP is decided packet by packet, without the executable",
+    ),
+    _cgroup(
+        "cgroup_bind4",
+        "bind",
+        "licagent_bind4",
+        AttachType.CGROUP_INET4_BIND,
+        "offering a service on an IPv4 port",
+        "services are met by their first packet, without the executable",
+    ),
+    _cgroup(
+        "cgroup_bind6",
+        "bind",
+        "licagent_bind6",
+        AttachType.CGROUP_INET6_BIND,
+        "offering a service on an IPv6 port",
+        "services are met by their first packet, without the executable",
+    ),
+    _cgroup(
+        "cgroup_post_bind4",
+        "bind",
+        "licagent_post_bind4",
+        AttachType.CGROUP_INET4_POST_BIND,
+        "a service port that bind(0) happened to get, IPv4",
+        "met by the first packet instead",
+    ),
+    _cgroup(
+        "cgroup_post_bind6",
+        "bind",
+        "licagent_post_bind6",
+        AttachType.CGROUP_INET6_POST_BIND,
+        "a service port that bind(0) happened to get, IPv6",
+        "met by the first packet instead",
+    ),
+    _cgroup(
+        "cgroup_sock_create",
+        "socket",
+        "licagent_sock_create",
+        AttachType.CGROUP_INET_SOCK_CREATE,
+        "raw, ICMP, SCTP and other socket kinds: who made them",
+        "their packets are decided by user and cgroup alone",
+    ),
+    _cgroup(
+        "cgroup_sock_release",
+        "socket",
+        "licagent_sock_release",
+        AttachType.CGROUP_INET_SOCK_RELEASE,
+        "final byte counts of licensed sockets",
+        "bytes of closed sockets are not counted",
+    ),
+    _cgroup(
+        "cgroup_egress",
+        "packet",
+        "licagent_egress",
+        AttachType.CGROUP_INET_EGRESS,
+        "every outgoing packet: epoch, expiry, raw sockets, untagged sockets",
+        "open connections outlive their license",
+    ),
+    _cgroup(
+        "cgroup_ingress",
+        "packet",
+        "licagent_ingress",
+        AttachType.CGROUP_INET_INGRESS,
+        "every incoming packet: epoch, expiry, service ports taken without bind",
+        "open connections go on receiving after their license ended",
+    ),
+    Hook(
+        name="sched_process_exec",
+        object="identity",
+        program="licagent_exec",
+        kind=HookKind.TRACING,
+        closes="executables known by file and content before their first instruction",
+        without="unix:path and unix:sha256 selectors match nothing that starts from now on",
+        kernel="5.5, with BTF",
+    ),
+    Hook(
+        name="sched_process_fork",
+        object="identity",
+        program="licagent_fork",
+        kind=HookKind.TRACING,
+        closes="children that do not exec keep their parent's executable",
+        without="forked children have no executable until they exec",
+        kernel="5.5, with BTF",
+    ),
+    Hook(
+        name="sched_process_exit",
+        object="identity",
+        program="licagent_exit",
+        kind=HookKind.TRACING,
+        closes="a process id that is used again has nothing of its predecessor",
+        without="a reused process id keeps the old executable until it execs",
+        kernel="5.5, with BTF",
+    ),
+    Hook(
+        name="cgroup_mkdir",
+        object="identity",
+        program="licagent_cgroup_mkdir",
+        kind=HookKind.TRACING,
+        closes="units and containers are known from their first moment",
+        without="a unit that starts is refused until the daemon has seen its cgroup",
+        kernel="5.5, with BTF",
+    ),
+    Hook(
+        name="cgroup_rmdir",
+        object="identity",
+        program="licagent_cgroup_rmdir",
+        kind=HookKind.TRACING,
+        closes="nothing stays of a unit that ended",
+        without="entries of removed cgroups stay until the policy changes",
+        kernel="5.5, with BTF",
+    ),
+    Hook(
+        name="iter_task_seed",
+        object="identity",
+        program="licagent_seed",
+        kind=HookKind.ITERATOR,
+        closes="executables of processes that are older than the agent",
+        without="older processes match no unix:path or unix:sha256 selector",
+        kernel="5.8, with BTF",
+    ),
+    Hook(
+        name="iter_tcp_listen",
+        object="sockets",
+        program="licagent_listen",
+        kind=HookKind.ITERATOR,
+        closes="telling accepted connections from outgoing ones when adopting",
+        without="accepted connections may be taken for outgoing ones",
+        kernel="5.9, with BTF",
+    ),
+    Hook(
+        name="iter_task_file_adopt",
+        object="sockets",
+        program="licagent_adopt",
+        kind=HookKind.ITERATOR,
+        closes="sockets that are older than the agent or than the policy",
+        without="sockets opened before stay as they were",
+        kernel="5.11, with BTF",
+    ),
+    Hook(
+        name="iter_task_file_list",
+        object="sockets",
+        program="licagent_list",
+        kind=HookKind.ITERATOR,
+        closes="who holds which tagged socket (status, explain)",
+        without="status and explain cannot list sockets",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
+        name="iter_tcp_cut",
+        object="sockets",
+        program="licagent_cut_tcp",
+        kind=HookKind.ITERATOR,
+        closes="TCP sockets whose license ended are closed, not only silenced",
+        without="programs notice by their own time-outs; no bytes pass",
+        kernel="6.5, with BTF (bpf_sock_destroy)",
+    ),
+    Hook(
+        name="iter_udp_cut",
+        object="sockets",
+        program="licagent_cut_udp",
+        kind=HookKind.ITERATOR,
+        closes="the same for UDP",
+        without="programs notice by failing sends; no bytes pass",
+        kernel="6.5, with BTF (bpf_sock_destroy)",
+    ),
+)
+
+CORE_OBJECTS: Final = ("connect", "bind", "socket", "packet")
+"""What either loader can make; the others need BTF and libbpf."""
+
+BTF_OBJECTS: Final = ("identity", "sockets")
+
+
+def hook(name: str) -> Hook:
+    """The hook of this name."""
+    return next(candidate for candidate in HOOKS if candidate.name == name)

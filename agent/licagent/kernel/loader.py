@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loader process: make maps, load and attach programs, pin, report, end.
+
+``python -m licagent.kernel.loader --bpffs DIR --cgroup DIR [--loader auto|prebuilt|bcc]`` prints
+one JSON object. The daemon runs it as a child, so that neither the kernel's BTF nor bcc's
+compiler ever counts against the daemon's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from licagent.kernel import attach, libbpf
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, Hook, HookKind
+from licagent.kernel.libbpf import BpfError, BpfObject
+from licagent.kernel.maps import Map
+
+_BUILD_SIZE: Final = 80
+
+
+@dataclass(slots=True)
+class HookState:
+    """What became of one hook."""
+
+    name: str
+    attached: bool = False
+    loader: str = ""
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Report:
+    """What the loader did."""
+
+    loader: str
+    hooks: list[HookState] = field(default_factory=list)
+    unchanged: bool = False
+    duration_ns: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        """As one line."""
+        return json.dumps({"schema_version": 1, **asdict(self)})
+
+
+class LoadError(Exception):
+    """The enforcement core could not be loaded."""
+
+
+def object_folder() -> Path:
+    """Where the built objects are: LICAGENT_BPF_OBJECTS, the package, or the source tree."""
+    if configured := os.environ.get("LICAGENT_BPF_OBJECTS"):
+        return Path(configured)
+    packaged = Path(__file__).parent / "bpf_objects"
+    if packaged.is_dir():
+        return packaged
+    return Path(__file__).parents[3] / "build" / "bpf"
+
+
+def source_folder() -> Path:
+    """Where the BPF sources are, for bcc: LICAGENT_BPF_SOURCES, the package, or the tree."""
+    if configured := os.environ.get("LICAGENT_BPF_SOURCES"):
+        return Path(configured)
+    packaged = Path(__file__).parent / "bpf_sources"
+    if packaged.is_dir():
+        return packaged
+    return Path(__file__).parents[3] / "bpf"
+
+
+def build_id(loader: str) -> str:
+    """What would be loaded: a digest over kernel, loader and all objects or sources."""
+    digest = hashlib.sha256(f"{platform.release()} {loader}".encode())
+    for path in sorted(object_folder().glob("*.bpf.o")):
+        digest.update(path.read_bytes())
+    if loader == "bcc":
+        for path in sorted(source_folder().rglob("*.[ch]")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Loader:
+    """Loads everything for one cgroup and one pin folder."""
+
+    def __init__(self, pins: PinFolder, cgroup: Path) -> None:
+        self.pins = pins
+        self.cgroup = cgroup
+        self.objects = object_folder()
+
+    def run(self, loader: str) -> Report:
+        """Load by `loader`: "prebuilt", "bcc", or "auto" (prebuilt, else bcc).
+
+        Raises:
+            LoadError: the core could not be loaded; what was attached before stays attached.
+        """
+        start = time.monotonic_ns()
+        self.pins.create()
+        if loader == "auto":
+            try:
+                report = self._run("prebuilt")
+            except (LoadError, OSError) as error:
+                report = self._run("bcc")
+                report.notes.append(f"prebuilt objects do not load here: {error}")
+        else:
+            report = self._run(loader)
+        report.duration_ns = time.monotonic_ns() - start
+        return report
+
+    def _run(self, loader: str) -> Report:
+        wanted = build_id(loader)
+        if self._installed() == wanted and self._all_live():
+            hooks = [HookState(hook.name, True, _loader_of(hook, loader)) for hook in HOOKS]
+            return Report(loader, hooks, unchanged=True)
+        report = Report(loader)
+        if loader == "prebuilt":
+            for name in CORE_OBJECTS:
+                self._load_prebuilt(name, report)
+        else:
+            self._load_bcc(report)
+        missing = [
+            state
+            for state, hook in zip(report.hooks, HOOKS, strict=False)
+            if hook.required and not state.attached
+        ]
+        if len(missing) == sum(hook.required for hook in HOOKS):
+            raise LoadError("; ".join(sorted({state.error for state in missing})))
+        for name in BTF_OBJECTS:
+            self._load_prebuilt(name, report)
+        self._record(wanted if all(state.attached for state in report.hooks) else "")
+        return report
+
+    def _load_prebuilt(self, name: str, report: Report) -> None:
+        """Load an object whole; where that fails, program by program."""
+        hooks = {hook.program: hook for hook in HOOKS if hook.object == name}
+        path = self.objects / f"{name}.bpf.o"
+        if not path.exists():
+            for hook in hooks.values():
+                state = HookState(hook.name, error=f"{path.name} is not built (make -C bpf)")
+                report.hooks.append(state)
+            return
+        try:
+            with BpfObject(path, self.pins.maps) as obj:
+                obj.load()
+                self._attach_all(obj, hooks, report)
+            return
+        except BpfError as error:
+            if error.errno in (errno.EPERM, errno.ENOMEM) and "load" not in error.action:
+                raise LoadError(str(error)) from error
+        for program, hook in hooks.items():
+            try:
+                with BpfObject(path, self.pins.maps) as obj:
+                    obj.select(lambda candidate, wanted=program: candidate == wanted)  # type: ignore[misc]
+                    obj.load()
+                    self._attach_all(obj, {program: hook}, report)
+            except BpfError as error:
+                report.hooks.append(
+                    HookState(hook.name, error=f"{error.strerror} {_last_words(error.log)}".strip())
+                )
+
+    def _attach_all(self, obj: BpfObject, hooks: dict[str, Hook], report: Report) -> None:
+        for program, handle in obj.programs():
+            hook = hooks.get(program)
+            if hook is None:
+                continue
+            state = HookState(hook.name, loader="prebuilt")
+            pin = self.pins.links / hook.name
+            try:
+                if hook.kind is HookKind.CGROUP:
+                    attach.attach_cgroup(hook, obj.program_fd(handle), self.cgroup, pin)
+                else:
+                    attach.attach_tracing(obj, handle, pin)
+                state.attached = True
+            except BpfError as error:
+                state.error = str(error.strerror)
+            report.hooks.append(state)
+
+    def _load_bcc(self, report: Report) -> None:
+        # Imported here: the module is for this process only, and only when asked for.
+        from licagent.kernel.bcc_compiler import BccObject, BccUnavailable
+
+        maps_object = self.objects / "maps.bpf.o"
+        with BpfObject(maps_object, self.pins.maps) as obj:
+            obj.load()
+        map_fds = {path.name: libbpf.open_pin(path) for path in self.pins.maps.iterdir()}
+        try:
+            for name in CORE_OBJECTS:
+                try:
+                    compiled = BccObject(source_folder() / f"{name}.bpf.c", map_fds)
+                except BccUnavailable as error:
+                    raise LoadError(str(error)) from error
+                except Exception as error:
+                    raise LoadError(f"bcc does not compile {name}.bpf.c: {error}") from error
+                for hook in HOOKS:
+                    if hook.object != name:
+                        continue
+                    state = HookState(hook.name, loader="bcc")
+                    try:
+                        fd = compiled.program_fd(hook)
+                        pin = self.pins.links / hook.name
+                        attach.attach_cgroup(hook, fd, self.cgroup, pin)
+                        state.attached = True
+                    except Exception as error:
+                        state.error = str(error)
+                    report.hooks.append(state)
+        finally:
+            for fd in map_fds.values():
+                os.close(fd)
+
+    def _installed(self) -> str:
+        path = self.pins.maps / "build"
+        if not path.exists():
+            return ""
+        build = Map(path)
+        try:
+            value = build.lookup(bytes(4)) or b""
+        finally:
+            build.close()
+        return value.rstrip(b"\0").decode(errors="replace")
+
+    def _record(self, value: str) -> None:
+        build = Map(self.pins.maps / "build")
+        try:
+            build.update(bytes(4), value.encode().ljust(_BUILD_SIZE, b"\0"))
+        finally:
+            build.close()
+
+    def _all_live(self) -> bool:
+        cgroup = attach.cgroup_id(self.cgroup)
+        return all(
+            attach.link_is_live(
+                self.pins.links / hook.name, cgroup if hook.kind is HookKind.CGROUP else None
+            )
+            for hook in HOOKS
+        )
+
+
+def _loader_of(hook: Hook, loader: str) -> str:
+    return loader if hook.object in CORE_OBJECTS else "prebuilt"
+
+
+def _last_words(log: str) -> str:
+    """The verifier's reason, from libbpf's log."""
+    lines = [line for line in log.splitlines() if line and not line.startswith(("libbpf", "--"))]
+    for line in reversed(lines):
+        if not line.startswith(("processed", "verification", ";")) and line[0].isalpha():
+            return f"({line[:160]})"
+    return ""
+
+
+def main() -> int:
+    """Entry of the loader process."""
+    parser = argparse.ArgumentParser(prog="licagent-loader")
+    parser.add_argument("--bpffs", type=Path, required=True)
+    parser.add_argument("--cgroup", type=Path, required=True)
+    parser.add_argument("--loader", choices=("auto", "prebuilt", "bcc"), default="auto")
+    arguments = parser.parse_args()
+    try:
+        report = Loader(PinFolder(arguments.bpffs), arguments.cgroup).run(arguments.loader)
+    except (LoadError, OSError) as error:
+        print(json.dumps({"schema_version": 1, "error": str(error)}))
+        return 1
+    print(report.to_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
