@@ -24,8 +24,7 @@ def decode(text: str, what: str) -> bytes:
     The last character may carry bits that decoding drops (RFC 4648, section 3.5): with them,
     several texts would mean the same token.
     """
-    if not _ALPHABET.fullmatch(text):
-        raise TokenError(Refusal.BAD_ENCODING, f"{what} has a character outside base64url")
+    check_alphabet(text, what)
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except (binascii.Error, ValueError) as error:
@@ -33,3 +32,9 @@ def decode(text: str, what: str) -> bytes:
     if encode(data) != text:
         raise TokenError(Refusal.BAD_ENCODING, f"{what} is not in canonical base64url")
     return data
+
+
+def check_alphabet(text: str, what: str) -> None:
+    """Refuse characters that base64url does not have."""
+    if not _ALPHABET.fullmatch(text):
+        raise TokenError(Refusal.BAD_ENCODING, f"{what} has a character outside base64url")

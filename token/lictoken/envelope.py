@@ -66,6 +66,8 @@ def open_token(
 def _bare(data: bytes) -> str:
     if not data:
         raise TokenError(Refusal.TRUNCATED, "the file is empty")
+    if b"-----BEGIN" in data:
+        raise TokenError(Refusal.BAD_ARMOUR, "something stands before the BEGIN line")
     try:
         return data.decode("ascii")
     except UnicodeDecodeError as error:
@@ -75,6 +77,8 @@ def _bare(data: bytes) -> str:
 def _split(token: str) -> tuple[str, str, str]:
     parts = token.split(".")
     if len(parts) < 3:
+        for part in parts:
+            base64url.check_alphabet(part, "the token")
         raise TokenError(Refusal.TRUNCATED, f"the token has {len(parts)} of 3 parts")
     if len(parts) > 3:
         raise TokenError(Refusal.TRAILING_DATA, f"the token has {len(parts)} parts, not 3")

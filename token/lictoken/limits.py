@@ -39,24 +39,28 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise TokenError(Refusal.UNREADABLE, f"{path}: {reason}") from error
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        try:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise TokenError(Refusal.UNREADABLE, f"{path} is not a regular file")
-            if status.st_size > max_bytes:
-                raise TokenError(
-                    Refusal.TOO_LARGE,
-                    f"{path} has {status.st_size} bytes, at most {max_bytes} are read",
-                )
-            data = bytearray()
-            while len(data) <= max_bytes:
-                part = file.read(max_bytes + 1 - len(data))
-                if not part:
-                    break
-                data += part
-        except OSError as error:
-            raise TokenError(Refusal.UNREADABLE, f"{path}: {error.strerror}") from error
-    # The file may have grown between fstat and read.
-    check_size(bytes(data), max_bytes, str(path))
-    return bytes(data)
+    try:
+        return _read_open(descriptor, path, max_bytes)
+    except OSError as error:
+        raise TokenError(Refusal.UNREADABLE, f"{path}: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _read_open(descriptor: int, path: Path, max_bytes: int) -> bytes:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise TokenError(Refusal.UNREADABLE, f"{path} is not a regular file")
+    if status.st_size > max_bytes:
+        raise TokenError(
+            Refusal.TOO_LARGE, f"{path} has {status.st_size} bytes, at most {max_bytes} are read"
+        )
+    data = b""
+    while len(data) <= max_bytes:
+        part = os.read(descriptor, max_bytes + 1 - len(data))
+        if not part:
+            break
+        data += part
+    # The file may have grown since fstat.
+    check_size(data, max_bytes, str(path))
+    return data
