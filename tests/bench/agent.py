@@ -59,13 +59,18 @@ class AgentUnderTest:
         return self._process.pid
 
     @property
+    def is_running(self) -> bool:
+        """Whether the daemon was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """What the daemon wrote, the last 4,000 characters."""
         path = self.folder / "daemon.log"
         return path.read_text(encoding="utf-8", errors="replace")[-4000:] if path.exists() else ""
 
     def issue(self, jti: str, resources: list[str]) -> None:
-        """Put a license of one hour for these resources into the licenses folder."""
+        """Put a license of six hours for these resources into the licenses folder."""
         self._numbers += 1
         now_s = int(time.time())
         license = License(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tests.bench import workload
+from tests.bench import paired, workload
 from tests.bench.agent import AgentUnderTest
 from tests.bench.paired import Variant
 
@@ -26,6 +26,8 @@ class Bench:
     bindings: int = 100_000
     networks: int = 10_000
     _agents: dict[str, tuple[AgentUnderTest, Path]] = field(default_factory=dict)
+    _failures: dict[str, str] = field(default_factory=dict)
+    _nft_checked: bool = False
 
     def rounds(self, full: int) -> str:
         """Number of rounds for the probe."""
@@ -33,10 +35,20 @@ class Bench:
 
     def agent(self, name: str, *, bindings: int, networks: int) -> tuple[AgentUnderTest, Path]:
         """A running agent with a policy of that size, and a cgroup that it enforces."""
+        if name in self._failures:
+            raise RuntimeError(f"the agent {name!r} did not start: {self._failures[name]}")
         if name not in self._agents:
             agent, work = self.new_agent(name, bindings=bindings, networks=networks)
+            try:
+                agent.start()
+                paired.check_refused(Variant(name, work, self.places.plain.path))
+            except Exception as error:
+                agent.stop()
+                self._failures[name] = str(error)
+                raise
             self._agents[name] = (agent, work)
-            agent.start()
+        if not self._agents[name][0].is_running:
+            raise RuntimeError(f"the daemon {name!r} died:\n{self._agents[name][0].log}")
         return self._agents[name]
 
     def new_agent(
@@ -67,7 +79,11 @@ class Bench:
         """bare, again (bare once more), nft, large, small."""
         netns = self.places.nft.path if name == "nft" else self.places.plain.path
         if name in {"bare", "again", "nft"}:
-            return Variant(name, self.places.bare, netns, address)
+            variant = Variant(name, self.places.bare, netns, address)
+            if name == "nft" and not self._nft_checked:
+                paired.check_refused(variant)
+                self._nft_checked = True
+            return variant
         _, work = {"large": self.large, "small": self.small, "thousand": self.thousand}[name]()
         return Variant(name, work, netns, address)
 

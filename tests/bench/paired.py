@@ -104,6 +104,18 @@ def run(command: str, variants: list[Variant], *options: str) -> Paired:
     return Paired({v["name"]: v["rounds_ns"] for v in found["variants"]})
 
 
+def check_refused(variant: Variant) -> None:
+    """Show that the variant does its job: another user is refused. RuntimeError if it is not."""
+    command = _command("tcp-connect", [variant], uid=CLIENT_UID + 7)
+    done = subprocess.run(
+        [*command, "--rounds", "1"], capture_output=True, text=True, check=False, timeout=60
+    )
+    if done.returncode != 1 or "connect in variant" not in done.stderr:
+        raise RuntimeError(
+            f"{variant.name} refuses nobody, so its cost means nothing {done.stderr}"
+        )
+
+
 def spawn(command: str, variant: Variant, *options: str) -> subprocess.Popen[str]:
     """Start `live` or `rate`, with pipes to its stdin and stdout."""
     return subprocess.Popen(
@@ -114,8 +126,8 @@ def spawn(command: str, variant: Variant, *options: str) -> subprocess.Popen[str
     )
 
 
-def _command(command: str, variants: list[Variant]) -> list[str]:
-    arguments = [str(BINARY), command, "--uid", str(CLIENT_UID), "--port", str(PORT)]
+def _command(command: str, variants: list[Variant], uid: int = CLIENT_UID) -> list[str]:
+    arguments = [str(BINARY), command, "--uid", str(uid), "--port", str(PORT)]
     for variant in variants:
         arguments += ["--variant", variant.argument()]
     return arguments

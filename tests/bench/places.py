@@ -92,13 +92,20 @@ class Places:
     """All of it; `close` removes what was made."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="licbench-"))
-        self.cgroup = cgroup2_mount() / f"licbench-{os.getpid()}"
-        self.cgroup.mkdir()
-        self.plain = Namespace()
-        self.nft = Namespace(nft=NFT_RULES)
-        self.bare = self.make_cgroup("bare/work")
         self._mounts: list[Path] = []
+        with contextlib.ExitStack() as undo:
+            self.folder = Path(tempfile.mkdtemp(prefix="licbench-"))
+            undo.callback(shutil.rmtree, self.folder, ignore_errors=True)
+            self.cgroup = cgroup2_mount() / f"licbench-{os.getpid()}"
+            self.cgroup.mkdir()
+            undo.callback(remove_cgroup, self.cgroup)
+            self.plain = Namespace()
+            undo.callback(self.plain.close)
+            self.nft = Namespace(nft=NFT_RULES)
+            undo.callback(self.nft.close)
+            undo.callback(self._unmount)
+            self.bare = self.make_cgroup("bare/work")
+            self._undo = undo.pop_all()
 
     def make_cgroup(self, name: str) -> Path:
         """A cgroup below the bench's own."""
@@ -121,14 +128,13 @@ class Places:
         self._mounts.remove(pins.parent)
         subprocess.run(["umount", str(pins.parent)], check=True)
 
-    def close(self) -> None:
-        """Remove everything, also after a failure half-way."""
+    def _unmount(self) -> None:
         for folder in self._mounts:
             subprocess.run(["umount", "--lazy", str(folder)], check=False)
-        self.plain.close()
-        self.nft.close()
-        remove_cgroup(self.cgroup)
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Remove everything, also after a failure half-way."""
+        self._undo.close()
 
 
 def remove_cgroup(folder: Path) -> None:

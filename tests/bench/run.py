@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -59,6 +60,7 @@ def main() -> int:
     if os.geteuid():
         print("the bench makes cgroups and network namespaces: run it as root", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that the clean-up runs
     paired.build()
     rows: list[Row] = []
     broken = False
