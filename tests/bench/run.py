@@ -77,7 +77,9 @@ def main() -> int:
                 except Exception as error:  # noqa: BLE001 - the other cases still tell something
                     traceback.print_exc()
                     broken = True
-                    rows.append(Row(name, f"could not run: {error}".splitlines()[0], passed=False))
+                    rows.append(
+                        Row(name, " ".join(f"could not run: {error}".split())[:160], passed=False)
+                    )
                 spent = time.monotonic() - started
                 print(f"bench: {name} took {spent:.0f} s", file=sys.stderr, flush=True)
     finally:
