@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Final
 
 OK: Final = 0
@@ -17,6 +19,7 @@ BUSY: Final = 8
 NOT_EXECUTABLE: Final = 126
 NO_COMMAND: Final = 127
 INTERRUPTED: Final = 130
+NO_READER: Final = 141
 DEGRADED: Final = 150
 BREAK_GLASS: Final = 151
 
@@ -33,6 +36,7 @@ EXITS: Final[dict[int, str]] = {
     NOT_EXECUTABLE: "run: the command cannot be executed",
     NO_COMMAND: "run: there is no such command",
     INTERRUPTED: "interrupted",
+    NO_READER: "the reader of the output went away",
     DEGRADED: "status, doctor: degraded; the reasons are listed",
     BREAK_GLASS: "status: the host is open by break-glass",
 }
@@ -45,3 +49,10 @@ STATE_EXIT: Final = {
     "break-glass": BREAK_GLASS,
 }
 """Exit status of `licagent status` by the daemon's state; a state not listed is UNKNOWN."""
+
+
+def abandon_output() -> int:
+    """End as SIGPIPE would have ended us, without a word, when a pipe's reader left (`| head`)."""
+    # Python flushes standard output once more at exit; that must find somebody who takes it.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return NO_READER

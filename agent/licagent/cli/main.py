@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 import click
 
-from licagent.cli.exits import EXITS, INTERNAL, INTERRUPTED
+from licagent.cli.exits import EXITS, INTERNAL, INTERRUPTED, abandon_output
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     # name: (module:attribute below licagent.cli.commands, one line of help)
@@ -134,8 +134,6 @@ def main() -> NoReturn:
         status = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         status = INTERRUPTED
-    except BrokenPipeError:
-        status = _broken_pipe()
     except Exception as error:
         if "--debug" in sys.argv:
             raise
@@ -145,16 +143,8 @@ def main() -> NoReturn:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        status = _broken_pipe()
+        status = abandon_output()
     sys.exit(status if isinstance(status, int) else 0)
-
-
-def _broken_pipe() -> int:
-    """The reader of a pipe left (`| head`): end as SIGPIPE would have ended us, without a word."""
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from licagent.cli.exits import abandon_output
 from licagent.cli.words import safe
 from licagent.local.client import DEFAULT_TIMEOUT_S, LocalClient
 from licagent.local.errors import EXIT_STATUS, ErrorCode, LocalError
@@ -142,6 +143,8 @@ def with_session(
                 return function(session, **given)
             except LocalError as error:
                 session.fail(error)
+            except BrokenPipeError:
+                raise click.exceptions.Exit(abandon_output()) from None
 
         return functools.update_wrapper(command, function)
 
