@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control word: which policy generation is in force, and until when break-glass holds."""
+
+from __future__ import annotations
+
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.layout import Control
+from licagent.kernel.maps import MappedArray
+
+
+class ControlWord:
+    """The `control` map, one element, by shared memory."""
+
+    def __init__(self, pins: PinFolder) -> None:
+        self._array: MappedArray[Control] = MappedArray(pins.maps / "control", Control)
+
+    @property
+    def generation(self) -> int:
+        """Generation in force; 0 before the first policy."""
+        return int(self._array[0].generation)
+
+    @generation.setter
+    def generation(self, value: int) -> None:
+        self._array[0].generation = value
+
+    @property
+    def break_glass_until_ns(self) -> int:
+        """CLOCK_BOOTTIME before which nothing is denied; 0 for never."""
+        return int(self._array[0].break_glass_until_ns)
+
+    @break_glass_until_ns.setter
+    def break_glass_until_ns(self, value: int) -> None:
+        self._array[0].break_glass_until_ns = value
+
+    @property
+    def root_cgroup(self) -> int:
+        """Id of the cgroup that is licensed."""
+        return int(self._array[0].root_cgroup)
+
+    @root_cgroup.setter
+    def root_cgroup(self, value: int) -> None:
+        self._array[0].root_cgroup = value
+
+    @property
+    def measure(self) -> bool:
+        """Whether executables that were never measured are reported at exec."""
+        return bool(self._array[0].measure)
+
+    @measure.setter
+    def measure(self, value: bool) -> None:
+        self._array[0].measure = int(value)
+
+    def close(self) -> None:
+        """Unmap."""
+        self._array.close()

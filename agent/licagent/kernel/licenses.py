@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""License slots in the kernel: who may, since when, until when, and in which epoch.
+
+The table is shared memory: a revocation is two stores, seen by the next packet.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from licagent.domain.reason import Reason
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.layout import NANOSECONDS_MAX, License
+from licagent.kernel.libbpf import BpfError
+from licagent.kernel.maps import MappedArray
+
+_RECORD: Final = struct.Struct("=IIIIQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """What one slot holds."""
+
+    slot: int
+    number: int
+    epoch: int
+    state: Reason
+    not_before_ns: int  # CLOCK_BOOTTIME
+    not_after_ns: int  # CLOCK_BOOTTIME
+
+
+class LicenseTable:
+    """The `licenses` map. Slots keep their place across restarts of the daemon."""
+
+    def __init__(self, pins: PinFolder) -> None:
+        self._array: MappedArray[License] = MappedArray(pins.maps / "licenses", License)
+        self._slots: dict[int, int] = {}  # number -> slot
+        self._free: list[int] = []
+        self._end = 0  # slots from here on were never used
+        for index, (number, epoch, *_rest) in enumerate(
+            _RECORD.iter_unpack(self._array.snapshot(len(self._array)))
+        ):
+            if number:
+                self._slots[number] = index
+                self._end = index + 1
+            elif epoch:
+                self._free.append(index)
+                self._end = index + 1
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._slots
+
+    def numbers(self) -> tuple[int, ...]:
+        """License numbers that have a slot."""
+        return tuple(self._slots)
+
+    def slot(self, number: int) -> int:
+        """The slot of a license, a fresh one (granting nothing) if it had none.
+
+        Raises:
+            BpfError: ENOSPC when all slots are taken.
+        """
+        found = self._slots.get(number)
+        if found is not None:
+            return found
+        if self._free:
+            index = self._free.pop()
+        elif self._end < len(self._array):
+            index = self._end
+            self._end += 1
+        else:
+            raise BpfError(errno.ENOSPC, f"all {len(self._array)} license slots are taken")
+        element = self._array[index]
+        element.state = int(Reason.REVOKED)
+        element.epoch += 1  # tags of whoever had this slot before are dead
+        element.not_before_ns = 0
+        element.not_after_ns = 0
+        element.number = number
+        self._slots[number] = index
+        return index
+
+    def set(self, number: int, state: Reason, not_before_ns: int, not_after_ns: int) -> bool:
+        """Write the state of a license; True if its open sockets are dead by that.
+
+        Times are CLOCK_BOOTTIME, clamped to 0..2**64-1. Taking away comes first, giving last:
+        at no moment is more granted than before and after.
+        """
+        element = self._array[self.slot(number)]
+        not_before_ns = min(max(not_before_ns, 0), NANOSECONDS_MAX)
+        not_after_ns = min(max(not_after_ns, 0), NANOSECONDS_MAX)
+        if state is Reason.LICENSED:
+            element.not_before_ns = not_before_ns
+            element.not_after_ns = not_after_ns
+            if element.state != int(state):
+                element.epoch += 1
+                element.state = int(state)
+            return False
+        was_granting = element.state == int(Reason.LICENSED)
+        if element.state != int(state):
+            element.state = int(state)
+            element.epoch += 1
+        element.not_before_ns = not_before_ns
+        element.not_after_ns = not_after_ns
+        return bool(was_granting)
+
+    def release(self, number: int) -> bool:
+        """Give a slot back; the tags that name it are dead. False if there was none."""
+        index = self._slots.pop(number, None)
+        if index is None:
+            return False
+        element = self._array[index]
+        element.state = int(Reason.REVOKED)
+        element.epoch += 1
+        element.not_after_ns = 0
+        element.number = 0
+        self._free.append(index)
+        return True
+
+    def get(self, number: int) -> Slot | None:
+        """What the kernel holds for a license."""
+        index = self._slots.get(number)
+        if index is None:
+            return None
+        element = self._array[index]
+        return Slot(
+            index,
+            element.number,
+            element.epoch,
+            Reason(element.state),
+            element.not_before_ns,
+            element.not_after_ns,
+        )
+
+    def __iter__(self) -> Iterator[Slot]:
+        for number in list(self._slots):
+            held = self.get(number)
+            if held is not None:
+                yield held
+
+    def close(self) -> None:
+        """Unmap."""
+        self._array.close()

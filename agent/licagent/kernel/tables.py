@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing a compiled policy: beside the old one, then one word, then the old one goes."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from licagent.domain.tables import (
+    SERVICE_CLASS,
+    Network,
+    PortPrefix,
+    Protocol,
+    Rule,
+    Shape,
+    Tables,
+)
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.control import ControlWord
+from licagent.kernel.layout import MAX_SHAPES, Policy, PolicyFlag
+from licagent.kernel.maps import Map
+from licagent.kernel.rcu import wait_for_readers
+
+_U32: Final = struct.Struct("=I")
+_U64: Final = struct.Struct("=Q")
+_NET4: Final = struct.Struct("=II4s")
+_NET6: Final = struct.Struct("=II16s")
+_PORT_HEAD: Final = struct.Struct("=IIIBx")
+_PORT_VALUE: Final = struct.Struct("=II")
+_RULE_KEY: Final = struct.Struct("=8I")
+_RULE_VALUE: Final = struct.Struct("=6I")
+
+_PORT_FIXED_BITS: Final = 80
+_WORDS: Final = 1024  # 65,536 ports / 64
+_GENERATIONS: Final = 2**32
+
+
+class TableWriter:
+    """Writes policies into the kernel's tables."""
+
+    def __init__(self, pins: PinFolder, control: ControlWord) -> None:
+        self._control = control
+        self._networks4 = Map(pins.maps / "networks4")
+        self._networks6 = Map(pins.maps / "networks6")
+        self._ports = Map(pins.maps / "ports")
+        self._rules = Map(pins.maps / "rules")
+        self._policies = Map(pins.maps / "policies")
+        self._service_ports = Map(pins.maps / "service_ports")
+
+    def switch(
+        self,
+        tables: Tables,
+        slot_of: Callable[[int], int],
+        *,
+        enforce: bool,
+        keep_existing: bool,
+    ) -> int:
+        """Put `tables` in force and return its generation.
+
+        Until the last step the old policy decides everything; after it, the new one does.
+
+        Raises:
+            BpfError: a table is full (E2BIG) or a write failed; the old policy stays in force.
+        """
+        old = self._control.generation
+        new = (old + 1) % _GENERATIONS or 1
+        self._purge(keep=old)
+        try:
+            self._write(tables, new, slot_of, enforce=enforce, keep_existing=keep_existing)
+        except BaseException:
+            self._purge(keep=old)
+            raise
+        self._control.generation = new
+        # A program may still run by the old generation: its entries go when none can.
+        wait_for_readers()
+        self._purge(keep=new)
+        return new
+
+    def _write(
+        self,
+        tables: Tables,
+        generation: int,
+        slot_of: Callable[[int], int],
+        *,
+        enforce: bool,
+        keep_existing: bool,
+    ) -> None:
+        self._networks4.update_many(
+            _network4(network, generation) for network in tables.networks if network.family == 4
+        )
+        self._networks6.update_many(
+            _network6(network, generation) for network in tables.networks if network.family == 6
+        )
+        self._ports.update_many(_port(port, generation) for port in tables.ports)
+        self._rules.update_many(_rule(rule, generation, slot_of) for rule in tables.rules)
+        self._service_ports.update_many(_service_bits(tables.ports, generation))
+        policy = Policy()
+        policy.generation = generation
+        policy.flags = _flags(tables, enforce=enforce, keep_existing=keep_existing)
+        policy.shape_count = len(tables.shapes)
+        for index, shape in enumerate(tables.shapes[:MAX_SHAPES]):
+            policy.shapes[index] = int(shape)
+        self._policies.update(_U32.pack(generation & 1), ctypes.string_at(ctypes.addressof(policy), ctypes.sizeof(policy)))
+
+    def _purge(self, keep: int) -> None:
+        """Remove the entries of every generation but one, also what a crash left behind."""
+        wanted = _U32.pack(keep)
+        for table, at in (
+            (self._networks4, 4),
+            (self._networks6, 4),
+            (self._ports, 4),
+            (self._rules, 0),
+        ):
+            stale = [key for key in table.keys() if key[at : at + 4] != wanted]  # noqa: SIM118
+            table.delete_many(stale)
+
+    def close(self) -> None:
+        """Close the maps."""
+        for table in (
+            self._networks4,
+            self._networks6,
+            self._ports,
+            self._rules,
+            self._policies,
+            self._service_ports,
+        ):
+            table.close()
+
+
+def _flags(tables: Tables, *, enforce: bool, keep_existing: bool) -> int:
+    flags = 0
+    if enforce:
+        flags |= PolicyFlag.ENFORCE
+    if tables.networks:
+        flags |= PolicyFlag.HAS_NETWORKS
+    if any(port.class_number == SERVICE_CLASS for port in tables.ports):
+        flags |= PolicyFlag.HAS_SERVICES
+    if keep_existing:
+        flags |= PolicyFlag.KEEP_EXISTING
+    if any(shape & Shape.SCOPE for shape in tables.shapes):
+        flags |= PolicyFlag.HAS_SCOPES
+    return flags
+
+
+def _network4(network: Network, generation: int) -> tuple[bytes, bytes]:
+    key = _NET4.pack(32 + network.prefix_length, generation, network.address.to_bytes(4, "big"))
+    return key, _U32.pack(network.class_number)
+
+
+def _network6(network: Network, generation: int) -> tuple[bytes, bytes]:
+    key = _NET6.pack(32 + network.prefix_length, generation, network.address.to_bytes(16, "big"))
+    return key, _U32.pack(network.class_number)
+
+
+def _port(port: PortPrefix, generation: int) -> tuple[bytes, bytes]:
+    head = _PORT_HEAD.pack(
+        _PORT_FIXED_BITS + port.bits, generation, port.class_number, int(port.protocol)
+    )
+    return head + port.port.to_bytes(2, "big"), _PORT_VALUE.pack(port.resource, int(port.flags))
+
+
+def _rule(rule: Rule, generation: int, slot_of: Callable[[int], int]) -> tuple[bytes, bytes]:
+    key = rule.key
+    slots = [slot_of(number) for number in rule.licenses]
+    return (
+        _RULE_KEY.pack(
+            generation, key.resource, key.path, key.digest, key.scope, key.uid, key.gid, 0
+        ),
+        _RULE_VALUE.pack(rule.number, len(slots), *(slots + [0] * (4 - len(slots)))),
+    )
+
+
+def _service_bits(
+    ports: tuple[PortPrefix, ...], generation: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """The words of `service_ports` for this generation, zeros included."""
+    words = [0] * (2 * _WORDS)
+    for port in ports:
+        if port.class_number != SERVICE_CLASS:
+            continue
+        if port.protocol is Protocol.TCP:
+            base = 0
+        elif port.protocol is Protocol.UDP:
+            base = _WORDS
+        else:
+            continue
+        for number in range(port.port, port.port + (1 << (16 - port.bits))):
+            words[base + (number >> 6)] |= 1 << (number & 63)
+    first = (generation & 1) * 2 * _WORDS
+    for index, word in enumerate(words):
+        yield _U32.pack(first + index), _U64.pack(word)
