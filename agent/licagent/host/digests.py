@@ -14,6 +14,9 @@ come to have. What could break that, and what is done about it:
   again: only filesystems mounted in the host's own mount namespace are measured;
 - tmpfs, where a shared mapping may be written without moving the change time: measured only if
   root alone can write the file;
+- overlayfs, whose inode (the one that is compared) does not learn of writes through a mapping
+  of the file below: measured only if it has no upper layer, or is the host's own root and root
+  alone can write the file. In a container its own root could, so `container:id` is for those;
 - another disk under the same device number, a disk changed while the host was off: digests
   are kept for one boot only.
 """
@@ -50,6 +53,8 @@ FILE_MAX_BYTES: Final = 2 * 1024**3
 _CHUNK_BYTES: Final = 1024 * 1024
 _FORMAT: Final = "licagent.digests/1"
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
+_HOST_OVERLAYS: Final = frozenset({"/", "/usr"})
+_OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _FOREIGN_FILESYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs", "vboxsf", "orangefs", "coda"}
 )
@@ -87,6 +92,7 @@ class DigestCache:
         self._dirty = False
         self._own_mounts = MountTable()
         self._host_mounts = _host_mounts()
+        self._watched_mounts = _host_mounts()
         self._load()
 
     def __len__(self) -> int:
@@ -107,8 +113,12 @@ class DigestCache:
         self._dirty = self._digests.pop(identity, None) is not None or self._dirty
 
     def mounts_changed_fd(self) -> int:
-        """A descriptor that signals POLLPRI when a filesystem was mounted or unmounted."""
-        return self._host_mounts.fileno()
+        """A descriptor that signals EPOLLPRI, once, when something was mounted or unmounted.
+
+        Register it for EPOLLPRI alone (asyncio's add_reader would spin) and call
+        `forget_unmounted` then.
+        """
+        return self._watched_mounts.fileno()
 
     def forget_unmounted(self) -> tuple[FileIdentity, ...]:
         """Drop, and return, the files whose filesystem is no longer mounted on this host.
@@ -214,8 +224,17 @@ class DigestCache:
             raise NotMeasured(
                 path, f"others decide what a file on {kind} holds; copy it to a disk", retry=False
             )
-        writable = file.info.st_uid != 0 or file.info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if kind in _MEMORY_FILESYSTEMS and writable:
+        lagging = kind in _MEMORY_FILESYSTEMS
+        if kind == "overlay" and any(o.startswith("upperdir") for o in mounts[0].super_options):
+            if not any(mount.point in _HOST_OVERLAYS for mount in mounts):
+                raise NotMeasured(
+                    path,
+                    "in a container's writable overlay it could be changed unseen; select the "
+                    "container with container:id",
+                    retry=False,
+                )
+            lagging = True
+        if lagging and (file.info.st_uid != 0 or file.info.st_mode & _OTHERS_WRITE):
             raise NotMeasured(
                 path,
                 f"on {kind} its owner could change it unseen; install it on a disk, or as "

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import select
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ class Mount:
     point: str
     filesystem: str  # type, such as ext4 or fuse.sshfs
     source: str
-    options: frozenset[str]
+    options: frozenset[str]  # of this mount
+    super_options: frozenset[str]  # of the filesystem
 
 
 def parse_mountinfo(text: str) -> Iterator[Mount]:
@@ -54,6 +56,7 @@ def parse_mountinfo(text: str) -> Iterator[Mount]:
                 filesystem=rest[0],
                 source=unescape(rest[1]),
                 options=frozenset(fields[5].split(",")),
+                super_options=frozenset((rest[2] if len(rest) > 2 else "").split(",")),
             )
         except ValueError:
             continue
@@ -68,9 +71,9 @@ class MountTable:
 
     def __init__(self, path: Path = Path("/proc/self/mountinfo")) -> None:
         """Open `path`; OSError where the process is gone or not ours to look at."""
-        self._file = path.open("rb", buffering=0)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._poll = select.poll()
-        self._poll.register(self._file.fileno(), select.POLLPRI | select.POLLERR)
+        self._poll.register(self._fd, select.POLLPRI | select.POLLERR)
         self._by_id: dict[int, Mount] = {}
         self._by_device: dict[tuple[int, int], tuple[Mount, ...]] = {}
         self._filled = False
@@ -78,8 +81,11 @@ class MountTable:
     def _refresh(self) -> None:
         if self._filled and not self._poll.poll(0):
             return
-        self._file.seek(0)
-        text = self._file.readall().decode("utf-8", "surrogateescape")
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        content = b""
+        while chunk := os.read(self._fd, 1 << 16):
+            content += chunk
+        text = content.decode("utf-8", "surrogateescape")
         by_id: dict[int, Mount] = {}
         by_device: dict[tuple[int, int], tuple[Mount, ...]] = {}
         for mount in parse_mountinfo(text):
@@ -104,9 +110,19 @@ class MountTable:
         return tuple(m for m in self._by_id.values() if m.filesystem == filesystem)
 
     def fileno(self) -> int:
-        """For select and poll: POLLPRI when the table has changed since it was last read."""
-        return self._file.fileno()
+        """For epoll with EPOLLPRI alone; it is always readable, so not for EPOLLIN.
+
+        The kernel tells a change once per open file, to whoever polls first (mounts_poll(),
+        fs/proc_namespace.c): a table whose descriptor is polled elsewhere is for that only.
+        """
+        return self._fd
 
     def close(self) -> None:
-        """Give the file descriptor back."""
-        self._file.close()
+        """Give the file descriptor back; otherwise it goes with the object."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
