@@ -3,48 +3,74 @@
 
 from __future__ import annotations
 
-import contextlib
 import select
 import socket
 import time
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 ANSWER_LIMIT_S: Final = 0.6
 
 
-def call(kind: str, port: int, payload: bytes, *, callers: int = 1) -> int:
-    """Send `payload` to a local port from `callers` sockets; stops at the first echo.
+class Caller:
+    """Some sockets that call one local port; `kind` is tcp4, tcp6, udp4 or udp6."""
 
-    Answers how many echoes came: 0 after ANSWER_LIMIT_S.
-    """
-    host = "::1" if kind.endswith("6") else "127.0.0.1"
-    family = socket.AF_INET6 if kind.endswith("6") else socket.AF_INET
-    stream = kind.startswith("tcp")
-    limit = time.monotonic() + ANSWER_LIMIT_S
-    with contextlib.ExitStack() as stack:
-        waiting: set[socket.socket] = set()  # TCP sockets that are still connecting
-        talking: set[socket.socket] = set()
-        for _ in range(callers):
-            sock = stack.enter_context(
-                socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
-            )
+    def __init__(self, kind: str, port: int, callers: int = 1) -> None:
+        six = kind.endswith("6")
+        self._target = ("::1" if six else "127.0.0.1", port)
+        self._stream = kind.startswith("tcp")
+        family = socket.AF_INET6 if six else socket.AF_INET
+        shape = socket.SOCK_STREAM if self._stream else socket.SOCK_DGRAM
+        self._sockets = [socket.socket(family, shape) for _ in range(callers)]
+        for sock in self._sockets:
             sock.setblocking(False)
-            if stream:
-                sock.connect_ex((host, port))
-                waiting.add(sock)
-            else:
-                sock.sendto(payload, (host, port))
-                talking.add(sock)
-        while (waiting or talking) and (left := limit - time.monotonic()) > 0:
-            readable, writable, _ = select.select(talking, waiting, [], left)
+            if self._stream:
+                sock.connect_ex(self._target)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for sock in self._sockets:
+            sock.close()
+
+    def call(self, payload: bytes) -> bool:
+        """Send `payload` from every socket; did an echo come within ANSWER_LIMIT_S?
+
+        Stops at the first echo.
+        """
+        limit = time.monotonic() + ANSWER_LIMIT_S
+        silent, asked = set(self._sockets), set[socket.socket]()
+        while (silent or asked) and (left := limit - time.monotonic()) > 0:
+            readable, writable, _ = select.select(asked, silent, [], left)
             for sock in writable:
-                waiting.discard(sock)
-                with contextlib.suppress(OSError):  # refused: it has nothing to say
-                    sock.send(payload)
-                    talking.add(sock)
+                silent.discard(sock)
+                if self._send(sock, payload):
+                    asked.add(sock)
             for sock in readable:
-                talking.discard(sock)
-                with contextlib.suppress(OSError):
-                    if payload in sock.recv(65536):
-                        return 1
-    return 0
+                asked.discard(sock)
+                if payload in self._receive(sock):
+                    return True
+        return False
+
+    def _send(self, sock: socket.socket, payload: bytes) -> bool:
+        try:
+            if self._stream:
+                sock.send(payload)
+            else:
+                sock.sendto(payload, self._target)
+        except OSError:  # the connection was refused: no answer will come
+            return False
+        return True
+
+    @staticmethod
+    def _receive(sock: socket.socket) -> bytes:
+        try:
+            return sock.recv(65536)
+        except OSError:  # reset
+            return b""

@@ -147,8 +147,9 @@ def walk(
         helper.program = program
         report = program.converse(helper.handle)
         if route.direction == "in":
-            kinds = frozenset({route.evidence}) if helper.echoes else frozenset[str]()
-            later = frozenset[str]()
+            answered = frozenset({route.evidence})
+            kinds = answered if helper.echoes[:1] == [True] else frozenset[str]()
+            later = answered if helper.echoes[1:] == [True] else frozenset[str]()
         else:
             server = helper.inner or server
             kinds = server.kinds_that_got(token.encode())
@@ -194,7 +195,9 @@ class _Helper:
     on: dict[str, Callable[[], None]]
     program: programs.Program | None = None
     inner: recorder.Recorder | None = None
-    echoes: int = 0
+    caller: probe.Caller | None = None
+    echoes: list[bool] = field(default_factory=list)
+    """One for each round of a program that offers a port."""
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
@@ -219,6 +222,7 @@ class _Helper:
             "listener": self._listener,
             "netns": self._netns,
             "serve": self._serve,
+            "again": self._again,
         }
         return handlers[what](line)
 
@@ -262,6 +266,11 @@ class _Helper:
         return {"port": self.inner.port}
 
     def _serve(self, line: dict[str, Any]) -> None:
-        self.echoes += probe.call(
-            str(line["kind"]), int(line["port"]), self.token, callers=int(line["calls"])
-        )
+        caller = probe.Caller(str(line["kind"]), int(line["port"]), int(line["calls"]))
+        self.stack.enter_context(caller)
+        self.caller = caller
+        self._again(line)
+
+    def _again(self, _line: dict[str, Any]) -> None:
+        assert self.caller is not None
+        self.echoes.append(self.caller.call(second(self.token) if self.echoes else self.token))

@@ -11,6 +11,7 @@ from tests.kernel.routes import (
     identity,
     mapped,
     opened,
+    opened_service,
     packet,
     passing,
     raw,
@@ -34,6 +35,7 @@ THEMES: Final = (
     descriptors,
     opened,
     service,
+    opened_service,
 )
 
 HELPERS: Final[dict[str, Callable[[Context], None]]] = {

@@ -7,8 +7,10 @@ Each program sends the token, waits at "midway" (a test revokes a license there,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+from typing import Final
 
 from tests.kernel.routes import calls, packets, uring
 from tests.kernel.routes.addresses import SOURCE_PORT
@@ -17,13 +19,17 @@ from tests.kernel.routes.descriptors import SENDERS
 from tests.kernel.routes.identity import in_child
 from tests.kernel.routes.registry import pair, route
 
+NO_ROUTE4: Final = "198.51.100.1"
+"""TEST-NET-2: a namespace that has only loopback has no route there."""
+
 
 def second(token: bytes) -> bytes:
     """The payload that is sent after "midway"."""
     return token + b"/second"
 
 
-def _midway(context: Context) -> None:
+def midway(context: Context) -> None:
+    """Let the test change something, and go on with the second payload."""
     context.wait("midway")
     context.token = second(context.token)
 
@@ -34,7 +40,7 @@ def open_tcp(context: Context, family: int) -> None:
     with context.tcp(family) as sock:
         context.connect(sock)
         context.exchange(sock)
-        _midway(context)
+        midway(context)
         context.exchange(sock)
 
 
@@ -44,7 +50,7 @@ def open_mptcp(context: Context, family: int) -> None:
     with context.make(family, socket.SOCK_STREAM, calls.IPPROTO_MPTCP) as sock:
         context.connect(sock)
         context.exchange(sock)
-        _midway(context)
+        midway(context)
         context.exchange(sock)
 
 
@@ -54,7 +60,7 @@ def open_udp_connected(context: Context, family: int) -> None:
     with context.udp(family) as sock:
         context.connect(sock)
         context.exchange(sock)
-        _midway(context)
+        midway(context)
         context.exchange(sock)
 
 
@@ -67,7 +73,32 @@ def open_udp_sendto(context: Context, family: int) -> None:
                 sock.sendto(context.token, context.target)
             context.echo(sock)
             if not last:
-                _midway(context)
+                midway(context)
+
+
+@pair("udp", rounds=2)
+def open_udp_decoy_between(context: Context, family: int) -> None:
+    """A connected UDP socket that sent to a free server meanwhile, which rewrites its tag."""
+    with context.udp(family) as sock:
+        context.connect(sock)
+        context.exchange(sock)
+        with context.at("decoy"):
+            sock.sendto(b"decoy", context.decoy)
+        midway(context)
+        context.exchange(sock)
+
+
+@route("udp4", network="fresh", rounds=2)
+def open_udp_failed_connect4(context: Context) -> None:
+    """A connected UDP socket whose later connect(2) failed: it is connected as before."""
+    with context.udp() as sock:
+        context.connect(sock)
+        context.exchange(sock)
+        with context.at("decoy"), contextlib.suppress(OSError):
+            sock.connect((NO_ROUTE4, context.port))
+        context.details["peer"] = sock.getpeername()[0]
+        midway(context)
+        context.exchange(sock)
 
 
 @route("udp4", address="::ffff:127.0.0.1", cidr="127.0.0.1/32", rounds=2)
@@ -87,7 +118,7 @@ def open_raw4(context: Context) -> None:
                 packet = packets.ipv4(context.address, context.address, datagram)
                 sock.sendto(packet, (context.address, 0))
             if not last:
-                _midway(context)
+                midway(context)
 
 
 @pair("icmp", network="fresh", rounds=2)
@@ -102,7 +133,7 @@ def open_ping(context: Context, family: int) -> None:
                 sock.send(packets.echo_request(family, context.token))
             context.echo(sock)
             if not last:
-                _midway(context)
+                midway(context)
 
 
 def _uring(context: Context, *, polled: bool) -> None:
@@ -118,7 +149,7 @@ def _uring(context: Context, *, polled: bool) -> None:
                     ring.call(uring.OP_SEND, sock.fileno(), address=start, length=size)
                 context.echo(sock)
                 if not last:
-                    _midway(context)
+                    midway(context)
 
 
 @route("tcp4", rounds=2)
@@ -139,7 +170,7 @@ def open_fork4(context: Context) -> None:
     with context.tcp() as sock:
         context.connect(sock)
         context.exchange(sock)
-        _midway(context)
+        midway(context)
         in_child(context, "send", sock)
 
 
@@ -150,7 +181,7 @@ def open_moved4(context: Context) -> None:
         context.connect(sock)
         context.exchange(sock)
         context.wait("move", to="other")
-        _midway(context)
+        midway(context)
         context.exchange(sock)
 
 
@@ -160,7 +191,7 @@ def open_setuid4(context: Context) -> None:
     with context.tcp() as sock:
         context.connect(sock)
         context.exchange(sock)
-        _midway(context)
+        midway(context)
         user = int(context.options.get("become", "65534"))
         with context.at("setuid"):
             os.setresuid(user, user, user)
@@ -172,7 +203,7 @@ def _register(name: str) -> None:
         with context.tcp() as sock:
             context.connect(sock)
             context.exchange(sock)
-            _midway(context)
+            midway(context)
             SENDERS[name](context, sock, context.token)
             context.echo(sock)
 

@@ -104,9 +104,8 @@ def raw_udp_connected(context: Context, family: int) -> None:
 @pair("other")
 def raw_other(context: Context, family: int) -> None:
     """A raw socket of an IP protocol that has no ports (253)."""
-    with context.make(family, socket.SOCK_RAW, EXPERIMENTAL_PROTOCOL) as sock:
-        with context.at("send"):
-            sock.sendto(context.token, (context.address, 0))
+    with context.make(family, socket.SOCK_RAW, EXPERIMENTAL_PROTOCOL) as sock, context.at("send"):
+        sock.sendto(context.token, (context.address, 0))
 
 
 @route("udp6")
@@ -187,9 +186,9 @@ def _icmp_protocol(family: int) -> int:
 @pair("icmp")
 def icmp_raw(context: Context, family: int) -> None:
     """An echo request on a raw ICMP socket."""
-    with context.make(family, socket.SOCK_RAW, _icmp_protocol(family)) as sock:
-        with context.at("send"):
-            sock.sendto(packets.echo_request(family, context.token), (context.address, 0))
+    request = packets.echo_request(family, context.token)
+    with context.make(family, socket.SOCK_RAW, _icmp_protocol(family)) as sock, context.at("send"):
+        sock.sendto(request, (context.address, 0))
 
 
 @route("icmp4")

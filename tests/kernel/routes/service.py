@@ -11,7 +11,7 @@ from tests.kernel.routes.base import TIMEOUT_S, Context
 from tests.kernel.routes.registry import pair, route
 
 
-def _serve_stream(context: Context, listener: socket.socket, kind: str, calls_in: int = 1) -> None:
+def serve_stream(context: Context, listener: socket.socket, kind: str, calls_in: int = 1) -> None:
     """Answer until one caller's bytes were echoed."""
     listener.settimeout(TIMEOUT_S)
     context.tell("serve", kind=kind, port=listener.getsockname()[1], calls=calls_in)
@@ -22,7 +22,8 @@ def _serve_stream(context: Context, listener: socket.socket, kind: str, calls_in
         caller.sendall(caller.recv(65536))
 
 
-def _serve_datagram(context: Context, sock: socket.socket, kind: str) -> None:
+def serve_datagram(context: Context, sock: socket.socket, kind: str) -> None:
+    """Answer one datagram."""
     context.tell("serve", kind=kind, port=sock.getsockname()[1], calls=1)
     with context.at("serve"):
         data, caller = sock.recvfrom(65536)
@@ -41,7 +42,7 @@ def serve_tcp(context: Context, family: int) -> None:
             sock.bind(context.target)
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, f"tcp{_suffix(family)}")
+        serve_stream(context, sock, f"tcp{_suffix(family)}")
 
 
 @pair("udp", direction="in")
@@ -50,7 +51,7 @@ def serve_udp(context: Context, family: int) -> None:
     with context.udp(family) as sock:
         with context.at("bind"):
             sock.bind(context.target)
-        _serve_datagram(context, sock, f"udp{_suffix(family)}")
+        serve_datagram(context, sock, f"udp{_suffix(family)}")
 
 
 @route("tcp4", address="0.0.0.0", direction="in")
@@ -68,7 +69,7 @@ def serve_dual_stack(context: Context) -> None:
             sock.bind(context.target)
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, "tcp4")
+        serve_stream(context, sock, "tcp4")
 
 
 @route("tcp4", address="::ffff:127.0.0.1", direction="in")
@@ -79,7 +80,7 @@ def serve_mapped_tcp(context: Context) -> None:
             sock.bind(context.target)
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, "tcp4")
+        serve_stream(context, sock, "tcp4")
 
 
 @route("udp4", address="::ffff:127.0.0.1", direction="in")
@@ -88,7 +89,7 @@ def serve_mapped_udp(context: Context) -> None:
     with context.udp(socket.AF_INET6) as sock:
         with context.at("bind"):
             sock.bind(context.target)
-        _serve_datagram(context, sock, "udp4")
+        serve_datagram(context, sock, "udp4")
 
 
 @route("udp4", address="0.0.0.0", direction="in")
@@ -98,7 +99,7 @@ def serve_unspec_family_udp4(context: Context) -> None:
         with context.at("bind"):
             address = calls.address4(*context.target, family=socket.AF_UNSPEC)
             calls.bind(sock, address)
-        _serve_datagram(context, sock, "udp4")
+        serve_datagram(context, sock, "udp4")
 
 
 @route("tcp4", direction="in")
@@ -109,7 +110,7 @@ def serve_mptcp4(context: Context) -> None:
             sock.bind(context.target)
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, "tcp4")
+        serve_stream(context, sock, "tcp4")
 
 
 @pair("tcp", direction="in")
@@ -120,7 +121,7 @@ def serve_ephemeral(context: Context, family: int) -> None:
             sock.bind((context.address, 0))
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, f"tcp{_suffix(family)}")
+        serve_stream(context, sock, f"tcp{_suffix(family)}")
 
 
 @pair("udp", direction="in")
@@ -129,7 +130,7 @@ def serve_ephemeral_udp(context: Context, family: int) -> None:
     with context.udp(family) as sock:
         with context.at("bind"):
             sock.bind((context.address, 0))
-        _serve_datagram(context, sock, f"udp{_suffix(family)}")
+        serve_datagram(context, sock, f"udp{_suffix(family)}")
 
 
 @pair("tcp", direction="in")
@@ -142,7 +143,7 @@ def serve_bind_no_port(context: Context, family: int) -> None:
             sock.bind((context.address, 0))
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, f"tcp{_suffix(family)}")
+        serve_stream(context, sock, f"tcp{_suffix(family)}")
 
 
 @pair("tcp", direction="in")
@@ -151,7 +152,7 @@ def serve_no_bind(context: Context, family: int) -> None:
     with context.tcp(family) as sock:
         with context.at("listen"):
             sock.listen()
-        _serve_stream(context, sock, f"tcp{_suffix(family)}")
+        serve_stream(context, sock, f"tcp{_suffix(family)}")
 
 
 @pair("udp", direction="in")
@@ -161,7 +162,7 @@ def serve_autobind_udp(context: Context, family: int) -> None:
         with context.at("decoy"):
             sock.sendto(b"decoy", context.decoy)
         context.echo(sock, b"decoy")
-        _serve_datagram(context, sock, f"udp{_suffix(family)}")
+        serve_datagram(context, sock, f"udp{_suffix(family)}")
 
 
 @route("tcp4", direction="in")
@@ -172,7 +173,7 @@ def serve_before4(context: Context) -> None:
             sock.bind(context.target)
             sock.listen()
         context.wait("bound")
-        _serve_stream(context, sock, "tcp4")
+        serve_stream(context, sock, "tcp4")
 
 
 @route("udp4", direction="in")
@@ -182,7 +183,7 @@ def serve_before_udp4(context: Context) -> None:
         with context.at("bind"):
             sock.bind(context.target)
         context.wait("bound")
-        _serve_datagram(context, sock, "udp4")
+        serve_datagram(context, sock, "udp4")
 
 
 @route("tcp4", direction="in", needs=("holder",))
@@ -196,7 +197,7 @@ def serve_reuseport4(context: Context) -> None:
         with context.at("listen"):
             sock.listen(128)
         # 64 callers with hashed ports: all of them missing this listener has odds of 2**-64
-        _serve_stream(context, sock, "tcp4", calls_in=64)
+        serve_stream(context, sock, "tcp4", calls_in=64)
 
 
 @route("tcp4", direction="in")
@@ -210,7 +211,7 @@ def serve_uring4(context: Context) -> None:
             ring.call(uring.OP_BIND, sock.fileno(), address=ring.buffer(name), offset=len(name))
         with context.at("listen"):
             ring.call(uring.OP_LISTEN, sock.fileno(), length=16)
-        _serve_stream(context, sock, "tcp4")
+        serve_stream(context, sock, "tcp4")
 
 
 @route("udp4", direction="in")
