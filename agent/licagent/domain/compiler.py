@@ -229,8 +229,7 @@ class _Compiler:
 
     def _not_granted(self, view: _LicenseView, name: str) -> tuple[str, str]:
         if name not in self._resources:
-            hint = Names(self._resources).suggest(name) if not self.problems else ""
-            return f"there is no resource {shown(name)}", hint
+            return f"there is no resource {shown(name)}", "describe it in a [[resource]]"
         if name in view.wrong_action:
             action = _ACTIONS.get(self._resources[name][1].kind, "use")
             return (

@@ -61,6 +61,7 @@ def parse_policy(
     problems: list[PolicyProblem] = []
     resources: list[Resource] = []
     places: list[tuple[PolicyFile, Path]] = []  # of each of the resources
+    described: set[str] = set()  # names of resources, also of those that cannot be read
     bindings: list[Binding] = []
     wanted: list[tuple[PolicyFile, Path, str]] = []  # resources that bindings ask for
     numbers: Counter[str] = Counter()
@@ -74,6 +75,8 @@ def parse_policy(
         file = PolicyFile(name, text, problems)
         file.check_keys((), file.document, ("resource", "binding"))
         for path, table, line in file.tables("resource"):
+            if isinstance(table.get("name"), str):
+                described.add(table["name"])
             resource = read_resource(file, path, table, line)
             if resource is not None:
                 resources.append(resource)
@@ -89,7 +92,7 @@ def parse_policy(
                 (file, (*path, "resources", index), word)
                 for index, word in enumerate(binding.resources or ())
             ]
-    _check_wanted(wanted, resources, complete=not problems)
+    _check_wanted(wanted, described)
     problems += duplicate_names(resources, bindings)
 
     def line_of(place: Place) -> int:
@@ -103,14 +106,11 @@ def parse_policy(
     return Policy(tuple(resources), tuple(bindings))
 
 
-def _check_wanted(
-    wanted: Sequence[tuple[PolicyFile, Path, str]], resources: Sequence[Resource], *, complete: bool
-) -> None:
+def _check_wanted(wanted: Sequence[tuple[PolicyFile, Path, str]], described: set[str]) -> None:
     """A problem for each resource that a binding asks for and no file describes."""
-    known = {resource.name for resource in resources}
-    names = Names(known)
+    names = Names(sorted(described))
     for file, path, word in wanted:
-        if word not in known and (complete or known):
+        if word not in described:
             file.problem(path, f"there is no resource {shown(word)}", names.suggest(word))
 
 
