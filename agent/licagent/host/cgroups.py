@@ -14,12 +14,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from licagent.domain.tables import Scope, ScopeKind
+from licagent.host.cgroup_names import CgroupNames, matches, names_of, parts_of
 from licagent.host.mounts import unescape
 
+__all__ = [
+    "Cgroup",
+    "CgroupError",
+    "CgroupNames",
+    "CgroupTree",
+    "cgroup_of_process",
+    "find_mount",
+    "matches",
+    "names_of",
+]
+
 _FILEID_KERNFS = 0xFE  # include/linux/exportfs.h, since 5.5
-_HEX = frozenset("0123456789abcdef")
-_UNIT_SUFFIXES = (".service", ".scope", ".socket", ".mount", ".swap")
 
 
 class CgroupError(Exception):
@@ -32,15 +41,6 @@ class Cgroup:
 
     id: int
     path: str
-
-
-@dataclass(frozen=True, slots=True)
-class CgroupNames:
-    """What a cgroup's path says about the workload in it; None where it says nothing."""
-
-    unit: str | None = None
-    slice: str | None = None
-    container: str | None = None
 
 
 def find_mount(mounts: Path = Path("/proc/mounts")) -> Path:
@@ -57,89 +57,6 @@ def find_mount(mounts: Path = Path("/proc/mounts")) -> Path:
         f"no cgroup v2 filesystem in {mounts}: mount one with "
         "`mount -t cgroup2 none /sys/fs/cgroup/unified`, or boot with "
         "systemd.unified_cgroup_hierarchy=1"
-    )
-
-
-def _unescape_unit(name: str) -> str:
-    # systemd puts "_" before names that clash with the kernel's files (cg_escape()).
-    return name.removeprefix("_")
-
-
-def container_id(base_name: str) -> str | None:
-    """The container id (12 to 64 hex digits) in a cgroup's base name, or None.
-
-    Known forms: docker-ID.scope, libpod-ID.scope, crio-ID.scope, cri-containerd-ID.scope,
-    `...:cri-containerd:ID`, and the bare ID of the cgroupfs drivers. Not a container: conmon's
-    own scope, and a pod, whose UUID also ends in 12 hex digits.
-    """
-    name = base_name.removesuffix(".scope")
-    prefix, digits = "", name
-    for position in range(len(name) - 1, -1, -1):
-        if name[position] in "-:":
-            prefix, digits = name[:position], name[position + 1 :]
-            break
-    if not 12 <= len(digits) <= 64 or not _HEX.issuperset(digits):
-        return None
-    if "conmon" in prefix or prefix.startswith("pod"):
-        return None
-    return digits
-
-
-def names_of(path: str) -> CgroupNames:
-    """Unit, slice and container of a cgroup path, as the selectors see them."""
-    unit: str | None = None
-    slice_name: str | None = None
-    container: str | None = None
-    in_user_manager = False
-    for part in _parts(path):
-        if unit is None and part.endswith(".slice") and container is None:
-            slice_name = _unescape_unit(part)
-            continue
-        if container is None and not in_user_manager:
-            container = container_id(part)
-        if unit is None:
-            # Only the first folder that is no slice can be a system unit: what is below it
-            # is the unit's own, and may be delegated to its user.
-            unit = _unescape_unit(part) if part.endswith(_UNIT_SUFFIXES) else ""
-        in_user_manager = in_user_manager or _is_user_manager(part)
-    return CgroupNames(unit or None, slice_name, container)
-
-
-def _parts(path: str) -> list[str]:
-    return [part for part in path.split("/") if part]
-
-
-def _is_user_manager(part: str) -> bool:
-    return part.startswith("user@") and part.endswith(".service")
-
-
-def matches(scope: Scope, path: str) -> bool:
-    """Whether the cgroup at `path` itself is the one that `scope` names.
-
-    Its descendants belong to the scope as well, but that is the look-up's business: the kernel
-    walks up from the socket's cgroup. The forms are those of ScopeKind: a folder that a user
-    could have made (below a unit, or below user@UID.service) never counts as a unit or
-    container.
-    """
-    parts = _parts(path)
-    if scope.kind is ScopeKind.PATH:
-        return parts == _parts(scope.name)
-    if not parts:
-        return False
-    *ancestors, base = parts
-    if scope.kind is ScopeKind.UNIT:
-        return scope.name in (base, _unescape_unit(base)) and all(
-            part.endswith(".slice") for part in ancestors
-        )
-    found = container_id(base)
-    return (
-        found is not None
-        and len(scope.name) >= 12
-        and found.startswith(scope.name)
-        and not any(_is_user_manager(part) for part in ancestors)
-        # A container may be given its own subtree to write; what it makes there is not
-        # another container.
-        and not any(container_id(part) for part in ancestors)
     )
 
 
@@ -170,7 +87,7 @@ class CgroupTree:
 
     def directory(self, path: str) -> Path:
         """The folder of a cgroup path; CgroupError if it would leave the tree."""
-        parts = _parts(path)
+        parts = parts_of(path)
         if any(part in (".", "..") for part in parts):
             raise CgroupError(f"{path!r} is not a cgroup path: it may not hold . or ..")
         return self.root.joinpath(*parts)
@@ -251,7 +168,7 @@ class CgroupTree:
         """Make a cgroup and its missing parents; one that is there is taken as it is."""
         directory = self.directory(path)
         directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-        return Cgroup(directory.stat().st_ino, "/" + "/".join(_parts(path)))
+        return Cgroup(directory.stat().st_ino, "/" + "/".join(parts_of(path)))
 
     def enter(self, path: str, pid: int) -> None:
         """Move a process into a cgroup."""
@@ -262,7 +179,7 @@ class CgroupTree:
 
         Raises CgroupError, naming the processes, where one of them is still in use.
         """
-        if not _parts(path):
+        if not parts_of(path):
             raise CgroupError("the root of the cgroup tree cannot be removed")
         for cgroup in reversed(list(self.walk(path))):
             try:

@@ -1,73 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock's memory: where it was anchored, and the latest time it has ever seen.
+"""The clock's memory: the latest trusted time, kept over restarts and reboots.
 
-The rules are in `licagent.domain.clock`; this is where its numbers survive a reboot.
+The rules are in `licagent.domain.clock`; this is where its numbers survive.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Final
 
+from licagent.domain.clock import ClockState
+from licagent.store.errors import StoreError
 from licagent.store.statedir import StateDir
 
 _DOCUMENT: Final = "clock"
 _SCHEMA: Final = "licagent.clock/1"
 
 
-@dataclass(frozen=True, slots=True)
-class ClockRecord:
-    """What is kept of the trusted clock."""
-
-    boot_id: str  # of the boot in which the anchor was taken
-    anchor_wall_ns: int  # unix time, ns
-    anchor_boottime_ns: int  # CLOCK_BOOTTIME at the same moment
-    high_water_ns: int  # unix time, ns; trusted time is never below it
-
-
 class ClockStore:
-    """Reads and writes the clock's record."""
+    """Reads and writes the state of the trusted clock."""
 
     def __init__(self, state: StateDir) -> None:
         """Nothing is read yet."""
         self._state = state
-        self._last: ClockRecord | None = None
+        self._last: ClockState | None = None
 
-    def load(self) -> ClockRecord | None:
-        """The record, or None on a new host. Raises DocumentDamaged."""
+    def load(self) -> ClockState | None:
+        """The state saved last, or None on a new host.
+
+        Raises DocumentDamaged once; after that the host counts as new, and the wall clock is
+        all there is to go by: say so loudly.
+        """
         body = self._state.read_document(_DOCUMENT, _SCHEMA)
         if body is None:
             return None
-        self._last = ClockRecord(
-            boot_id=str(body["boot_id"]),
-            anchor_wall_ns=int(body["anchor_wall_ns"]),
-            anchor_boottime_ns=int(body["anchor_boottime_ns"]),
-            high_water_ns=int(body["high_water_ns"]),
-        )
+        try:
+            self._last = ClockState.from_document(body)
+        except ValueError as error:
+            raise StoreError(
+                f"the state document {_DOCUMENT} is whole but makes no sense: {error}. Move it "
+                "away to begin with the wall clock's time"
+            ) from error
         return self._last
 
-    def save(self, record: ClockRecord) -> None:
-        """Make a record durable. The high-water mark never goes down.
+    def save(self, state: ClockState) -> None:
+        """Make a state durable. The high-water mark never goes down.
 
-        Raises StateWriteFailed; DocumentDamaged as `load` does, once.
+        Raises StateWriteFailed; what `load` raises, if nothing was loaded before.
         """
         if self._last is None:
             self.load()
-        if self._last is not None and record.high_water_ns < self._last.high_water_ns:
-            record = ClockRecord(
-                record.boot_id,
-                record.anchor_wall_ns,
-                record.anchor_boottime_ns,
-                self._last.high_water_ns,
-            )
-        self._state.write_document(
-            _DOCUMENT,
-            _SCHEMA,
-            {
-                "boot_id": record.boot_id,
-                "anchor_wall_ns": record.anchor_wall_ns,
-                "anchor_boottime_ns": record.anchor_boottime_ns,
-                "high_water_ns": record.high_water_ns,
-            },
-        )
-        self._last = record
+        if self._last is not None and state.now_ns < self._last.now_ns:
+            state = replace(state, now_ns=self._last.now_ns)
+        self._state.write_document(_DOCUMENT, _SCHEMA, state.document())
+        self._last = state

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from licagent.domain.tables import Scope, ScopeKind
 from licagent.host import cgroups as module
+from licagent.host.cgroup_names import container_id
 from licagent.host.cgroups import (
     CgroupError,
     CgroupNames,
     CgroupTree,
     cgroup_of_process,
-    container_id,
     find_mount,
     matches,
     names_of,
