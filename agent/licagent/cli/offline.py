@@ -78,12 +78,24 @@ def _license_problem(path: Path, error: Any) -> Mapping[str, object]:
     }
 
 
-def check_policy(files: Sequence[tuple[str, str]], licenses: Licenses) -> dict[str, Any]:
+def check_policy(
+    files: Sequence[tuple[str, str]], licenses: Licenses, config: AgentConfig
+) -> dict[str, Any]:
     """What the files describe together, in numbers. LocalError REFUSED with every problem."""
+    from licagent.domain.compiler import compile_policy
+    from licagent.domain.failsafe import failsafe_entries
     from licagent.domain.policy import PolicyError, parse_policy
 
     try:
         policy = parse_policy(files, licenses.known)
+        tables = compile_policy(
+            policy,
+            licenses.known,
+            _Numbers(),
+            _uid,
+            failsafe_entries(config.failsafe),
+            groups=_gid,
+        )
     except PolicyError as error:
         raise refused("the policy is refused", error.problems) from error
     return {
@@ -91,8 +103,38 @@ def check_policy(files: Sequence[tuple[str, str]], licenses: Licenses) -> dict[s
         "files": [name for name, _ in files],
         "resources": len(policy.resources),
         "bindings": len(policy.bindings),
+        "rules": len(tables.rules),
         "warnings": list(licenses.problems),
     }
+
+
+class _Numbers:
+    """Numbers that last as long as this check (the daemon's own are kept on disk)."""
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[str, str], int] = {}
+
+    def number(self, space: str, name: str) -> int:
+        """The number of `name`: the same each time it is asked for."""
+        return self._given.setdefault((space, name), len(self._given) + 1)
+
+
+def _uid(name: str) -> int | None:
+    import pwd
+
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def _gid(name: str) -> int | None:
+    import grp
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
 
 
 def host_checks(config: AgentConfig) -> list[dict[str, object]]:

@@ -41,6 +41,21 @@ class FailsafeSetting:
     protocol: str  # tcp | udp | icmp | sctp | other | any
 
 
+DEFAULT_FAILSAFE: Final = (
+    # What a host needs to have an address, a name and the time, and what its owner needs to
+    # get in. Loopback needs no entry: what no resource names passes anyway.
+    FailsafeSetting("out", "any", ("67-68", "546-547"), "udp"),  # DHCP, DHCPv6
+    FailsafeSetting("out", "any", ("53",), "udp"),
+    FailsafeSetting("out", "any", ("53",), "tcp"),
+    FailsafeSetting("out", "any", ("123",), "udp"),  # NTP
+    FailsafeSetting("out", "fe80::/10", (), "icmp"),  # neighbours and routers (RFC 4861):
+    FailsafeSetting("out", "ff02::/16", (), "icmp"),  # without them there is no IPv6
+    FailsafeSetting("in", "any", ("68", "546"), "udp"),
+    FailsafeSetting("in", "any", ("22",), "tcp"),  # SSH
+)
+"""The failsafe list where agent.toml has none of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class AgentConfig:
     """The settings of one agent. Defaults are those of a packaged installation."""
@@ -53,7 +68,7 @@ class AgentConfig:
     cgroup_root: Path | None = None  # None ("auto"): the cgroup v2 mount
     loader: str = "auto"  # auto | prebuilt | bcc
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    failsafe: tuple[FailsafeSetting, ...] | None = None  # None: the built-in list
+    failsafe: tuple[FailsafeSetting, ...] = DEFAULT_FAILSAFE  # what no policy can deny
     existing_sockets: str = "cut"  # unlicensed sockets older than the agent: cut | keep
     mark_sockets: bool = False  # mirror the tag in SO_MARK
 
@@ -111,7 +126,7 @@ class Settings:
     sources: Mapping[str, str]  # key -> "default", "LICAGENT_MODE" or "/etc/.../agent.toml:3"
 
 
-class _Bad(Exception):  # noqa: N818 - becomes a ConfigProblem where the place is known
+class _Bad(Exception):
     def __init__(self, message: str, suggestion: str = "") -> None:
         super().__init__(message)
         self.message = message
@@ -186,7 +201,8 @@ _PROTOCOLS: Final = ("tcp", "udp", "icmp", "sctp", "other", "any")
 
 def _failsafe(value: Any) -> object:
     if not isinstance(value, list):
-        raise _Bad("failsafe must be a list", 'failsafe = [{ cidr = "10.0.0.1/32" }]')
+        hint = 'failsafe = [{ direction = "in", ports = ["22"], protocol = "tcp" }]'
+        raise _Bad("failsafe must be a list", hint)
     return tuple(_failsafe_entry(entry) for entry in value)
 
 
@@ -213,8 +229,10 @@ def _failsafe_entry(entry: Any) -> FailsafeSetting:
     for port in ports:
         match = _PORTS.fullmatch(port) if isinstance(port, str) else None
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if not 0 <= first <= last <= 65535:
+        if not 1 <= first <= last <= 65535:
             raise _Bad(f"{port!r} is no port or range of ports", '"22" or "6000-6010"')
+    if ports and protocol not in ("tcp", "udp", "sctp", "any"):
+        raise _Bad(f"{protocol} has no ports", "leave ports out")
     if direction == "in" and not ports and protocol in ("any", "tcp", "udp"):
         raise _Bad("an inbound entry without ports would open the whole host", 'ports = ["22"]')
     return FailsafeSetting(direction, cidr, tuple(ports), protocol)

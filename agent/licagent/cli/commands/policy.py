@@ -53,7 +53,7 @@ def check(session: Session, files: tuple[Path, ...], installed: bool, live: bool
     if live:
         result = session.call("policy.check", files=_as_params(texts))
     else:
-        result = check_policy(texts, read_licenses(config))
+        result = check_policy(texts, read_licenses(config), config)
     session.emit(result, check_blocks)
 
 
