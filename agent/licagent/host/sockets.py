@@ -102,7 +102,8 @@ def list_sockets(
     """The sockets of the caller's network namespace.
 
     A protocol that the kernel has no listing for is passed over; see `namespaces.run_inside`
-    for other namespaces. Takes about 15 us a socket. OSError when the kernel refuses.
+    for other namespaces. Takes about 170 us a socket
+    (3,000 sockets: 0.5 s). OSError when the kernel refuses.
     """
     from pyroute2.netlink.diag import (  # type: ignore[import-untyped]
         SS_ALL,
