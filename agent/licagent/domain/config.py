@@ -356,7 +356,8 @@ def _document(text: str, file: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         found = re.search(r"at line (\d+)", str(error))
-        line = int(found[1]) if found else 0
+        at_end = "at end of document" in str(error)
+        line = int(found[1]) if found else max(1, len(text.splitlines())) if at_end else 0
         raise ConfigError((ConfigProblem(file, line, "", f"not TOML: {error}"),)) from error
 
 

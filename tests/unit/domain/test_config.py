@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from licagent.domain.config import (
+    DEFAULT_FAILSAFE,
+    SETTINGS,
+    AgentConfig,
+    ConfigError,
+    FailsafeSetting,
+    describe,
+    parse_config,
+    read_config,
+)
+from licagent.domain.failsafe import failsafe_entries
+
+
+def problems(text: str = "", **environment: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "agent.toml", environment)
+    assert str(caught.value.problems[0]) in str(caught.value)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_new_hosts_observe_and_every_key_has_a_default():
+    config = parse_config("", "agent.toml", {}).config
+    assert config == AgentConfig()
+    assert config.mode == "observe"
+    assert config.existing_sockets == "cut"
+    assert config.socket_path == Path("/run/licagent/licagent.sock")
+    assert config.policy_dir == Path("/etc/licagent/policy.d")
+    assert {field.name for field in fields(AgentConfig)} == SETTINGS.keys()
+
+
+def test_every_key_can_be_set_in_the_file():
+    config = parse_config(
+        """
+        mode = "enforce"
+        config_dir = "/a"
+        state_dir = "/b"
+        runtime_dir = "/c"
+        bpffs_dir = "/d"
+        cgroup_root = "/e"
+        loader = "bcc"
+        existing_sockets = "keep"
+        mark_sockets = true
+        failsafe = [
+            { cidr = "10.0.0.0/8", ports = ["53", "60-70"], protocol = "udp" },
+            { direction = "in", ports = ["22"], protocol = "tcp" },
+        ]
+        [labels]
+        environment = "production"
+        """,
+        "agent.toml",
+        {},
+    ).config
+    assert config == AgentConfig(
+        mode="enforce",
+        config_dir=Path("/a"),
+        state_dir=Path("/b"),
+        runtime_dir=Path("/c"),
+        bpffs_dir=Path("/d"),
+        cgroup_root=Path("/e"),
+        loader="bcc",
+        existing_sockets="keep",
+        mark_sockets=True,
+        failsafe=(
+            FailsafeSetting("out", "10.0.0.0/8", ("53", "60-70"), "udp"),
+            FailsafeSetting("in", "any", ("22",), "tcp"),
+        ),
+        labels={"environment": "production"},
+    )
+    assert config.trust_path == Path("/a/trust.jwks")
+    assert config.licenses_dir == Path("/a/licenses")
+
+
+ENVIRONMENT = {
+    "mode": ("enforce", "enforce"),
+    "config_dir": ("/a", Path("/a")),
+    "state_dir": ("/b", Path("/b")),
+    "runtime_dir": ("/c", Path("/c")),
+    "bpffs_dir": ("/d", Path("/d")),
+    "cgroup_root": ("/e", Path("/e")),
+    "loader": ("prebuilt", "prebuilt"),
+    "existing_sockets": ("keep", "keep"),
+    "mark_sockets": ("yes", True),
+    "labels": ("region=eu, role=db", {"region": "eu", "role": "db"}),
+    "failsafe": ('[{ cidr = "::1/128" }]', (FailsafeSetting("out", "::1/128", (), "any"),)),
+}
+
+
+@pytest.mark.parametrize("key", SETTINGS)
+def test_every_key_can_be_set_in_the_environment_and_wins(key):
+    text, value = ENVIRONMENT[key]
+    file = 'mode = "observe"\nloader = "auto"\nstate_dir = "/x"\n'
+    settings = parse_config(file, "agent.toml", {f"LICAGENT_{key.upper()}": text})
+    assert getattr(settings.config, key) == value
+    assert settings.sources[key] == f"LICAGENT_{key.upper()}"
+    other = next(name for name in ("mode", "loader") if name != key)
+    assert settings.sources[other].startswith("agent.toml:")
+
+
+def test_the_cgroup_root_may_be_found_by_itself():
+    assert parse_config('cgroup_root = "auto"', "f", {}).config.cgroup_root is None
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('\n\nmoode = "observe"', "agent.toml:3: moode: unknown key (did you mean mode)"),
+        ("[labls]\na = 'b'", "agent.toml:1: labls: unknown key (did you mean labels)"),
+        ('mode = "enforced"', "'enforced' is not one of observe, enforce (did you mean enforce)"),
+        ("mode = true", "agent.toml:1: mode: True is not one of observe, enforce"),
+        ('state_dir = "var/lib"', "not an absolute path (start it with /)"),
+        ('state_dir = "/a\\u0000b"', "not an absolute path"),
+        ("state_dir = 5", "5 is not a path"),
+        ('mark_sockets = "true"', "'true' is not true or false"),
+        ("labels = 1", "labels must be a table"),
+        ('labels = { "A b" = "x" }', "'A b' is no label name"),
+        ("labels = { a = 1 }", "label a: 1 is not a text"),
+        ("failsafe = {}", "failsafe must be a list"),
+        ("failsafe = [1]", "1 is no table"),
+        ('failsafe = [{ cdir = "10.0.0.0/8" }]', "unknown key 'cdir' (did you mean cidr)"),
+        ('failsafe = [{ cidr = "10.0.0.1/8" }]', "has host bits set (write 10.0.0.0/8)"),
+        ('failsafe = [{ cidr = "10.0.0.0/40" }]', "is no network"),
+        ('failsafe = [{ ports = ["0"] }]', "'0' is no port"),
+        ('failsafe = [{ ports = ["9-8"] }]', "'9-8' is no port"),
+        ('failsafe = [{ ports = ["70000"] }]', "'70000' is no port"),
+        ("failsafe = [{ ports = [22] }]", "22 is no port"),
+        ('failsafe = [{ ports = ["1"], protocol = "icmp" }]', "icmp has no ports"),
+        ('failsafe = [{ protocol = "tpc" }]', "(did you mean tcp)"),
+        ('failsafe = [{ direction = "in" }]', "would open the whole host"),
+        ('failsafe = [{ direction = "in", cidr = "::/0", ports = ["1"] }]', "leave cidr out"),
+        ("mode = ", "agent.toml:1: not TOML"),
+        ("a = 1\na = 2", "agent.toml:2: not TOML"),
+        ("a = " + "[" * 5000, "not TOML"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_line_and_suggestion(text, problem):
+    assert problem in problems(text)[0]
+
+
+def test_all_problems_are_named_at_once():
+    found = problems('mod = 1\nloader = "gcc"\n', LICAGENT_MODE="off", LICAGENT_MARK_SOCKETS="2")
+    assert len(found) == 4
+    assert found[2].startswith("environment: LICAGENT_MARK_SOCKETS")
+
+
+def test_variables_that_are_near_a_key_are_slips_and_others_are_not_ours():
+    assert problems(LICAGENT_STATEDIR="/x") == [
+        "environment: LICAGENT_STATEDIR: unknown variable (did you mean LICAGENT_STATE_DIR)"
+    ]
+    parse_config("", "agent.toml", {"LICAGENT_TEST_TALLY": "x", "LICAGENT_CONFIG": "y"})
+
+
+def test_the_built_in_failsafe_list_is_one_the_compiler_takes():
+    entries = failsafe_entries(DEFAULT_FAILSAFE)
+    assert {(entry.direction, str(entry.ports)) for entry in entries if entry.port} >= {
+        ("in", "22"),
+        ("out", "53"),
+        ("out", "67-68"),
+        ("out", "123"),
+    }
+
+
+def test_describe_names_every_value_and_where_it_comes_from():
+    settings = parse_config('mode = "enforce"', "f.toml", {"LICAGENT_LABELS": "b=c,a=b"})
+    rows = {row["key"]: (row["value"], row["source"]) for row in describe(settings)}
+    assert rows.keys() == SETTINGS.keys()
+    assert rows["mode"] == ("enforce", "f.toml:1")
+    assert rows["labels"] == ("a=b,b=c", "LICAGENT_LABELS")
+    assert rows["cgroup_root"] == ("auto", "default")
+    assert rows["mark_sockets"] == ("false", "default")
+    assert "in tcp any 22" in rows["failsafe"][0]
+
+
+def test_a_named_file_must_be_there(tmp_path):
+    missing = tmp_path / "none.toml"
+    for attempt in (
+        lambda: read_config({}, missing),
+        lambda: read_config({"LICAGENT_CONFIG": str(missing)}),
+    ):
+        with pytest.raises(ConfigError, match="no such file"):
+            attempt()
+
+
+def test_files_are_read_from_where_they_are_named(tmp_path):
+    first, second = tmp_path / "1.toml", tmp_path / "2.toml"
+    first.write_text('loader = "bcc"', encoding="utf-8")
+    second.write_text('loader = "prebuilt"', encoding="utf-8")
+    environment = {"LICAGENT_CONFIG": str(first)}
+    assert read_config(environment).config.loader == "bcc"
+    assert read_config(environment, second).config.loader == "prebuilt"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"#" * (1 << 20) + b"#"])
+def test_a_file_that_is_no_settings_file_is_refused(tmp_path, content):
+    file = tmp_path / "agent.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError):
+        read_config({}, file)
+
+
+@given(st.text(max_size=200))
+def test_any_text_is_settings_or_named_problems(text):
+    try:
+        parse_config(text, "agent.toml", {})
+    except ConfigError as error:
+        found = error.problems
+    else:
+        return
+    assert found
+    assert all(problem.file == "agent.toml" and problem.message for problem in found)
