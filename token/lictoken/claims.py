@@ -121,7 +121,7 @@ class License:
     scope: LicenseScope
     entitlements: tuple[Entitlement, ...]  # never empty; each resource once
     selectors: tuple[str, ...] = ()  # all must hold, beside those of each binding
-    hosts: tuple[str, ...] = ()  # empty: every host of the scope
+    hosts: tuple[str, ...] = ()  # names, with * and ?, or machine-id:... ; empty: every host
     grace_s: int = 0  # 0..U32_MAX, seconds after a lost lease
     failure_mode: str = "closed"  # one of FAILURE_MODES
     kid: str = ""  # thumbprint of the key that signed it

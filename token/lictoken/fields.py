@@ -14,7 +14,13 @@ TEXT_MAX: Final = 512
 """Longest text in a license, in characters."""
 
 ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-"""Ids and names: licenses, resources, organisations, regions, hosts. Safe as a file name."""
+"""Ids of licenses and statements. Safe as a file name."""
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
+"""Names of resources (as policy files have them), organisations, projects, regions..."""
+
+HOST: Final = re.compile(r"[A-Za-z0-9*?][A-Za-z0-9._:*?-]{0,252}", re.ASCII)
+"""A host's name, in which `*` and `?` stand for any characters, or `machine-id:...`."""
 
 WORD: Final = re.compile(r"[a-z][a-z0-9_]{0,63}", re.ASCII)
 """Meters and kinds of conditions."""

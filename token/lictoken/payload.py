@@ -22,7 +22,16 @@ from lictoken.claims import (
     Limit,
 )
 from lictoken.errors import Refusal, TokenError, shown
-from lictoken.fields import ID, WORD, Fields, check_choice, check_text, check_unique
+from lictoken.fields import (
+    HOST,
+    ID,
+    NAME,
+    WORD,
+    Fields,
+    check_choice,
+    check_text,
+    check_unique,
+)
 
 REGISTERED: Final = ("iss", "sub", "aud", "jti", "iat", "nbf", "exp")
 
@@ -87,7 +96,7 @@ def license_from_claims(
         scope=_scope(lic.get("scope")),
         entitlements=_entitlements(lic.items("entitlements")),
         selectors=lic.texts("selectors", _SELECTOR),
-        hosts=lic.texts("hosts", ID),
+        hosts=lic.texts("hosts", HOST),
         grace_s=lic.integer("grace", 0, U32_MAX, default=0),
         failure_mode=lic.choice("failure_mode", FAILURE_MODES, default="closed"),
         kid=kid,
@@ -107,10 +116,10 @@ def _check_version(lic: object) -> None:
 def _scope(value: object) -> LicenseScope:
     scope = Fields(value, "lic.scope", ("org", "project", "environments", "regions"))
     return LicenseScope(
-        org=scope.text("org", ID),
-        project=scope.optional_text("project", ID),
-        environments=scope.texts("environments", ID),
-        regions=scope.texts("regions", ID),
+        org=scope.text("org", NAME),
+        project=scope.optional_text("project", NAME),
+        environments=scope.texts("environments", NAME),
+        regions=scope.texts("regions", NAME),
     )
 
 
@@ -138,7 +147,7 @@ def _entitlement(value: object, place: str) -> Entitlement:
     )
     check_unique([f"{one.meter} per {one.window}" for one in limits], f"{place}.limits")
     return Entitlement(
-        resource=fields.text("resource", ID),
+        resource=fields.text("resource", NAME),
         actions=actions,
         limits=limits,
         conditions=_conditions(fields.get("conditions", {}), f"{place}.conditions"),

@@ -81,7 +81,12 @@ def license() -> None:
     metavar="SELECTOR",
     help="A selector every user of the license must match, e.g. unix:user:etl (repeatable).",
 )
-@click.option("--host", multiple=True, metavar="NAME", help="A host it counts on (repeatable).")
+@click.option(
+    "--host",
+    multiple=True,
+    metavar="NAME",
+    help="A host it counts on, with * and ? for any characters, or machine-id:ID (repeatable).",
+)
 @click.option("--not-before", default="now", metavar="TIME", help="Its start.", show_default=True)
 @click.option(
     "--expires",

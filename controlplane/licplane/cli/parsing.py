@@ -34,8 +34,9 @@ _FACTORS: Final = {
     **{f"{unit}i": 1024 ** (at + 1) for at, unit in enumerate("KMGTP")},
 }
 _AMOUNT: Final = re.compile(r"(\d{1,19})([kMGTP]|[KMGTP]i)?", re.ASCII)
+_ACTION_TAIL: Final = re.compile(r"(.+):([A-Za-z,]*)", re.ASCII)
 _RIGHT: Final = re.compile(
-    r"(?:(?P<resource>[^:=]+):)?(?P<name>[^:=]+)=(?P<value>[^:]+)(?::(?P<last>[^:]+))?"
+    r"(?:(?P<resource>[^=]+):)?(?P<name>[^:=]+)=(?P<value>[^:]+)(?::(?P<last>[^:]+))?"
 )
 
 
@@ -89,12 +90,9 @@ def entitlements(
     """What `--resource`, `--limit` and `--condition` together grant."""
     found: dict[str, Entitlement] = {}
     for text in resources:
-        name, _, actions = text.partition(":")
+        name, chosen = _resource(text)
         if name in found:
             raise click.BadParameter(f"--resource {name} is given twice")
-        chosen = tuple(actions.split(",")) if actions or ":" in text else ("connect",)
-        for action in chosen:
-            _checked_choice(action, f"--resource {text!r}: action", ACTIONS)
         found[name] = Entitlement(name, chosen)
     for text in limits:
         match = _right(text, "--limit", "METER=NUMBER[/WINDOW][:deny|throttle|report]")
@@ -126,6 +124,20 @@ def text_value(value: str, what: str) -> str:
         return check_text(value, what, None)
     except TokenError as error:
         raise click.BadParameter(error.detail) from error
+
+
+def _resource(text: str) -> tuple[str, tuple[str, ...]]:
+    """NAME[:ACTION,...]. A name may have colons of its own, but no tail of letters alone.
+
+    So `db:5432` is a name, and `web:conect` is refused rather than taken for one.
+    """
+    match = _ACTION_TAIL.fullmatch(text)
+    if match is None:
+        return text, ("connect",)
+    chosen = tuple(match[2].split(","))
+    for action in chosen:
+        _checked_choice(action, f"--resource {text!r}: action", ACTIONS)
+    return match[1], chosen
 
 
 def _right(text: str, option: str, form: str) -> re.Match[str]:

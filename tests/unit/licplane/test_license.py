@@ -81,6 +81,20 @@ def test_every_option_reaches_the_license(run: Any, state: Path, kid: str) -> No
     )
 
 
+def test_resource_names_with_colons(run: Any, state: Path, kid: str) -> None:
+    result = run(
+        *("license", "issue", "--id", "a", "--subject", "A", "--org", "a/b", "--expires", "+1d"),
+        *("--resource", "db:5432", "--resource", "eu/web:443:bind", "--host", "db-*.example.net"),
+        *("--limit", "db:5432:seats=5/instant", "--host", "machine-id:0123"),
+    )
+    found = as_agent(state, result.stdout)
+    assert found.entitlements == (
+        Entitlement("db:5432", ("connect",), (Limit("seats", 5, "instant"),)),
+        Entitlement("eu/web:443", ("bind",)),
+    )
+    assert found.hosts == ("db-*.example.net", "machine-id:0123")
+
+
 def test_defaults_grant_little(state: Path, issue: Issue) -> None:
     before = int(time.time())
     found = as_agent(state, issue(expires="+20s")["token"])
@@ -122,7 +136,7 @@ def test_a_number_taken_before_a_crash_is_never_used_again(
 
 
 def test_refused_terms_spend_no_number(run: Any, issue: Issue) -> None:
-    arguments = ("--subject", "B", "--org", "b", "--resource", "no/name", "--expires", "+1d")
+    arguments = ("--subject", "B", "--org", "b", "--resource", "no name", "--expires", "+1d")
     result = run("license", "issue", "--id", "b", *arguments, code=ExitCode.REFUSED)
     assert "lic.entitlements[0].resource" in result.stderr
     assert issue("c")["number"] == 1

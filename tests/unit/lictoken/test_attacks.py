@@ -554,7 +554,7 @@ def test_another_version(forge: Forge, trust: TrustStore, version: object) -> No
         ("lic__selectors", ["unix"]),
         ("lic__selectors", ["host", "host"]),
         ("lic__selectors", "host"),
-        ("lic__hosts", ["a/b"]),
+        ("lic__hosts", ["db-[0-9]"]),
         ("lic__hosts", [1]),
         ("lic__failure_mode", "ajar"),
         ("lic__scope__regions", [""]),
