@@ -17,7 +17,8 @@ come to have. What could break that, and what is done about it:
 - overlayfs, whose inode (the one that is compared) copies the change time of the file below
   only now and then, not at a write through a mapping (ovl_mmap(), fs/overlayfs/file.c; taken
   from the source, not yet shown by a test): measured only if it has no upper layer, or is the
-  host's own root and root alone can write the file. In a container its own root could, so `container:id` is for those;
+  host's own root and root alone can write the file. In a container its own root could, so
+  `container:id` is for those;
 - another disk under the same device number, a disk changed while the host was off: digests
   are kept for one boot only.
 """
