@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent: state, licenses, policy and kernel tables, and the order in which they change.
+
+Every method that changes the kernel runs on one thread (`Agent.kernel`), so changes never
+interleave; the event loop only waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from licagent.daemon.decisions import (
+    DecisionBook,
+    NameBook,
+    Record,
+    boottime_to_unix,
+    rfc3339,
+)
+from licagent.daemon.failsafe import failsafe_of
+from licagent.daemon.identity_keeper import IdentityKeeper
+from licagent.daemon.kernel_side import KernelSide, load_programs
+from licagent.daemon.licensing import Licensing
+from licagent.daemon.policy_keeper import Compiled, PolicyKeeper
+from licagent.daemon.shadow import ShadowBook
+from licagent.domain.clock import ClockChange, ClockState, Reading, TrustedClock
+from licagent.domain.config import AgentConfig
+from licagent.domain.license import HostFacts, LicenseState
+from licagent.domain.policy import PolicyError
+from licagent.host import posture
+from licagent.host.cgroups import CgroupTree
+from licagent.host.digests import DigestCache
+from licagent.host.users import Users
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.events import EventReader
+from licagent.kernel.layout import Event, EventKind, SocketRecord
+from licagent.store.errors import DocumentDamaged
+from licagent.store.eventlog import EventLog
+from licagent.store.licenses import LicenseRecords
+from licagent.store.numbers import PersistentNumbering
+from licagent.store.statedir import StateDir
+from lictoken.claims import License
+
+_log: Final = logging.getLogger(__name__)
+
+_CLOCK_DOCUMENT: Final = "clock"
+_CLOCK_SCHEMA: Final = "licagent.clock/2"
+_GLASS_DOCUMENT: Final = "break-glass"
+_GLASS_SCHEMA: Final = "licagent.break-glass/1"
+_MEASURE_QUEUE_MAX: Final = 1024
+
+
+class Agent:
+    """One host's agent. Construct, `start`, then `close`; enforcement stays."""
+
+    def __init__(self, config: AgentConfig, *, notify: Callable[[Record], None]) -> None:
+        """Take the state folder. Raises StateDirBusy when another daemon has it."""
+        self.config = config
+        self.started_at = time.time()
+        self._notify = notify
+        self.state = StateDir(config.state_dir)
+        self.tree = CgroupTree.open(config.cgroup_root or "auto")
+        self.users = Users()
+        self.clock = self._load_clock()
+        self.records = LicenseRecords(self.state)
+        self.numbering = PersistentNumbering(self.state)
+        self.host = HostFacts(
+            hostname=socket.gethostname(),
+            machine_id=posture.machine_id() or "",
+            labels=config.labels,
+        )
+        self.licensing = Licensing(
+            config.licenses_dir, config.trust_path, self.records, self.clock, self.host
+        )
+        self.keeper = PolicyKeeper(
+            config.policy_dir, self.state, self.numbering, failsafe_of(config)
+        )
+        self.log = EventLog(self.state.subdirectory("events"))
+        self.shadow = ShadowBook()
+        self.names = NameBook(self.records.jti_of)
+        self.book = DecisionBook(self.names, self.tree, self.users)
+        self.compiled: Compiled | None = None
+        self.loaded_at = 0.0
+        self.policy_problem = ""
+        self.glass: dict[str, Any] | None = None
+        self.kernel_side: KernelSide | None = None
+        self.identity: IdentityKeeper | None = None
+        self.reader: EventReader | None = None
+        self.to_measure: deque[Event] = deque(maxlen=_MEASURE_QUEUE_MAX)
+        self.last_cut: list[SocketRecord] = []
+
+    # --- start and end
+
+    def start(self) -> None:
+        """Load the programs, then licenses, then the policy. Blocking.
+
+        Raises:
+            KernelUnavailable: the core could not be loaded.
+        """
+        pins = PinFolder(self.config.bpffs_dir)
+        report = load_programs(pins, self.tree.root, self.config.loader)
+        self.kernel_side = KernelSide(pins, self.tree.id_of("/"), report)
+        self.identity = IdentityKeeper(
+            self.kernel_side.identity,
+            self.kernel_side.iterators,
+            self.tree,
+            DigestCache(self.state.path / "digests.json", posture.boot_id()),
+        )
+        self.reader = EventReader(pins, self._take_event)
+        for record in self.log.last(1000):
+            self.shadow.take(record)
+        self._restore_glass()
+        self.licensing.load()
+        self.write_licenses()
+        self.load_policy()
+        self.save_clock()
+
+    def close(self) -> None:
+        """Save and close everything. The kernel goes on deciding."""
+        self.save_clock()
+        if self.reader is not None:
+            self.reader.consume()
+            self.reader.close()
+        if self.kernel_side is not None:
+            self.kernel_side.close()
+        self.log.sync()
+        self.log.close()
+        self.state.close()
+
+    @property
+    def kernel(self) -> KernelSide:
+        """The kernel side; there once `start` has returned."""
+        if self.kernel_side is None:
+            raise RuntimeError("the agent was not started")
+        return self.kernel_side
+
+    # --- licenses
+
+    def licenses(self) -> Mapping[str, License]:
+        """Verified licenses by id."""
+        return {jti: held.license for jti, held in self.licensing.held.items()}
+
+    def write_licenses(self) -> None:
+        """Bring the kernel's license table up to date, and end the sockets that died."""
+        if self.licensing.write(self.kernel.licenses):
+            self.cut()
+
+    def cut(self) -> int:
+        """End the sockets whose tag no longer holds; how many there were."""
+        self.last_cut = self.kernel.cut()
+        pending = [record for record in self.last_cut if not record.destroyed]
+        if pending:
+            self._destroy_by_netlink(pending)
+        return len(self.last_cut)
+
+    def _destroy_by_netlink(self, records: list[SocketRecord]) -> None:
+        """Where the kernel has no bpf_sock_destroy (before 6.5)."""
+        from licagent.host.isolated import IsolatedFailed, destroy_sockets
+
+        try:
+            destroy_sockets(record.cookie for record in records)
+        except IsolatedFailed as error:
+            _log.error("sockets of ended licenses are silenced but not closed: %s", error)
+
+    # --- policy
+
+    def load_policy(self) -> None:
+        """Put the installed policy in force; if it is refused, the last good one stays."""
+        try:
+            texts = self.keeper.installed()
+            self.apply(self.keeper.compile(texts, self.licenses()))
+            self.policy_problem = ""
+        except (PolicyError, OSError, UnicodeDecodeError) as error:
+            self.policy_problem = str(error)
+            _log.error("the installed policy is refused, the last good one stays: %s", error)
+            if self.compiled is None:
+                recalled = self.keeper.recall(self.licenses())
+                if recalled is not None:
+                    self.apply(recalled)
+
+    def apply(self, compiled: Compiled) -> int:
+        """Switch to a compiled policy, everywhere at once; its generation."""
+        kernel, identity = self.kernel, self._identity()
+        tables = compiled.tables
+        for number in {number for rule in tables.rules for number in rule.licenses}:
+            kernel.licenses.slot(number)
+        self.licensing.write(kernel.licenses)
+        identity.prepare(tables)
+        kernel.control.measure = bool(tables.digests)
+        generation = kernel.tables.switch(
+            tables,
+            kernel.licenses.slot,
+            enforce=self.config.mode == "enforce",
+            keep_existing=self.config.existing_sockets == "keep",
+        )
+        self.compiled = compiled
+        self.loaded_at = time.time()
+        self.names.take(tables)
+        identity.settle(tables)
+        self.keeper.remember(compiled.texts)
+        kernel.adopt()
+        self.cut()
+        self.emit("policy", f"policy generation {generation} is in force", generation=generation)
+        return generation
+
+    def _identity(self) -> IdentityKeeper:
+        if self.identity is None:
+            raise RuntimeError("the agent was not started")
+        return self.identity
+
+    # --- events
+
+    def _take_event(self, event: Event) -> None:
+        if event.kind == EventKind.EXEC:
+            self.to_measure.append(event)
+            return
+        record = self.book.record(event)
+        self.keep(record)
+
+    def keep(self, record: Record) -> None:
+        """Log a record, count it as shadow usage if it is, and tell who follows."""
+        self.shadow.take(record)
+        self.log.append(record)
+        self._notify(record)
+
+    def emit(self, kind: str, message: str, **fields: Any) -> None:
+        """A change that is no decision of the kernel: policy, license, break-glass, clock."""
+        record: Record = {
+            "kind": kind,
+            "at": rfc3339(time.time()),
+            "verdict": None,
+            "message": message,
+            "count": 1,
+            **fields,
+        }
+        _log.info("%s", message)
+        self.keep(record)
+
+    def settle_repeats(self) -> None:
+        """Tell of repeats that ended without an event of their own."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for key, count in self.kernel.counters.take_settled(now):
+            self.keep(self.book.folded(key, count))
+
+    def measure(self) -> bool:
+        """Measure executables that wait; True while there is more to do."""
+        identity = self._identity()
+        while self.to_measure:
+            event = self.to_measure.popleft()
+            if identity.needs_digests:
+                identity.measure_process(event)
+        return identity.needs_digests and identity.measure_some()
+
+    # --- time
+
+    def _load_clock(self) -> TrustedClock:
+        try:
+            body = self.state.read_document(_CLOCK_DOCUMENT, _CLOCK_SCHEMA)
+            known = ClockState.from_document(body) if body is not None else None
+        except (DocumentDamaged, ValueError) as error:
+            _log.error("the clock's record is lost, the wall clock is believed: %s", error)
+            known = None
+        return TrustedClock(self.reading(), known)
+
+    @staticmethod
+    def reading() -> Reading:
+        """The clocks now."""
+        sync = posture.clock_sync()
+        return Reading(
+            wall_ns=time.time_ns(),
+            boottime_ns=posture.boottime_ns(),
+            boot_id=posture.boot_id(),
+            synchronized=bool(sync and sync.synchronized),
+        )
+
+    def watch_clock(self) -> None:
+        """Take a reading; a clock that moved ahead moves the kernel's deadlines."""
+        change = self.clock.observe(self.reading())
+        if change & ClockChange.ADVANCED:
+            self.emit("clock", "trusted time moved ahead; license ends were set again")
+            self.write_licenses()
+
+    def save_clock(self) -> None:
+        """Make trusted time durable, so that a reboot gains nothing."""
+        self.clock.observe(self.reading())
+        self.state.write_document(_CLOCK_DOCUMENT, _CLOCK_SCHEMA, self.clock.state.document())
+
+    # --- break-glass
+
+    def open_glass(self, for_s: int, reason: str, by: str) -> dict[str, Any]:
+        """Open the host for a bounded time. The kernel itself closes it."""
+        until_ns = posture.boottime_ns() + for_s * 1_000_000_000
+        glass = {
+            "until": rfc3339(boottime_to_unix(until_ns)),
+            "until_boottime_ns": until_ns,
+            "boot_id": posture.boot_id(),
+            "reason": reason,
+            "by": by,
+        }
+        # On the record first: the host must never be open without it.
+        self.state.write_document(_GLASS_DOCUMENT, _GLASS_SCHEMA, glass)
+        self.emit(
+            "break-glass",
+            f"the host is open until {glass['until']}, by {by}: {reason}",
+            until=glass["until"],
+            reason_text=reason,
+            by=by,
+        )
+        self.log.sync()
+        self.kernel.control.break_glass_until_ns = until_ns
+        self.glass = glass
+        return glass
+
+    def end_glass(self, by: str) -> bool:
+        """Close the host again; False if it was not open."""
+        if self.glass is None:
+            return False
+        self.kernel.control.break_glass_until_ns = 0
+        self.glass = None
+        self.state.delete_document(_GLASS_DOCUMENT)
+        self.emit("break-glass", f"the host is closed again, by {by}", by=by)
+        self.cut()
+        return True
+
+    def glass_left_s(self) -> float | None:
+        """Seconds until break-glass ends; None when the host is closed."""
+        if self.glass is None:
+            return None
+        return (int(self.glass["until_boottime_ns"]) - posture.boottime_ns()) / 1e9
+
+    def _restore_glass(self) -> None:
+        try:
+            glass = self.state.read_document(_GLASS_DOCUMENT, _GLASS_SCHEMA)
+        except DocumentDamaged as error:
+            _log.error("%s", error)
+            glass = None
+        if glass is None:
+            # Open without a record (an edit of the table): closed.
+            self.kernel.control.break_glass_until_ns = 0
+            return
+        self.glass = glass
+        if glass["boot_id"] != posture.boot_id() or (self.glass_left_s() or 0) <= 0:
+            self.end_glass("time")
+
+    # --- questions
+
+    def state_of(self, license_: License) -> LicenseState:
+        """The state of a license now."""
+        return self.licensing.judge(license_).state
+
+    def detach(self) -> list[dict[str, Any]]:
+        """Remove everything of ours from the kernel; what was attached."""
+        hooks = [
+            {"hook": hook.name, "link_id": hook.link_id}
+            for hook in self.kernel.hooks()
+            if hook.attached
+        ]
+        self.emit("detach", f"{len(hooks)} programs detached: nothing is enforced any more")
+        self.kernel.pins.remove()
+        return hooks
+

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking enforcement away without a daemon."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from licagent.domain.config import AgentConfig
+from licagent.kernel import libbpf
+from licagent.kernel.bpffs import PinFolder
+
+
+def main(config: AgentConfig) -> dict[str, Any]:
+    """Remove all of our pins; what was attached by them. Idempotent.
+
+    Raises:
+        PermissionError: not root.
+    """
+    if os.geteuid() != 0:
+        raise PermissionError("only root may detach")
+    pins = PinFolder(config.bpffs_dir)
+    rows = []
+    if pins.links.is_dir():
+        for pin in sorted(pins.links.iterdir()):
+            fd = libbpf.open_pin(pin)
+            try:
+                rows.append({"hook": pin.name, "link_id": libbpf.link_info(fd).id})
+            finally:
+                os.close(fd)
+    pins.remove()
+    return {"changed": bool(rows), "detached": rows}

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Licenses on this host: read, verified, put on record, judged, written to the kernel."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from licagent.domain.clock import TrustedClock
+from licagent.domain.license import HostFacts, Judgement, LicenseState, judge
+from licagent.kernel.layout import NANOSECONDS_MAX
+from licagent.kernel.licenses import LicenseTable
+from licagent.store.errors import StoreError
+from licagent.store.licenses import LicenseRecords, Statement
+from lictoken.claims import License
+from lictoken.errors import TokenError
+from lictoken.revocation import Revocation, verify_revocation
+from lictoken.trust import TrustStore
+from lictoken.verify import read_license_file, verify_license
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A license that verified, and where it came from."""
+
+    license: License
+    file: Path
+    text: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A file that is no license here, and why."""
+
+    file: str
+    reason: str  # the refusal's name
+    detail: str
+    hint: str
+
+
+class Licensing:
+    """The licenses of one host."""
+
+    def __init__(
+        self,
+        folder: Path,
+        trust_path: Path,
+        records: LicenseRecords,
+        clock: TrustedClock,
+        host: HostFacts,
+    ) -> None:
+        self._folder = folder
+        self._trust_path = trust_path
+        self._records = records
+        self._clock = clock
+        self._host = host
+        self.trust = TrustStore()
+        self.trust_problem = ""
+        self.held: dict[str, Held] = {}
+        self.refused: tuple[Refused, ...] = ()
+
+    def load(self) -> None:
+        """Read trust and all files again. A bad file costs only itself."""
+        self.load_trust()
+        held: dict[str, Held] = {}
+        refused: list[Refused] = []
+        with self._records.batch():
+            for path in self._files(".rev"):
+                try:
+                    self.take_statement(read_license_file(path), by=f"file {path.name}")
+                except (TokenError, StoreError, OSError) as error:
+                    refused.append(refusal_of(path.name, error))
+            for path in self._files(".lic"):
+                try:
+                    text = read_license_file(path)
+                    found = self.verify(text)
+                except (TokenError, StoreError, OSError) as error:
+                    refused.append(refusal_of(path.name, error))
+                    continue
+                other = held.get(found.jti)
+                if other is None or other.license.generation < found.generation:
+                    held[found.jti] = Held(found, path, text)
+            # An older generation in another file is a replay, whichever was read first.
+            for jti, one in list(held.items()):
+                if one.license.generation < self._records.newest_generation(jti):
+                    del held[jti]
+        self.held = held
+        self.refused = tuple(refused)
+        for problem in refused:
+            _log.warning("%s refused: %s (%s)", problem.file, problem.detail, problem.reason)
+
+    def load_trust(self) -> None:
+        """Read the trust file. Without a good one nothing verifies: nobody is let in."""
+        try:
+            self.trust = TrustStore.load(self._trust_path)
+            self.trust_problem = ""
+        except (TokenError, OSError) as error:
+            self.trust = TrustStore()
+            self.trust_problem = str(error)
+
+    def verify(self, text: bytes) -> License:
+        """Verify one license and put it on record.
+
+        Raises:
+            TokenError: it does not verify, with a named refusal.
+            StoreError: an older generation than one seen before, or a number that is taken.
+        """
+        found = verify_license(text, self.trust)
+        self._records.accept(found.jti, found.number, found.generation)
+        self._clock.observe_signed(found.issued_at_s)
+        return found
+
+    def take_statement(self, text: bytes, by: str) -> Revocation:
+        """Verify a signed revocation, suspension or reinstatement, and put it on record."""
+        found = verify_revocation(text, self.trust)
+        statement = Statement(
+            id=found.jti,
+            license=found.license,
+            issuer=found.issuer,
+            action=found.action.value,
+            generation=found.generation,
+            reason=found.reason,
+            at_s=found.issued_at_s,
+            by=by,
+        )
+        self._records.record(statement)
+        self._clock.observe_signed(found.issued_at_s)
+        return found
+
+    def revoke_here(self, jti: str, reason: str, by: str) -> bool:
+        """Revoke on this host, for all generations up to the newest; False if it was."""
+        generation = max(self._records.newest_generation(jti), 1)
+        held = self.held.get(jti)
+        issuer = held.license.issuer if held is not None else ""
+        if self.revocation(jti, generation, issuer) is not None:
+            return False
+        identity = f"local-{time.time_ns():x}-{os.getpid()}"
+        self._records.record(
+            Statement(identity, jti, "", "revoke", generation, reason, int(time.time()), by)
+        )
+        return True
+
+    def revocation(self, jti: str, generation: int, issuer: str) -> Statement | None:
+        """The statement that ends this generation of a license, if one does.
+
+        Only the license's own issuer and this host's root may end it.
+        """
+        ended: Statement | None = None
+        for statement in sorted(self._records.statements(jti), key=lambda each: each.at_s):
+            if statement.generation < generation or statement.issuer not in ("", issuer):
+                continue
+            if statement.action == "reinstate":
+                # Lifts a suspension, and a revocation made on this host; an issuer's
+                # revocation is for good.
+                if ended is not None and (ended.action == "suspend" or not ended.issuer):
+                    ended = None
+            elif ended is None or ended.action != "revoke":
+                ended = statement
+        return ended
+
+    def judge(self, license: License) -> Judgement:
+        """The state of a license on this host now."""
+        boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        statement = self.revocation(license.jti, license.generation, license.issuer)
+        return judge(
+            replace(license, expires_at_s=license.expires_at_s + license.grace_s),
+            self._clock.now_ns(boottime_ns) / 1e9,
+            self._host,
+            revoked=statement is not None,
+            earliest_s=self._clock.earliest_ns(boottime_ns) / 1e9,
+        )
+
+    def write(self, table: LicenseTable) -> bool:
+        """Bring the kernel's table up to date; True if some open sockets are dead by that."""
+        died = False
+        for one in self.held.values():
+            found = one.license
+            state = self.judge(found).state
+            reason = state.reason
+            if state in (LicenseState.NOT_YET_VALID, LicenseState.EXPIRED):
+                # Time is the kernel's own business: it ends, and begins, with the daemon dead.
+                reason = LicenseState.VALID.reason
+            died |= table.set(
+                found.number,
+                reason,
+                self._clock.start_boottime_ns(found.not_before_s),
+                self._clock.deadline_boottime_ns(found.expires_at_s + found.grace_s),
+            )
+        known = {one.license.number for one in self.held.values()}
+        for number in table.numbers():
+            if number not in known:
+                died |= table.set(number, LicenseState.REVOKED.reason, 0, NANOSECONDS_MAX)
+        return died
+
+    def next_end_ns(self) -> int | None:
+        """CLOCK_BOOTTIME of the next license end that is still to come."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        ends = [
+            end
+            for one in self.held.values()
+            for end in (
+                self._clock.deadline_boottime_ns(one.license.expires_at_s + one.license.grace_s),
+            )
+            if end > now
+        ]
+        return min(ends, default=None)
+
+    def store(self, text: bytes) -> tuple[License, Path, bool]:
+        """Verify a license and keep its file; False in the third place if it was there."""
+        found = self.verify(text)
+        path = self._folder / f"{file_name(found.jti)}.lic"
+        held = self.held.get(found.jti)
+        if held is not None and held.text == text:
+            return found, held.file, False
+        write_durably(path, text)
+        if held is not None and held.file != path:
+            held.file.unlink(missing_ok=True)
+        self.held[found.jti] = Held(found, path, text)
+        return found, path, True
+
+    def forget(self, jti: str) -> bool:
+        """Remove a license's file; False if there was none."""
+        held = self.held.pop(jti, None)
+        if held is None:
+            return False
+        held.file.unlink(missing_ok=True)
+        return True
+
+    def _files(self, suffix: str) -> Iterator[Path]:
+        try:
+            names = sorted(os.listdir(self._folder))
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.endswith(suffix) and not name.startswith("."):
+                yield self._folder / name
+
+
+def refusal_of(name: str, error: Exception) -> Refused:
+    """A refused file as status and errors name it."""
+    if isinstance(error, TokenError):
+        return Refused(name, str(error.refusal), str(error.detail), str(error.next_step))
+    return Refused(name, type(error).__name__, str(error), "")
+
+
+def file_name(jti: str) -> str:
+    """A file name for a license id: what is not plain is written as %XX."""
+    return "".join(
+        character
+        if character.isascii() and (character.isalnum() or character in "-_.")
+        else "".join(f"%{byte:02X}" for byte in character.encode())
+        for character in jti
+    ).lstrip(".")[:200]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.new")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    fresh.rename(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

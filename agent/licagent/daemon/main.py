@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: one event loop, one kernel thread, and what happens when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+from licagent.daemon.agent import Agent
+from licagent.daemon.decisions import Record
+from licagent.daemon.kernel_side import KernelUnavailable
+from licagent.daemon.service import Service
+from licagent.domain.config import AgentConfig
+from licagent.host.cgroups import CgroupError
+from licagent.kernel.libbpf import BpfError
+from licagent.local.fanout import Fanout
+from licagent.local.peer import readers_gid
+from licagent.local.server import LocalServer
+from licagent.observability.logs import setup_logging
+from licagent.observability.systemd import Notifier, watchdog_interval_s
+from licagent.store.errors import StoreError
+
+_log: Final = logging.getLogger(__name__)
+
+_REFRESH_S: Final = 5.0
+_CLOCK_S: Final = 10.0
+_SAVE_CLOCK_S: Final = 60.0
+_SETTLE_S: Final = 1.0
+_MEASURE_S: Final = 0.2
+_END_SLACK_S: Final = 0.02
+
+T = TypeVar("T")
+
+
+class Daemon:
+    """Wires the agent to the event loop, the local socket, signals and systemd."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._config = config
+        self._fanout: Fanout[Record] = Fanout()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._agent = Agent(config, notify=self._publish)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
+        self._notifier = Notifier.from_environment(os.environ)
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._wake_ends = asyncio.Event()
+
+    def _publish(self, record: Record) -> None:
+        """From either thread; subscribers live on the loop's."""
+        if self._loop is not None and self._fanout.subscribers:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(self._fanout.publish, record)
+
+    async def on_kernel(self, action: Callable[[], T]) -> T:
+        """Run `action` on the kernel thread, after what waits there."""
+        loop = asyncio.get_running_loop()
+        result = await loop.run_in_executor(self._thread, action)
+        self._wake_ends.set()  # ends of licenses may have moved
+        return result
+
+    async def run(self) -> int:
+        """Until SIGTERM or SIGINT, or `licagent detach`."""
+        self._loop = asyncio.get_running_loop()
+        agent = self._agent
+        try:
+            await self.on_kernel(agent.start)
+            server = LocalServer(self._config.socket_path, readers_gid=readers_gid())
+            Service(agent, self.on_kernel, self._fanout, self._stop).register(server)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._loop.add_signal_handler(number, self._stop.set)
+            self._loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+            await server.start()
+            try:
+                self._notifier.ready(f"generation {agent.kernel.control.generation}")
+                await self._serve()
+            finally:
+                self._notifier.stopping()
+                await server.close()
+        finally:
+            await self._loop.run_in_executor(self._thread, agent.close)
+            self._thread.shutdown()
+        return 0
+
+    async def _serve(self) -> None:
+        jobs = (
+            self._events(),
+            self._every(_SETTLE_S, self._agent.settle_repeats),
+            self._every(_SETTLE_S, self._agent.log.sync),
+            self._every(_REFRESH_S, self._refresh),
+            self._every(_CLOCK_S, self._agent.watch_clock),
+            self._every(_SAVE_CLOCK_S, self._agent.save_clock),
+            self._measure(),
+            self._ends(),
+            self._reloads(),
+            self._watchdog(),
+        )
+        stop = asyncio.create_task(self._stop.wait())
+        tasks = [asyncio.create_task(job) for job in jobs]
+        try:
+            done, _ = await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a job never ends by itself: its error ends the daemon
+        finally:
+            for task in (stop, *tasks):
+                task.cancel()
+            await asyncio.gather(stop, *tasks, return_exceptions=True)
+
+    async def _events(self) -> None:
+        """Read events when the kernel says there are some, on the kernel thread."""
+        reader = self._agent.reader
+        if reader is None:
+            raise RuntimeError("the agent was not started")
+        ready = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(reader.fileno(), ready.set)
+        try:
+            while True:
+                await ready.wait()
+                ready.clear()
+                await loop.run_in_executor(self._thread, reader.consume)
+                # Many events are one wake-up: the ring is level-triggered again after this.
+                await asyncio.sleep(0.02)
+        finally:
+            loop.remove_reader(reader.fileno())
+
+    async def _every(self, interval_s: float, action: Callable[[], object]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                await loop.run_in_executor(self._thread, action)
+            except (StoreError, BpfError, OSError) as error:
+                _log.error("%s", error)
+
+    def _refresh(self) -> None:
+        if self._agent.identity is not None:
+            self._agent.identity.refresh()
+
+    async def _measure(self) -> None:
+        """New executables at once, installed ones in slices."""
+        loop = asyncio.get_running_loop()
+        while True:
+            more = await loop.run_in_executor(self._thread, self._agent.measure)
+            await asyncio.sleep(0.05 if more else _MEASURE_S)
+
+    async def _ends(self) -> None:
+        """Close the sockets of licenses and break-glass that end. The kernel has silenced them."""
+        while True:
+            self._wake_ends.clear()
+            wait_s = 3600.0
+            end_ns = self._agent.licensing.next_end_ns()
+            if end_ns is not None:
+                left_ns = end_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+                wait_s = min(wait_s, max(left_ns / 1e9, 0.0) + _END_SLACK_S)
+            glass_s = self._agent.glass_left_s()
+            if glass_s is not None:
+                wait_s = min(wait_s, max(glass_s, 0.0) + _END_SLACK_S)
+            try:
+                await asyncio.wait_for(self._wake_ends.wait(), wait_s)
+                continue
+            except TimeoutError:
+                pass
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._thread, self._end_what_is_over)
+
+    def _end_what_is_over(self) -> None:
+        left = self._agent.glass_left_s()
+        if left is not None and left <= 0:
+            self._agent.end_glass("time")
+        self._agent.cut()
+
+    async def _reloads(self) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            self._notifier.reloading()
+            await self.on_kernel(self._load_again)
+            self._notifier.ready(f"generation {self._agent.kernel.control.generation}")
+
+    def _load_again(self) -> None:
+        self._agent.licensing.load()
+        self._agent.write_licenses()
+        self._agent.load_policy()
+
+    async def _watchdog(self) -> None:
+        """Tell systemd only after the kernel thread has answered: progress, not existence."""
+        interval_s = watchdog_interval_s(os.environ)
+        if interval_s is None:
+            await asyncio.Event().wait()
+            return
+        loop = asyncio.get_running_loop()
+        while True:
+            await loop.run_in_executor(self._thread, lambda: None)
+            self._notifier.watchdog()
+            await asyncio.sleep(interval_s / 2)
+
+
+async def _run(config: AgentConfig) -> int:
+    return await Daemon(config).run()
+
+
+def run(config: AgentConfig, *, load_only: bool = False) -> int:
+    """Run the daemon, or put the last policy into the kernel and end.
+
+    Returns the exit status: 0, or 1 with the reason on the log.
+    """
+    setup_logging()
+    if os.geteuid() != 0:
+        _log.error("the daemon must run as root: it loads BPF programs")
+        return 5
+    try:
+        if load_only:
+            agent = Agent(config, notify=lambda _record: None)
+            try:
+                agent.start()
+            finally:
+                agent.close()
+            return 0
+        return asyncio.run(_run(config))
+    except (KernelUnavailable, StoreError, CgroupError, BpfError, OSError) as error:
+        _log.error("%s", error)
+        return 1
+
+
+if __name__ == "__main__":
+    from licagent.domain.config import read_config
+
+    sys.exit(run(read_config(os.environ).config))

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy in force: read, judged whole, written to the kernel, kept for the next boot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from licagent.domain.compiler import FailsafeEntry, compile_policy
+from licagent.domain.policy import Policy, PolicyError, parse_policy
+from licagent.domain.policy_model import Binding
+from licagent.domain.selector import parse as parse_selector
+from licagent.domain.tables import ResourceEntry, Tables
+from licagent.host.users import UnknownName, Users
+from licagent.store.errors import DocumentDamaged
+from licagent.store.numbers import PersistentNumbering
+from licagent.store.statedir import StateDir
+from lictoken.claims import License
+
+_log: Final = logging.getLogger(__name__)
+
+_DOCUMENT: Final = "last-good-policy"
+_SCHEMA: Final = "licagent.policy/1"
+_RUN_DOCUMENT: Final = "run-licenses"
+_RUN_SCHEMA: Final = "licagent.run/1"
+
+RUN_FOLDER: Final = "licagent.run"
+"""Cgroup below the agent's root that holds the scopes of `licagent run`, one folder a license."""
+
+Texts = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A policy that passed every check, and its tables."""
+
+    texts: tuple[tuple[str, str], ...]
+    policy: Policy
+    tables: Tables
+
+    def resource(self, number: int) -> ResourceEntry | None:
+        """The resource of a number."""
+        return next((entry for entry in self.tables.resources if entry.number == number), None)
+
+
+class PolicyKeeper:
+    """Reads and compiles policies; remembers the last good one."""
+
+    def __init__(
+        self,
+        folder: Path,
+        state: StateDir,
+        numbering: PersistentNumbering,
+        failsafe: Sequence[FailsafeEntry],
+    ) -> None:
+        self._folder = folder
+        self._state = state
+        self._numbering = numbering
+        self._failsafe = tuple(failsafe)
+        self._users = Users()
+        self._run_licenses: set[str] = set()
+        try:
+            body = state.read_document(_RUN_DOCUMENT, _RUN_SCHEMA)
+        except DocumentDamaged as error:
+            _log.error("%s", error)
+            body = None
+        if body is not None:
+            self._run_licenses.update(str(jti) for jti in body["ids"])
+
+    def installed(self) -> tuple[tuple[str, str], ...]:
+        """The policy files of this host, by name. OSError if one cannot be read."""
+        if not self._folder.is_dir():
+            return ()
+        return tuple(
+            (path.name, path.read_text(encoding="utf-8"))
+            for path in sorted(self._folder.glob("*.toml"))
+            if not path.name.startswith(".")
+        )
+
+    def compile(self, texts: Texts, licenses: Mapping[str, License]) -> Compiled:
+        """Judge a policy whole.
+
+        Raises:
+            PolicyError: with every problem found; nothing was changed.
+        """
+        policy = parse_policy(texts, known_licenses=licenses.keys())
+        return self._compiled(texts, policy, licenses)
+
+    def _compiled(
+        self, texts: Texts, policy: Policy, licenses: Mapping[str, License]
+    ) -> Compiled:
+        self._users.forget()
+        tables = self._tables(policy, licenses)
+        extra = _run_bindings(policy, licenses, self._run_licenses)
+        if extra:
+            # Judged without them first: they must not make an unreachable resource look well.
+            tables = self._tables(replace(policy, bindings=policy.bindings + extra), licenses)
+        self._numbering.save()
+        return Compiled(tuple(texts), policy, tables)
+
+    def _tables(self, policy: Policy, licenses: Mapping[str, License]) -> Tables:
+        return compile_policy(
+            policy,
+            licenses,
+            self._numbering,
+            self._user,
+            self._failsafe,
+            groups=self._group,
+        )
+
+    def allow_run(self, jti: str) -> bool:
+        """From the next compilation on, `licagent run` has a scope for this license.
+
+        Returns False if it had one. Made when first asked for: most licenses never need one.
+        """
+        if jti in self._run_licenses:
+            return False
+        self._run_licenses.add(jti)
+        self._state.write_document(_RUN_DOCUMENT, _RUN_SCHEMA, {"ids": sorted(self._run_licenses)})
+        return True
+
+    def remember(self, texts: Texts) -> None:
+        """Keep a policy that is in force, for a boot at which the files are broken."""
+        self._state.write_document(_DOCUMENT, _SCHEMA, {"files": [list(pair) for pair in texts]})
+
+    def recall(self, licenses: Mapping[str, License]) -> Compiled | None:
+        """The last good policy. Bindings whose license is gone grant nothing; the rest holds."""
+        try:
+            body = self._state.read_document(_DOCUMENT, _SCHEMA)
+        except DocumentDamaged as error:
+            _log.error("%s", error)
+            return None
+        if body is None:
+            return None
+        texts = tuple((str(name), str(text)) for name, text in body["files"])
+        try:
+            policy = parse_policy(texts)
+            bindings = tuple(each for each in policy.bindings if each.license in licenses)
+            return self._compiled(texts, replace(policy, bindings=bindings), licenses)
+        except PolicyError as error:
+            _log.error("the last good policy does not compile any more: %s", error)
+            return None
+
+    def install(self, files: Texts) -> None:
+        """Write policy files into policy.d, each whole or not at all."""
+        from licagent.daemon.licensing import write_durably
+
+        for name, text in files:
+            write_durably(self._folder / name, text.encode())
+
+    def _user(self, name: str) -> int | None:
+        try:
+            return self._users.uid(name)
+        except UnknownName:
+            return None
+
+    def _group(self, name: str) -> int | None:
+        try:
+            return self._users.gid(name)
+        except UnknownName:
+            return None
+
+
+def run_cgroup(jti: str) -> str:
+    """The cgroup of `licagent run --license JTI`, below the agent's root."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else f"_{ord(c):x}_" for c in jti)
+    return f"/{RUN_FOLDER}/{safe}"
+
+
+def _run_bindings(
+    policy: Policy, licenses: Mapping[str, License], wanted: Set[str]
+) -> tuple[Binding, ...]:
+    """For `licagent run`: whoever root put into a license's own cgroup runs under it."""
+    named = {resource.name for resource in policy.resources}
+    return tuple(
+        Binding(
+            name=f"licagent run --license {jti}",
+            license=jti,
+            selectors=(parse_selector(f"cgroup:path:{run_cgroup(jti)}"),),
+            file="licagent run",
+        )
+        for jti in sorted(wanted & licenses.keys())
+        if any(entitlement.resource in named for entitlement in licenses[jti].entitlements)
+    )

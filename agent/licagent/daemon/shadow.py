@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shadow usage: who uses what without a binding, how often, and the binding that would allow it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+_ROWS_MAX: Final = 4096
+
+
+@dataclass(slots=True)
+class _Use:
+    count: int = 0
+    last_at: str = ""
+    first_at: str = ""
+
+
+Key = tuple[str, str, str, str]
+
+
+class ShadowBook:
+    """Adds up shadow decisions by (resource, user, executable, unit). Bounded: oldest go."""
+
+    def __init__(self) -> None:
+        self._uses: OrderedDict[Key, _Use] = OrderedDict()
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Count a record of verdict "shadow"; others are passed over."""
+        if record.get("verdict") != "shadow":
+            return
+        process = record.get("process") or {}
+        key = (
+            str(record.get("resource") or ""),
+            str(process.get("user") or process.get("uid") or ""),
+            str(process.get("executable") or process.get("name") or ""),
+            str(process.get("unit") or ""),
+        )
+        use = self._uses.setdefault(key, _Use(first_at=str(record.get("at"))))
+        use.count += int(record.get("count") or 1)
+        use.last_at = str(record.get("at"))
+        self._uses.move_to_end(key)
+        while len(self._uses) > _ROWS_MAX:
+            self._uses.popitem(last=False)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Most used first."""
+        rows = [
+            {
+                "resource": resource,
+                "user": user or None,
+                "executable": executable or None,
+                "unit": unit or None,
+                "count": use.count,
+                "first_at": use.first_at,
+                "last_at": use.last_at,
+                "suggestion": suggestion(resource, user, executable, unit),
+            }
+            for (resource, user, executable, unit), use in self._uses.items()
+        ]
+        return sorted(rows, key=lambda row: -int(str(row["count"])))
+
+
+def suggestion(resource: str, user: str, executable: str, unit: str) -> str:
+    """A binding that would allow this use, as one line of TOML to complete with a license."""
+    selectors = []
+    if unit:
+        selectors.append(f"systemd:unit:{unit}")
+    if executable.startswith("/"):
+        selectors.append(f"unix:path:{executable}")
+    if user and not unit:
+        selectors.append(f"unix:uid:{user}" if user.isdigit() else f"unix:user:{user}")
+    listed = ", ".join(f'"{selector}"' for selector in selectors or ["host"])
+    return f'[[binding]] license = "<a license for {resource}>" selectors = [{listed}]'
