@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+# generated from the commands by docs/build_reference.py; do not edit
+_licagent_completion() {
+    local IFS=$'\n'
+    local response
+
+    response=$(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _LICAGENT_COMPLETE=bash_complete $1)
+
+    for completion in $response; do
+        IFS=',' read type value <<< "$completion"
+
+        if [[ $type == 'dir' ]]; then
+            COMPREPLY=()
+            compopt -o dirnames
+        elif [[ $type == 'file' ]]; then
+            COMPREPLY=()
+            compopt -o default
+        elif [[ $type == 'plain' ]]; then
+            COMPREPLY+=($value)
+        fi
+    done
+
+    return 0
+}
+
+_licagent_completion_setup() {
+    complete -o nosort -F _licagent_completion licagent
+}
+
+_licagent_completion_setup;
