@@ -105,6 +105,8 @@ def _plain_table(table: Table) -> list[str]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, Line) and value.text == "":
+        return ""  # an empty line is meant; an empty value is shown as one
     return safe(value.text) if isinstance(value, Cell | Line) else safe(value)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT_S: Final = 2.0
 
 _RETRY_S: Final = 0.01
+_CROWDED_RETRY_S: Final = 0.05
 _CHUNK_BYTES: Final = 64 * 1024
 
 
@@ -47,11 +48,15 @@ class LocalClient:
         LocalError: the daemon's own, or NOT_RUNNING, TIMEOUT, PERMISSION found here.
         """
         deadline = time.monotonic() + self._timeout_s
-        with self._request(method, params, deadline) as connection:
-            reply = _Lines(connection, self._path).next(deadline, self._timeout_s)
-        if reply is None:
-            raise _gone(self._path)
-        return _result(reply)
+        while True:
+            with self._request(method, params, deadline) as connection:
+                reply = _Lines(connection, self._path).next(deadline, self._timeout_s)
+            if reply is None:
+                raise _gone(self._path)
+            if _is_crowded(reply) and deadline - time.monotonic() > _CROWDED_RETRY_S:
+                time.sleep(_CROWDED_RETRY_S)
+                continue
+            return _result(reply)
 
     def stream(
         self,
@@ -182,6 +187,16 @@ class _Lines:
             if not chunk:
                 return None
             self._buffer += chunk
+
+
+def _is_crowded(reply: Mapping[str, object]) -> bool:
+    """Whether the connection itself was refused for too many others: the request was not read."""
+    error = reply.get("error")
+    return (
+        reply.get("id") is None
+        and isinstance(error, dict)
+        and error.get("code") == ErrorCode.BUSY.value
+    )
 
 
 def _result(reply: Mapping[str, object]) -> dict[str, object]:

@@ -233,7 +233,7 @@ class LocalServer:
         return self._limits
 
 
-class _Cut(Exception):  # noqa: N818 - not an error of ours: a client met a limit
+class _Cut(Exception):
     """The connection is to be aborted; `limit` is the name it is counted under."""
 
     def __init__(self, limit: str) -> None:

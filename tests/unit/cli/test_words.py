@@ -94,14 +94,15 @@ def test_plain_tables_are_aligned_and_uncut():
     lines = plain(
         [
             Line("head"),
+            Line(""),
             Fields((("a", 1), ("longer", Cell("v", "good")), ("gone", None))),
             Table(("name", ">count"), [("a", 1), (long, 1000)], title="T"),
             Table(("name",), [], title="E", empty="nothing"),
         ]
     )
-    assert lines[:3] == ["head", "a:       1", "longer:  v"]
-    assert lines[3:5] == ["", "T"]
-    assert lines[5] == "name" + " " * 296 + "  count"
-    assert lines[6] == "a" + " " * 299 + "      1"
-    assert lines[7] == long + "   1000"
-    assert lines[8:] == ["", "E", "nothing"]
+    assert lines[:4] == ["head", "", "a:       1", "longer:  v"]
+    assert lines[4:6] == ["", "T"]
+    assert lines[6] == "name" + " " * 296 + "  count"
+    assert lines[7] == "a" + " " * 299 + "      1"
+    assert lines[8] == long + "   1000"
+    assert lines[9:] == ["", "E", "nothing"]
