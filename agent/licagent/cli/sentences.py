@@ -74,6 +74,9 @@ def what(event: Mapping[str, Any]) -> str:
 def sentence(event: Mapping[str, Any]) -> str:
     """One line for an event. Events that are no decision bring their own message."""
     at, verdict = safe(event.get("at")), safe(event.get("verdict")).lower()
+    if event.get("kind") == "missed":
+        missed = safe(event.get("count"))
+        return f"{missed} events are missing here: this reader was too slow; they are in the log"
     if verdict not in _DID:
         return f"{at} {'NOTE':<6} {safe(event.get('message'))}"
     text = f"{who(event.get('process') or {})} {_DID[verdict]} {what(event)}"

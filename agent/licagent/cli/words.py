@@ -54,6 +54,11 @@ def duration(seconds: object) -> str:
     return " ".join(parts)
 
 
+def ends_in(state: object, remaining_s: object) -> str:
+    """How long a license in this state still holds; `-` if it does not."""
+    return duration(remaining_s) if state == "valid" else NOTHING
+
+
 def amount(count_bytes: object) -> str:
     """`1.4 MiB`; bytes below 1 KiB exactly."""
     if not isinstance(count_bytes, int) or isinstance(count_bytes, bool):

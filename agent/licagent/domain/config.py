@@ -339,9 +339,14 @@ def read_config(environment: Mapping[str, str], path: Path | None = None) -> Set
 def describe(settings: Settings) -> list[dict[str, str]]:
     """Rows of key, value and source, as `config check` shows them."""
     return [
-        {"key": key, "value": _written(getattr(settings.config, key)), "source": source}
-        for key, source in settings.sources.items()
+        {"key": key, "value": value, "source": settings.sources[key]}
+        for key, value in values(settings.config).items()
     ]
+
+
+def values(config: AgentConfig) -> dict[str, str]:
+    """Every setting as it would be written, so that two configurations can be compared."""
+    return {key: _written(getattr(config, key)) for key in SETTINGS}
 
 
 def _likely(word: str, known: Collection[str]) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+from typing import Generic, Self, TypeVar
+from weakref import WeakSet
 
 Item = TypeVar("Item")
 
@@ -28,7 +26,8 @@ class Fanout(Generic[Item]):
     def __init__(self, capacity: int = 1024) -> None:
         """`capacity`: items kept for each subscriber."""
         self._capacity = capacity
-        self._subscriptions: set[_Subscription[Item]] = set()
+        # Weak: who drops a subscription without closing it has left all the same.
+        self._subscriptions: WeakSet[Subscription[Item]] = WeakSet()
 
     def publish(self, item: Item) -> None:
         """Give `item` to every subscriber. From the event loop's thread."""
@@ -40,36 +39,45 @@ class Fanout(Generic[Item]):
         """How many listen now."""
         return len(self._subscriptions)
 
-    async def subscribe(self) -> AsyncIterator[Item | Missed]:
-        """Items from now on, without end. Close the generator to unsubscribe."""
-        subscription = _Subscription[Item](self._capacity)
+    def subscribe(self) -> Subscription[Item]:
+        """Items from this call on, without end.
+
+        To show the past and then go on without a gap: subscribe, read the past, then iterate.
+        """
+        subscription = Subscription[Item](self._capacity, self._subscriptions)
         self._subscriptions.add(subscription)
-        try:
-            while True:
-                await subscription.ready.wait()
-                for item in subscription.take():
-                    yield item
-        finally:
-            self._subscriptions.discard(subscription)
+        return subscription
 
 
-class _Subscription(Generic[Item]):
-    def __init__(self, capacity: int) -> None:
+class Subscription(Generic[Item]):
+    """An asynchronous iterator over what is published."""
+
+    def __init__(self, capacity: int, others: WeakSet[Subscription[Item]]) -> None:
         self._items: deque[Item] = deque(maxlen=capacity)
         self._missed = 0
-        self.ready = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._others = others
 
     def put(self, item: Item) -> None:
+        """Keep `item`, in place of the oldest if there is no room."""
         if len(self._items) == self._items.maxlen:
             self._missed += 1
         self._items.append(item)
-        self.ready.set()
+        self._ready.set()
 
-    def take(self) -> list[Item | Missed]:
-        taken: list[Item | Missed] = list(self._items)
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Item | Missed:
+        await self._ready.wait()
         if self._missed:
-            taken.insert(0, Missed(self._missed))
-        self._items.clear()
-        self._missed = 0
-        self.ready.clear()
-        return taken
+            missed, self._missed = Missed(self._missed), 0
+            return missed
+        item = self._items.popleft()
+        if not self._items:
+            self._ready.clear()
+        return item
+
+    async def aclose(self) -> None:
+        """Take no more."""
+        self._others.discard(self)

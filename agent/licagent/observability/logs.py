@@ -39,7 +39,7 @@ _PRIORITIES: Final = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNIN
 
 
 def setup_logging(
-    environment: Mapping[str, str],
+    environment: Mapping[str, str] | None = None,
     *,
     level: int = logging.INFO,
     form: Format = "auto",
@@ -50,7 +50,8 @@ def setup_logging(
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
-    logger.addHandler(_handler(environment, form, stream or sys.stderr))
+    found = os.environ if environment is None else environment
+    logger.addHandler(_handler(found, form, stream or sys.stderr))
     logger.setLevel(level)
     logger.propagate = False
 

@@ -49,6 +49,7 @@ def test_json_is_the_daemons_answer(daemon, run, examples, arguments, name):
         (["usage"], ["acme-orders-2026", "3405", "1.0 MiB", "7.0 MiB"]),
         (["license", "list"], ["acme-orders-2026", "valid", "304 d 15 h", "orders-db"]),
         (["license", "show", "x"], ["revoked on this host", "contract ended", "orders-team",
+ "orders-db is not granted: limit egress_bytes",
                                     "environments production", "systemd:unit:orders.service",
                                     "connect", "2026-12-31T23:59:59Z"]),
         (["license", "remove", "x"], ["acme-orders-2026 removed", "12 live sockets cut"]),

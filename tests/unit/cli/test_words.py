@@ -74,6 +74,10 @@ def test_a_change_is_told_in_its_own_words():
     assert sentence(event) == "T NOTE   root opened the host for 15 min: fire"
 
 
+def test_a_gap_is_told():
+    assert sentence({"kind": "missed", "count": 12, "verdict": None}).startswith("12 events are")
+
+
 def test_an_allowed_use_names_its_license_and_binding():
     event = {"at": "T", "verdict": "allow", "reason": "licensed", "license": "lic",
              "binding": "lic/1", "resource": "db", "count": 1, "process": {"name": "x"},

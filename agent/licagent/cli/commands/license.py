@@ -39,7 +39,7 @@ def list_(session: Session) -> None:
 def list_blocks(result: Row) -> Iterator[Block]:
     """What `license list` shows."""
     from licagent.cli.output import Cell, Table
-    from licagent.cli.words import duration
+    from licagent.cli.words import ends_in
 
     styles = {"valid": "good", "not_yet_valid": "warn"}
     yield Table(
@@ -52,7 +52,7 @@ def list_blocks(result: Row) -> Iterator[Block]:
                     str(row.get("state")).replace("_", " "),
                     styles.get(str(row.get("state")), "bad"),
                 ),
-                duration(row.get("remaining_s")),
+                ends_in(row.get("state"), row.get("remaining_s")),
                 row.get("holders"),
                 ", ".join(str(name) for name in row.get("resources") or ()),
             )
@@ -72,8 +72,8 @@ def show(session: Session, license_id: str) -> None:
 
 def show_blocks(result: Row) -> Iterator[Block]:
     """What `license show` shows."""
-    from licagent.cli.output import Fields, Table
-    from licagent.cli.words import duration
+    from licagent.cli.output import Fields, Line, Table
+    from licagent.cli.words import duration, ends_in
 
     found = result.get("license") or {}
     scope = found.get("scope") or {}
@@ -96,7 +96,7 @@ def show_blocks(result: Row) -> Iterator[Block]:
             ),
             ("not before", found.get("not_before")),
             ("expires", found.get("expires_at")),
-            ("ends in", duration(found.get("remaining_s"))),
+            ("ends in", ends_in(found.get("state"), found.get("remaining_s"))),
             ("grace", duration(found["grace_s"]) if found.get("grace_s") else None),
             ("on failure", found.get("failure_mode")),
             ("hosts", _words(found.get("hosts")) or None),
@@ -119,6 +119,9 @@ def show_blocks(result: Row) -> Iterator[Block]:
         ],
         title="Entitlements",
     )
+    for row in found.get("entitlements") or ():
+        for refusal in row.get("refused") or ():
+            yield Line(f"{row.get('resource')} is not granted: {refusal}", "bad")
 
 
 def _revocation(row: Row) -> str:

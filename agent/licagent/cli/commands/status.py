@@ -87,13 +87,13 @@ def _summary(result: Row) -> Iterator[tuple[str, object]]:
 
 def _licenses(result: Row) -> Iterator[Block]:
     from licagent.cli.output import Table
-    from licagent.cli.words import duration
+    from licagent.cli.words import ends_in
 
     def row(license_: Row) -> tuple[object, ...]:
         return (
             license_.get("id"),
             _license_state(license_),
-            duration(license_.get("remaining_s")),
+            ends_in(license_.get("state"), license_.get("remaining_s")),
             license_.get("holders"),
             license_.get("allowed"),
             license_.get("denied"),
