@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import pytest
 from tests.kernel.harness.cgroups import CgroupTree
-from tests.kernel.harness.enforced import Bench, go, new_jti, policy_text
+from tests.kernel.harness.enforced import RESOURCES, Bench, go, new_jti, policy_text
 from tests.kernel.harness.programs import PYTHON
 from tests.kernel.harness.walk import World, walk
 from tests.kernel.routes.catalogue import ROUTES
@@ -134,7 +134,7 @@ def test_a_policy_that_names_the_mapped_address_means_the_ipv4_one(
 ) -> None:
     route, jti = ROUTES[name], new_jti()
     target = world.target(route)
-    bench.agent.issue(jti, resources=["route"], expires_in_s=3600)
+    bench.agent.issue(jti, resources=list(RESOURCES), expires_in_s=3600)
     text = policy_text(route, target, jti, ("cgroup:path:/licensed",))
     bench.agent.policy(text.replace(route.cidr, cidr))
 

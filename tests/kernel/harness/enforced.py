@@ -15,6 +15,12 @@ from tests.kernel.harness.walk import Surroundings, Target, Walk, World, walk
 from tests.kernel.routes.catalogue import ROUTES
 from tests.kernel.routes.registry import Route
 
+RESOURCES: Final = ("route", "elsewhere")
+"""What every license of these tests entitles to."""
+
+ELSEWHERE: Final = "192.0.2.77/32"
+NOBODYS_PORT: Final = 19
+
 _NUMBERS: Final = itertools.count(1)
 
 
@@ -42,7 +48,7 @@ class Bench:
     ) -> str:
         """Issue a license for the route's destination and put it in force; answers its jti."""
         jti = new_jti()
-        self.agent.issue(jti, resources=["route"], expires_in_s=3600)
+        self.agent.issue(jti, resources=list(RESOURCES), expires_in_s=3600)
         self.agent.policy(policy_text(route, target, jti, selectors))
         return jti
 
@@ -57,17 +63,24 @@ class Bench:
 
 
 def policy_text(route: Route, target: Target, jti: str, selectors: tuple[str, ...]) -> str:
-    """A policy whose only resource is what the route goes to."""
+    """A policy that names what the route goes to, and a resource of the other kind elsewhere.
+
+    The second one puts every hook to work: without it, a policy of services alone leaves no tags
+    on clients, and the reverse.
+    """
     if route.direction == "in":
         what = f'kind = "service"\nports = ["{target.ports}"]\nprotocol = "{route.protocol}"'
+        elsewhere = f'kind = "network"\ndestinations = [{{ cidr = "{ELSEWHERE}" }}]'
     else:
         has_ports = route.protocol in {"tcp", "udp", "sctp"}
         ports = f', ports = ["{target.ports}"]' if has_ports else ""
         where = f'{{ cidr = "{route.cidr}", protocol = "{route.protocol}"{ports} }}'
         what = f'kind = "network"\ndestinations = [{where}]'
+        elsewhere = f'kind = "service"\nports = ["{NOBODYS_PORT}"]\nprotocol = "tcp"'
     chosen = ", ".join(f'"{selector}"' for selector in selectors)
     return (
         f'[[resource]]\nname = "route"\nmode = "enforce"\n{what}\n\n'
+        f'[[resource]]\nname = "elsewhere"\nmode = "enforce"\n{elsewhere}\n\n'
         f'[[binding]]\nlicense = "{jti}"\nselectors = [{chosen}]\n'
     )
 

@@ -112,9 +112,9 @@ class Context:
         self.echo(sock, b"decoy")
 
     def echo(self, sock: socket.socket, expected: bytes | None = None) -> None:
-        """Wait until the token, or `expected`, came back."""
-        expected = expected or self.token
-        with self.at("echo"):
+        """Wait until the token came back, or what was sent to the free server (`expected`)."""
+        stage, expected = ("decoy", expected) if expected else ("echo", self.token)
+        with self.at(stage):
             got = b""
             while expected not in got:
                 more = sock.recv(65536)
