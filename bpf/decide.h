@@ -175,7 +175,8 @@ static __always_inline void judge_rule(struct lic_rule *rule, __u64 now,
 				       struct lic_decision *decision)
 {
 	decision->rule = rule->number;
-	decision->reason = LIC_REASON_NO_BINDING;
+	/* A rule without licenses: an entitlement that this version cannot honour. */
+	decision->reason = LIC_REASON_CONDITION;
 	for (__u32 i = 0; i < LIC_RULE_LICENSES; i++) {
 		struct lic_license *license;
 		__u32 slot, epoch, reason;

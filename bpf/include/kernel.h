@@ -203,8 +203,9 @@ static __always_inline __u64 inode_ctime_ns(struct inode *inode)
 	struct inode___old *old = (void *)inode;
 
 	if (bpf_core_field_exists(inode->i_ctime_sec))
+		/* The top bit is I_CTIME_QUERIED since 6.13 (commit 4e40eff0b573). */
 		return BPF_CORE_READ(inode, i_ctime_sec) * LIC_NSEC_PER_SEC +
-		       BPF_CORE_READ(inode, i_ctime_nsec);
+		       (BPF_CORE_READ(inode, i_ctime_nsec) & 0x7fffffff);
 	if (bpf_core_field_exists(renamed->__i_ctime))
 		return BPF_CORE_READ(renamed, __i_ctime.tv_sec) * LIC_NSEC_PER_SEC +
 		       BPF_CORE_READ(renamed, __i_ctime.tv_nsec);

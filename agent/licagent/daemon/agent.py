@@ -27,7 +27,7 @@ from licagent.daemon.kernel_side import KernelSide, load_programs
 from licagent.daemon.licensing import Licensing
 from licagent.daemon.policy_keeper import Compiled, PolicyKeeper
 from licagent.daemon.shadow import ShadowBook
-from licagent.domain.clock import ClockChange, ClockState, Reading, TrustedClock
+from licagent.domain.clock import ClockChange, Reading, TrustedClock
 from licagent.domain.config import AgentConfig
 from licagent.domain.license import HostFacts, LicenseState
 from licagent.domain.policy import PolicyError
@@ -38,7 +38,8 @@ from licagent.host.users import Users
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.events import EventReader
 from licagent.kernel.layout import Event, EventKind, SocketRecord
-from licagent.store.errors import DocumentDamaged
+from licagent.store.clockstate import ClockStore
+from licagent.store.errors import DocumentDamaged, StoreError
 from licagent.store.eventlog import EventLog
 from licagent.store.licenses import LicenseRecords
 from licagent.store.numbers import PersistentNumbering
@@ -47,8 +48,6 @@ from lictoken.claims import License
 
 _log: Final = logging.getLogger(__name__)
 
-_CLOCK_DOCUMENT: Final = "clock"
-_CLOCK_SCHEMA: Final = "licagent.clock/2"
 _GLASS_DOCUMENT: Final = "break-glass"
 _GLASS_SCHEMA: Final = "licagent.break-glass/1"
 _MEASURE_QUEUE_MAX: Final = 1024
@@ -65,6 +64,7 @@ class Agent:
         self.state = StateDir(config.state_dir)
         self.tree = CgroupTree.open(config.cgroup_root or "auto")
         self.users = Users()
+        self._clock_store = ClockStore(self.state)
         self.clock = self._load_clock()
         self.records = LicenseRecords(self.state)
         self.numbering = PersistentNumbering(self.state)
@@ -259,9 +259,8 @@ class Agent:
 
     def _load_clock(self) -> TrustedClock:
         try:
-            body = self.state.read_document(_CLOCK_DOCUMENT, _CLOCK_SCHEMA)
-            known = ClockState.from_document(body) if body is not None else None
-        except (DocumentDamaged, ValueError) as error:
+            known = self._clock_store.load()
+        except StoreError as error:
             _log.error("the clock's record is lost, the wall clock is believed: %s", error)
             known = None
         return TrustedClock(self.reading(), known)
@@ -274,7 +273,7 @@ class Agent:
             wall_ns=time.time_ns(),
             boottime_ns=posture.boottime_ns(),
             boot_id=posture.boot_id(),
-            synchronized=bool(sync and sync.synchronized),
+            synchronized=bool(sync and sync.synchronised),
         )
 
     def watch_clock(self) -> None:
@@ -287,7 +286,7 @@ class Agent:
     def save_clock(self) -> None:
         """Make trusted time durable, so that a reboot gains nothing."""
         self.clock.observe(self.reading())
-        self.state.write_document(_CLOCK_DOCUMENT, _CLOCK_SCHEMA, self.clock.state.document())
+        self._clock_store.save(self.clock.state)
 
     # --- break-glass
 

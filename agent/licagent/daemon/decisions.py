@@ -143,7 +143,7 @@ class DecisionBook:
             "user": self._users.user_name(uid) if uid is not None else None,
             "gid": gid,
             "unit": names.unit if names else None,
-            "slice": names.slice_name if names else None,
+            "slice": names.slice if names else None,
             "container": names.container if names else None,
             "cgroup": cgroup,
         }

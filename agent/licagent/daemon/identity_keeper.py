@@ -149,7 +149,7 @@ class IdentityKeeper:
         for number, path in tables.paths:
             try:
                 entry = directory_entry(path)
-                entries[path_key(entry.device, entry.inode, entry.name)] = number
+                entries[path_key(entry.directory_device, entry.directory_inode, entry.name)] = number
             except (NoSuchExecutable, ValueError) as error:
                 problems.append(f"unix:path:{path} matches nothing: {error}")
         self.problems = tuple(problems)

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,10 +17,11 @@ from licagent.kernel.layout import NANOSECONDS_MAX
 from licagent.kernel.licenses import LicenseTable
 from licagent.store.errors import StoreError
 from licagent.store.licenses import LicenseRecords, Statement
-from lictoken.claims import License
+from lictoken.claims import AUDIENCE, License
 from lictoken.errors import TokenError
-from lictoken.revocation import Revocation, verify_revocation
+from lictoken.revocation import Revocation, RevocationAction, verify_revocation
 from lictoken.trust import TrustStore
+from lictoken.validity import Standing, standing
 from lictoken.verify import read_license_file, verify_license
 
 _log: Final = logging.getLogger(__name__)
@@ -136,41 +137,43 @@ class Licensing:
 
     def revoke_here(self, jti: str, reason: str, by: str) -> bool:
         """Revoke on this host, for all generations up to the newest; False if it was."""
-        generation = max(self._records.newest_generation(jti), 1)
         held = self.held.get(jti)
-        issuer = held.license.issuer if held is not None else ""
-        if self.revocation(jti, generation, issuer) is not None:
+        if held is not None and self.revocation(held.license) is not None:
             return False
+        generation = max(self._records.newest_generation(jti), 1)
         identity = f"local-{time.time_ns():x}-{os.getpid()}"
         self._records.record(
             Statement(identity, jti, "", "revoke", generation, reason, int(time.time()), by)
         )
         return True
 
-    def revocation(self, jti: str, generation: int, issuer: str) -> Statement | None:
+    def revocation(self, license_: License) -> Statement | None:
         """The statement that ends this generation of a license, if one does.
 
-        Only the license's own issuer and this host's root may end it.
+        Only the license's own issuer and this host's root may end it. What root revoked here,
+        the issuer may reinstate; what the issuer revoked is revoked for good.
         """
-        ended: Statement | None = None
-        for statement in sorted(self._records.statements(jti), key=lambda each: each.at_s):
-            if statement.generation < generation or statement.issuer not in ("", issuer):
-                continue
-            if statement.action == "reinstate":
-                # Lifts a suspension, and a revocation made on this host; an issuer's
-                # revocation is for good.
-                if ended is not None and (ended.action == "suspend" or not ended.issuer):
-                    ended = None
-            elif ended is None or ended.action != "revoke":
-                ended = statement
-        return ended
+        concerning = [
+            each
+            for each in self._records.statements(license_.jti)
+            if each.generation >= license_.generation and each.issuer in ("", license_.issuer)
+        ]
+        issued = [each for each in concerning if each.issuer]
+        if standing(license_, map(_as_revocation, issued)) is not Standing.ACTIVE:
+            return next(each for each in reversed(issued) if each.action != "reinstate")
+        for each in concerning:
+            if not each.issuer and not any(
+                later.action == "reinstate" and later.at_s >= each.at_s for later in issued
+            ):
+                return each
+        return None
 
     def judge(self, license: License) -> Judgement:
         """The state of a license on this host now."""
         boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        statement = self.revocation(license.jti, license.generation, license.issuer)
+        statement = self.revocation(license)
         return judge(
-            replace(license, expires_at_s=license.expires_at_s + license.grace_s),
+            license,
             self._clock.now_ns(boottime_ns) / 1e9,
             self._host,
             revoked=statement is not None,
@@ -191,7 +194,7 @@ class Licensing:
                 found.number,
                 reason,
                 self._clock.start_boottime_ns(found.not_before_s),
-                self._clock.deadline_boottime_ns(found.expires_at_s + found.grace_s),
+                self._clock.deadline_boottime_ns(found.expires_at_s),
             )
         known = {one.license.number for one in self.held.values()}
         for number in table.numbers():
@@ -206,7 +209,7 @@ class Licensing:
             end
             for one in self.held.values()
             for end in (
-                self._clock.deadline_boottime_ns(one.license.expires_at_s + one.license.grace_s),
+                self._clock.deadline_boottime_ns(one.license.expires_at_s),
             )
             if end > now
         ]
@@ -241,6 +244,19 @@ class Licensing:
         for name in names:
             if name.endswith(suffix) and not name.startswith("."):
                 yield self._folder / name
+
+
+def _as_revocation(statement: Statement) -> Revocation:
+    return Revocation(
+        jti=statement.id,
+        issuer=statement.issuer,
+        audience=AUDIENCE,
+        issued_at_s=statement.at_s,
+        license=statement.license,
+        action=RevocationAction(statement.action),
+        generation=statement.generation,
+        reason=statement.reason,
+    )
 
 
 def refusal_of(name: str, error: Exception) -> Refused:

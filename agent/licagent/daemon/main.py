@@ -213,7 +213,7 @@ def run(config: AgentConfig, *, load_only: bool = False) -> int:
 
     Returns the exit status: 0, or 1 with the reason on the log.
     """
-    setup_logging()
+    setup_logging(os.environ)
     if os.geteuid() != 0:
         _log.error("the daemon must run as root: it loads BPF programs")
         return 5

@@ -144,6 +144,7 @@ SAMPLE_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 _PRINT_CALLBACK = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 
 _log: list[str] = []
+_callbacks: list[object] = []
 
 
 @cache
@@ -226,7 +227,7 @@ def library() -> ctypes.CDLL:
         return 0
 
     callback = _PRINT_CALLBACK(keep)
-    lib.licagent_print_callback = callback  # kept alive with the library
+    _callbacks.append(callback)  # kept alive with the library
     lib.libbpf_set_print.argtypes = [_PRINT_CALLBACK]
     lib.libbpf_set_print.restype = c_void_p
     lib.libbpf_set_print(callback)

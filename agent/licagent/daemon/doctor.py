@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks of the host, and the coverage table: which routes are closed here, and by what."""
+
+from __future__ import annotations
+
+import resource as limits
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from licagent.daemon.agent import Agent
+from licagent.host import posture
+from licagent.kernel.hooks import HOOKS
+from licagent.kernel.layout import Fault
+
+Report = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A way to a resource that none of the attached hooks sees."""
+
+    name: str
+    detail: str
+    kernel_needed: str
+    state: str = "open"
+
+
+def _open_routes() -> tuple[Route, ...]:
+    lsm = "bpf" in posture.security_modules()
+    needed = "5.7 with lsm=...,bpf on the kernel command line"
+    note = " (the BPF LSM is on here; the programs for it come with the system packages)"
+    suffix = note if lsm else ""
+    return (
+        Route(
+            "AF_PACKET",
+            "packet sockets pass below every IP hook; they need CAP_NET_RAW" + suffix,
+            needed,
+        ),
+        Route(
+            "AF_XDP, AF_VSOCK, other families",
+            "no IP hook sees them; AF_XDP needs CAP_NET_RAW" + suffix,
+            needed,
+        ),
+        Route(
+            "SCM_RIGHTS",
+            "a connected socket that is passed on keeps its license; `licagent explain` shows "
+            "for whom it was made and who holds it. New connections are decided for who makes "
+            "them" + suffix,
+            needed,
+            "partial",
+        ),
+        Route(
+            "pidfd_getfd",
+            "as SCM_RIGHTS; it needs ptrace rights over the owner" + suffix,
+            needed,
+            "partial",
+        ),
+        Route(
+            "forwarded and virtual-machine packets",
+            "a router's packets have no socket here; TUN and bridges need CAP_NET_ADMIN",
+            "tc or netfilter on the router",
+        ),
+    )
+
+
+FAULTS: Final = (
+    (Fault.TAG_FAILED, "sockets that could not be tagged (denied in enforce)"),
+    (Fault.PROCESS_FAILED, "processes that did not fit the table (no executable known)"),
+    (Fault.CGROUP_FAILED, "cgroups that did not fit the table"),
+    (Fault.COUNTER_SPILLED, "counters that were folded into (0, 0)"),
+)
+
+
+def doctor(agent: Agent) -> Report:
+    """Everything worth knowing about this host's fitness."""
+    return {"schema_version": 1, "checks": checks(agent), "coverage": coverage(agent)}
+
+
+def checks(agent: Agent) -> list[Report]:
+    """One row a check."""
+    config = agent.config
+    found = [
+        _check(
+            "btf",
+            Path("/sys/kernel/btf/vmlinux").exists(),
+            "the kernel describes its types",
+            "without BTF executables are not identified; use a kernel with CONFIG_DEBUG_INFO_BTF",
+        ),
+        _check(
+            "errno",
+            posture.kernel_version() >= (5, 18),
+            "a denied call says which key is missing",
+            "before 5.18 programs see EPERM",
+        ),
+        _check(
+            "sock_destroy",
+            posture.kernel_version() >= (6, 5),
+            "sockets are closed by the kernel's own iterator",
+            "before 6.5 they are closed through netlink",
+        ),
+        _check(
+            "hybrid-cgroups",
+            posture.kernel_version() >= (5, 15) or str(agent.tree.mount) == "/sys/fs/cgroup",
+            f"cgroup v2 at {agent.tree.mount}",
+            "cgroup v1 breaks a socket's association before 5.15 (commit 8520e224f547)",
+        ),
+        _check(
+            "clock",
+            bool((sync := posture.clock_sync()) and sync.synchronised),
+            "the clock is synchronised",
+            "run an NTP client: license times are judged by the highest time seen",
+        ),
+        _check(
+            "trust",
+            not agent.licensing.trust_problem,
+            f"issuer keys are readable in {config.trust_path}",
+            agent.licensing.trust_problem,
+        ),
+        _check("policy", not agent.policy_problem, "the policy is good", agent.policy_problem),
+        _check(
+            "files",
+            limits.getrlimit(limits.RLIMIT_NOFILE)[0] >= 1024,
+            "enough file descriptors",
+            "raise LimitNOFILE",
+        ),
+    ]
+    if agent.identity is not None:
+        for problem in agent.identity.problems:
+            found.append(_check("selector", False, "", problem))
+    for fault, text in FAULTS:
+        count = agent.kernel.counters.fault(fault)
+        found.append(_check(fault.name.lower(), count == 0, f"no {text}", f"{count} {text}"))
+    ports = _ephemeral_services(agent)
+    if ports:
+        found.append(
+            _check(
+                "service-ports",
+                False,
+                "",
+                f"service ports {ports} lie in net.ipv4.ip_local_port_range: a client may get "
+                "one by chance and be refused; move them or reserve them "
+                "(net.ipv4.ip_local_reserved_ports)",
+            )
+        )
+    return found
+
+
+def _check(name: str, ok: bool, good: str, bad: str) -> Report:
+    return {"name": name, "ok": ok, "detail": good if ok else bad, "hint": "" if ok else bad}
+
+
+def _ephemeral_services(agent: Agent) -> str:
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    except OSError:
+        return ""
+    low, high = (int(word) for word in text.split())
+    if agent.compiled is None:
+        return ""
+    found = [
+        f"{each.first}-{each.last}"
+        for resource in agent.compiled.policy.resources
+        for each in resource.ports
+        if each.first <= high and each.last >= low
+    ]
+    return ", ".join(found)
+
+
+def coverage(agent: Agent) -> list[Report]:
+    """Each hook and what it closes; then what no hook of this kernel closes."""
+    states = {each.name: each for each in agent.kernel.hooks()}
+    rows: list[Report] = []
+    for hook in HOOKS:
+        state = states[hook.name]
+        rows.append(
+            {
+                "hook": hook.name,
+                "route": hook.closes,
+                "loader": state.loader,
+                "state": "closed" if state.attached else "open",
+                "detail": "" if state.attached else f"{hook.without}: {state.error}",
+                "kernel_needed": hook.kernel,
+            }
+        )
+    for route in _open_routes():
+        rows.append(
+            {
+                "hook": None,
+                "route": route.name,
+                "loader": None,
+                "state": route.state,
+                "detail": route.detail,
+                "kernel_needed": route.kernel_needed,
+            }
+        )
+    return rows

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Why a process or socket may do what it does, or not, and what is missing."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from licagent.daemon.agent import Agent
+from licagent.daemon.decisions import address_text, boottime_to_unix, errno_name, rfc3339
+from licagent.domain.decision import PolicyIndex, Subject, judge_rule
+from licagent.domain.policy import Resource, ResourceKind
+from licagent.domain.reason import Reason, Verdict
+from licagent.host.processes import Process, ProcessGone, describe
+from licagent.kernel.layout import Half, SocketRecord, TagKind
+from licagent.local.errors import ErrorCode, LocalError
+
+Report = dict[str, Any]
+
+_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp", 255: "other"}
+
+_KIND_VERDICT: Final = {
+    TagKind.NONE: "none",
+    TagKind.FREE: "none",
+    TagKind.LICENSED: "allow",
+    TagKind.SHADOW: "shadow",
+    TagKind.GLASS: "allow",
+    TagKind.DENIED: "cut",
+    TagKind.PACKET: "per packet",
+}
+
+
+def explain(agent: Agent, pid: int | None, socket: str | None) -> Report:
+    """Explain a process and its sockets, or one socket. LocalError NOT_FOUND."""
+    sockets = agent.kernel.iterators.sockets()
+    if pid is not None:
+        process = _describe(agent, pid)
+        mine = [record for record in sockets if record.holder_pid == pid]
+    else:
+        mine = [record for record in sockets if _is_wanted(record, str(socket))]
+        if not mine:
+            raise LocalError(
+                ErrorCode.NOT_FOUND,
+                f"no process holds the socket {socket}",
+                "list sockets: ss -tupen",
+            )
+        mine = mine[:1]
+        process = _describe(agent, mine[0].holder_pid)
+    subject = _subject(agent, process)
+    return {
+        "schema_version": 1,
+        "process": {
+            "pid": process.pid,
+            "name": process.name,
+            "executable": process.executable,
+            "uid": process.uid,
+            "user": process.user,
+            "gid": process.gid,
+            "unit": process.unit,
+            "container": process.container,
+            "cgroup": process.cgroup,
+            "in_scope": agent.tree.relative(process.cgroup) is not None
+            if process.cgroup
+            else False,
+        },
+        "sockets": [_socket(agent, record) for record in mine],
+        "resources": _resources(agent, process, subject) if pid is not None else [],
+    }
+
+
+def _describe(agent: Agent, pid: int) -> Process:
+    try:
+        return describe(pid, agent.users)
+    except ProcessGone as error:
+        raise LocalError(
+            ErrorCode.NOT_FOUND, str(error), "what it did is in `licagent events --pid`"
+        ) from error
+
+
+def _is_wanted(record: SocketRecord, wanted: str) -> bool:
+    if wanted.isdigit():
+        return bool(record.cookie == int(wanted))
+    return f"{_local(record)}->{_remote(record)}" == wanted
+
+
+def _local(record: SocketRecord) -> str | None:
+    return address_text(record.source, record.source_port, is_ipv6=bool(record.is_ipv6))
+
+
+def _remote(record: SocketRecord) -> str | None:
+    return address_text(record.destination, record.destination_port, is_ipv6=bool(record.is_ipv6))
+
+
+def _socket(agent: Agent, record: SocketRecord) -> Report:
+    tag = record.tag
+    half: Half = tag.network if tag.network.kind else tag.service
+    rule = agent.names.rules.get(half.rule)
+    kind = TagKind(half.kind)
+    return {
+        "cookie": record.cookie,
+        "fd": record.fd,
+        "family": "ipv6" if record.is_ipv6 else "ipv4",
+        "protocol": _PROTOCOLS.get(record.protocol, "other"),
+        "local": _local(record),
+        "remote": _remote(record),
+        "verdict": _KIND_VERDICT[kind],
+        "reason": Reason(half.reason).name.lower() if record.tagged else "no_resource",
+        "license": agent.records.jti_of(half.license) if half.license else None,
+        "resource": agent.names.resource(half.resource),
+        "rule": half.rule or None,
+        "binding": rule.binding if rule else None,
+        "selectors": list(rule.selectors) if rule else [],
+        "since": rfc3339(boottime_to_unix(tag.since_ns)) if tag.since_ns else None,
+        "tagged_for_pid": tag.pid or None,
+        "older_than_agent": bool(tag.adopted),
+        "tx_bytes": tag.tx_bytes if record.tagged else None,
+        "rx_bytes": tag.rx_bytes if record.tagged else None,
+    }
+
+
+def _subject(agent: Agent, process: Process) -> Subject:
+    known = agent.kernel.identity.process(process.pid)
+    scopes: tuple[int, ...] = ()
+    relative = agent.tree.relative(process.cgroup) if process.cgroup else None
+    if relative is not None:
+        scopes = agent.kernel.identity.cgroup(agent.tree.id_of(relative))
+    return Subject(
+        path=known.path if known else 0,
+        digest=known.digest if known else 0,
+        scopes=scopes,
+        uid=process.uid,
+        gid=process.gid,
+    )
+
+
+def _resources(agent: Agent, process: Process, subject: Subject) -> list[Report]:
+    compiled = agent.compiled
+    if compiled is None:
+        return []
+    index = PolicyIndex(compiled.tables)
+    licenses = {
+        held.license.number: agent.state_of(held.license) for held in agent.licensing.held.values()
+    }
+    numbers = {entry.name: entry.number for entry in compiled.tables.resources}
+    enforcing = agent.config.mode == "enforce"
+    rows = []
+    for resource in compiled.policy.resources:
+        if resource.kind not in (ResourceKind.NETWORK, ResourceKind.SERVICE):
+            continue
+        rule = index.rule_of(numbers[resource.name], subject)
+        if rule is None:
+            reason, license_number = Reason.NO_BINDING, 0
+        else:
+            reason, license_number = judge_rule(rule, licenses)
+        if reason is Reason.LICENSED:
+            verdict = Verdict.ALLOW
+        elif not enforcing or not resource.enforce:
+            verdict = Verdict.SHADOW
+        elif agent.glass is not None:
+            verdict, reason = Verdict.ALLOW, Reason.BREAK_GLASS
+        else:
+            verdict = Verdict.DENY
+        license_id = agent.records.jti_of(license_number) if license_number else None
+        rows.append(
+            {
+                "resource": resource.name,
+                "verdict": verdict.name.lower(),
+                "reason": reason.name.lower(),
+                "errno": errno_name(reason) if verdict is Verdict.DENY else None,
+                "license": license_id,
+                "binding": rule.binding if rule else None,
+                "selectors": list(rule.selectors) if rule else [],
+                "rule": rule.number if rule else None,
+                **_advice(agent, resource, process, reason, license_id),
+            }
+        )
+    return rows
+
+
+def _advice(
+    agent: Agent, resource: Resource, process: Process, reason: Reason, license_id: str | None
+) -> Report:
+    """What is missing and how to get it."""
+    missing: list[str] = []
+    how: list[str] = []
+    if reason is Reason.NO_BINDING:
+        for binding in _candidates(agent, resource):
+            missing.append(
+                f"binding {binding.name} asks for "
+                + " and ".join(str(selector) for selector in binding.selectors)
+            )
+        if not missing:
+            missing.append(f"no binding reaches {resource.name} for anybody")
+        who = f"systemd:unit:{process.unit}" if process.unit else f"unix:uid:{process.uid}"
+        how.append(
+            f'add a binding with selectors = ["{who}"] and a license for {resource.name} to '
+            f"{agent.config.policy_dir}, then: licagent policy apply"
+        )
+        how.append(
+            f"or run the command under a license: licagent run --license ID -- {process.name}"
+        )
+    elif reason in (Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.REVOKED, Reason.CONDITION):
+        held = agent.licensing.held.get(license_id or "")
+        if held is not None:
+            judgement = agent.licensing.judge(held.license)
+            missing.append(judgement.detail)
+            how.append(judgement.hint)
+        else:
+            missing.append(f"license {license_id or 'of the rule'} is not usable here")
+            how.append("licagent license list")
+    return {"missing": missing, "how": how}
+
+
+def _candidates(agent: Agent, resource: Resource) -> list[Any]:
+    compiled = agent.compiled
+    if compiled is None:
+        return []
+    return [
+        binding
+        for binding in compiled.policy.bindings
+        if (held := agent.licensing.held.get(binding.license)) is not None
+        and any(each.resource == resource.name for each in held.license.entitlements)
+        and (binding.resources is None or resource.name in binding.resources)
+    ][:10]
+

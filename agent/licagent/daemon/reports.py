@@ -1,0 +1,418 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What status, license and policy questions are answered with (docs/reference/commands.md)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter as Tally
+from typing import Any
+
+from licagent.daemon.agent import Agent
+from licagent.daemon.decisions import rfc3339
+from licagent.daemon.policy_keeper import Compiled
+from licagent.domain.license import LicenseState, refusals
+from licagent.domain.reason import Verdict
+from licagent.host.posture import kernel_release
+from licagent.kernel.events import Counter
+from licagent.kernel.hooks import hook as hook_named
+from licagent.kernel.layout import Fault, SocketRecord, TagKind
+from licagent.local.errors import ErrorCode, LocalError
+from lictoken.claims import License
+
+Report = dict[str, Any]
+
+VERSION = "0.1.0"
+
+
+def status(agent: Agent) -> Report:
+    """Is this host enforcing, and is all well?"""
+    kernel = agent.kernel
+    hooks = kernel.hooks()
+    counters = kernel.counters.read()
+    holders = holders_by_license(kernel.iterators.sockets())
+    reasons = _reasons(agent, hooks)
+    compiled = agent.compiled
+    left = agent.glass_left_s()
+    if agent.glass is not None and left is not None and left > 0:
+        state = "break-glass"
+    elif reasons:
+        state = "degraded"
+    else:
+        state = "enforcing" if agent.config.mode == "enforce" else "observing"
+    reading = agent.reading()
+    return {
+        "schema_version": 1,
+        "version": VERSION,
+        "state": state,
+        "reasons": reasons,
+        "pid": os.getpid(),
+        "started_at": rfc3339(agent.started_at),
+        "mode": agent.config.mode,
+        "policy": {
+            "generation": kernel.control.generation,
+            "loaded_at": rfc3339(agent.loaded_at) if agent.loaded_at else None,
+            "files": [name for name, _ in compiled.texts] if compiled else [],
+            **(amounts(compiled) if compiled else {"resources": 0, "bindings": 0, "rules": 0}),
+        },
+        "licenses": [
+            license_row(agent, held.license, holders, counters)
+            for held in agent.licensing.held.values()
+        ],
+        "refused_files": [
+            {"file": each.file, "reason": each.reason, "detail": each.detail, "hint": each.hint}
+            for each in agent.licensing.refused
+        ],
+        "kernel": {
+            "release": kernel_release(),
+            "loader": kernel.report["loader"],
+            "load_ns": kernel.report["duration_ns"],
+            "programs": [
+                {
+                    "hook": each.name,
+                    "attached": each.attached,
+                    "loader": each.loader,
+                    "link_id": each.link_id,
+                    "program_id": each.program_id,
+                }
+                for each in hooks
+            ],
+            "missing": [
+                {
+                    "hook": each.name,
+                    "closes": hook_named(each.name).closes,
+                    "consequence": hook_named(each.name).without,
+                    "kernel": hook_named(each.name).kernel,
+                    "error": each.error,
+                }
+                for each in hooks
+                if not each.attached
+            ],
+        },
+        "counters": [
+            {
+                "license": agent.records.jti_of(each.license) if each.license else None,
+                "resource": agent.names.resource(each.resource),
+                "verdict": each.verdict.name.lower(),
+                "reason": each.reason.name.lower(),
+                "count": each.count,
+            }
+            for each in counters
+        ],
+        "events": {
+            "emitted": kernel.counters.fault(Fault.EVENT_EMITTED),
+            "dropped": kernel.counters.fault(Fault.EVENT_DROPPED),
+            "lost_on_disk": agent.log.lost,
+        },
+        "break_glass": (
+            {key: agent.glass[key] for key in ("until", "reason", "by")} if agent.glass else None
+        ),
+        "clock": {
+            "trusted_now": rfc3339(agent.clock.now_ns(reading.boottime_ns) / 1e9),
+            "wall_offset_s": round(agent.clock.wall_offset_ns(reading) / 1e9, 3),
+            "high_water": rfc3339(agent.clock.high_water_ns / 1e9),
+        },
+        "shadow": agent.shadow.rows()[:50],
+    }
+
+
+def _reasons(agent: Agent, hooks: list[Any]) -> list[Report]:
+    found = []
+    for each in hooks:
+        if not each.attached and hook_named(each.name).required:
+            found.append(
+                _reason(
+                    "hook-missing",
+                    f"{each.name} is not attached: {each.error}",
+                    "restart licagent, or see `licagent doctor` for what this kernel lacks",
+                )
+            )
+    if agent.policy_problem:
+        found.append(
+            _reason(
+                "policy-refused",
+                f"the installed policy is refused: {agent.policy_problem}",
+                "see `licagent policy check`; the last good policy stays in force",
+            )
+        )
+    if agent.licensing.trust_problem:
+        found.append(
+            _reason(
+                "trust-missing",
+                f"no license verifies: {agent.licensing.trust_problem}",
+                f"put the issuers' keys into {agent.config.trust_path}",
+            )
+        )
+    for each in agent.licensing.refused:
+        found.append(
+            _reason("license-refused", f"{each.file}: {each.detail} ({each.reason})", each.hint)
+        )
+    for path in agent.state.damaged():
+        found.append(
+            _reason(
+                "state-damaged",
+                f"a damaged file was set aside: {path}",
+                "look into it, then remove it",
+            )
+        )
+    return found
+
+
+def _reason(code: str, message: str, hint: str) -> Report:
+    return {"code": code, "message": message, "hint": hint}
+
+
+def holders_by_license(sockets: list[SocketRecord]) -> Tally[int]:
+    """Live sockets by license number; a socket that several processes hold counts once."""
+    seen: set[int] = set()
+    found: Tally[int] = Tally()
+    for record in sockets:
+        if not record.tagged or record.cookie in seen:
+            continue
+        seen.add(record.cookie)
+        for half in (record.tag.network, record.tag.service):
+            if half.kind == TagKind.LICENSED and half.license:
+                found[half.license] += 1
+                break
+    return found
+
+
+def license_row(
+    agent: Agent,
+    license_: License,
+    holders: Tally[int] | dict[int, int],
+    counters: list[Counter] | None = None,
+) -> Report:
+    """One license as lists show it."""
+    judgement = agent.licensing.judge(license_)
+    mine = [each for each in counters or () if each.license == license_.number]
+    now = agent.clock.now_ns(time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+    return {
+        "id": license_.jti,
+        "number": license_.number,
+        "state": judgement.state.value,
+        "reason": judgement.detail or None,
+        "expires_at": rfc3339(license_.expires_at_s),
+        "remaining_s": max(0, int(license_.expires_at_s - now)) if judgement.state is LicenseState.VALID else 0,
+        "holders": holders.get(license_.number, 0),
+        "allowed": sum(each.count for each in mine if each.verdict is Verdict.ALLOW),
+        "denied": sum(each.count for each in mine if each.verdict is Verdict.DENY),
+        "resources": [entitlement.resource for entitlement in license_.entitlements],
+    }
+
+
+def license_list(agent: Agent) -> Report:
+    """All licenses."""
+    holders = holders_by_license(agent.kernel.iterators.sockets())
+    counters = agent.kernel.counters.read()
+    return {
+        "schema_version": 1,
+        "licenses": [
+            license_row(agent, held.license, holders, counters)
+            for held in agent.licensing.held.values()
+        ],
+    }
+
+
+def license_show(agent: Agent, jti: str) -> Report:
+    """One license, whole. LocalError NOT_FOUND."""
+    held = agent.licensing.held.get(jti)
+    if held is None:
+        raise LocalError(
+            ErrorCode.NOT_FOUND,
+            f"no license {jti!r} is on this host",
+            "list them: licagent license list",
+        )
+    found = held.license
+    holders = holders_by_license(agent.kernel.iterators.sockets())
+    statement = agent.licensing.revocation(found)
+    compiled = agent.compiled
+    bindings = [each.name for each in compiled.policy.bindings if each.license == jti] if (
+        compiled
+    ) else []
+    return {
+        "schema_version": 1,
+        "license": {
+            **license_row(agent, found, holders, agent.kernel.counters.read()),
+            "generation": found.generation,
+            "issuer": found.issuer,
+            "kid": found.kid,
+            "subject": found.subject,
+            "not_before": rfc3339(found.not_before_s),
+            "grace_s": found.grace_s,
+            "failure_mode": found.failure_mode,
+            "scope": {
+                "org": found.scope.org,
+                "project": found.scope.project,
+                "environments": list(found.scope.environments),
+                "regions": list(found.scope.regions),
+            },
+            "hosts": list(found.hosts),
+            "selectors": list(found.selectors),
+            "bindings": bindings,
+            "file": str(held.file),
+            "revoked": (
+                {
+                    "at": rfc3339(statement.at_s),
+                    "by": statement.issuer or statement.by,
+                    "reason": statement.reason,
+                    "action": statement.action,
+                }
+                if statement
+                else None
+            ),
+            "entitlements": [
+                {
+                    "resource": each.resource,
+                    "actions": list(each.actions),
+                    "limits": [
+                        {
+                            "meter": limit.meter,
+                            "limit": limit.limit,
+                            "window": limit.window,
+                            "on_exhaustion": limit.on_exhaustion,
+                        }
+                        for limit in each.limits
+                    ],
+                    "conditions": [str(condition) for condition in each.conditions],
+                    "refused": list(refusals(each)),
+                }
+                for each in found.entitlements
+            ],
+        },
+    }
+
+
+def amounts(compiled: Compiled) -> Report:
+    """How large a policy is."""
+    return {
+        "resources": len(compiled.policy.resources),
+        "bindings": len(compiled.policy.bindings),
+        "rules": len(compiled.tables.rules),
+    }
+
+
+def policy_show(agent: Agent) -> Report:
+    """The policy in force."""
+    compiled = agent.compiled
+    if compiled is None:
+        raise LocalError(
+            ErrorCode.NOT_FOUND, "no policy is in force", "see `licagent policy check`"
+        )
+    return {
+        "schema_version": 1,
+        "generation": agent.kernel.control.generation,
+        "loaded_at": rfc3339(agent.loaded_at),
+        "rules": len(compiled.tables.rules),
+        "resources": [
+            {
+                "name": each.name,
+                "kind": each.kind.value,
+                "mode": "enforce" if each.enforce else "observe",
+                "covers": _covers(each),
+                "description": each.description,
+                "source": each.source,
+            }
+            for each in compiled.policy.resources
+        ],
+        "bindings": [
+            {
+                "name": each.name,
+                "license": each.license,
+                "selectors": [str(selector) for selector in each.selectors],
+                "resources": list(each.resources or ()),
+                "source": each.source,
+            }
+            for each in compiled.policy.bindings
+        ],
+    }
+
+
+def _covers(resource: Any) -> list[str]:
+    def ports(ranges: Any) -> str:
+        return ",".join(
+            "all ports"
+            if (each.first, each.last) == (0, 65535)
+            else (str(each.first) if each.first == each.last else f"{each.first}-{each.last}")
+            for each in ranges
+        )
+
+    if resource.destinations:
+        return [f"{each.cidr} {ports(each.ports)}" for each in resource.destinations]
+    return [ports(resource.ports)] if resource.ports else list(resource.paths)
+
+
+def usage(agent: Agent, by: str) -> Report:
+    """Bytes and decisions of licensed sockets, open and closed."""
+    rows: dict[tuple[str, str], Report] = {}
+
+    def row(name: str, license_id: str | None) -> Report:
+        return rows.setdefault(
+            (name, license_id or ""),
+            {
+                "name": name,
+                "license": license_id,
+                "sockets": 0,
+                "allowed": None,
+                "denied": None,
+                "tx_bytes": 0,
+                "rx_bytes": 0,
+            },
+        )
+
+    seen: set[int] = set()
+    for record in agent.kernel.iterators.sockets():
+        number = record.tag.network.license or record.tag.service.license
+        if not record.tagged or not number or record.cookie in seen:
+            continue
+        seen.add(record.cookie)
+        license_id = agent.records.jti_of(number)
+        found = row(_usage_name(agent, by, record, license_id), license_id)
+        found["sockets"] += 1
+        found["tx_bytes"] += record.tag.tx_bytes
+        found["rx_bytes"] += record.tag.rx_bytes
+    if by == "license":
+        for closed in agent.kernel.counters.usage():
+            license_id = agent.records.jti_of(closed.license)
+            found = row(license_id or f"number {closed.license}", license_id)
+            found["tx_bytes"] += closed.tx_bytes
+            found["rx_bytes"] += closed.rx_bytes
+        for counter in agent.kernel.counters.read():
+            if not counter.license:
+                continue
+            license_id = agent.records.jti_of(counter.license)
+            found = row(license_id or f"number {counter.license}", license_id)
+            key = {Verdict.ALLOW: "allowed", Verdict.DENY: "denied"}.get(counter.verdict)
+            if key is not None:
+                found[key] = (found[key] or 0) + counter.count
+    ordered = sorted(rows.values(), key=lambda each: -(each["tx_bytes"] + each["rx_bytes"]))
+    return {"schema_version": 1, "by": by, "rows": ordered}
+
+
+def _usage_name(agent: Agent, by: str, record: SocketRecord, license_id: str | None) -> str:
+    if by == "license":
+        return license_id or f"number {record.tag.network.license}"
+    if by == "process":
+        return str(record.tag.pid)
+    from licagent.host.cgroups import names_of
+
+    path = agent.tree.path_of(record.tag.cgroup)
+    return (names_of(path).unit if path else None) or "(no unit)"
+
+
+def settings(agent: Agent) -> list[Report]:
+    """The settings in force."""
+    config = agent.config
+    return [
+        {"key": key, "value": str(getattr(config, key))}
+        for key in (
+            "mode",
+            "config_dir",
+            "state_dir",
+            "runtime_dir",
+            "bpffs_dir",
+            "cgroup_root",
+            "loader",
+            "existing_sockets",
+        )
+    ]

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The local API's methods: what the command line asks and tells."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, Protocol, TypeVar
+
+from licagent.daemon import explain, reports
+from licagent.daemon.agent import Agent
+from licagent.daemon.decisions import Record
+from licagent.daemon.doctor import doctor
+from licagent.daemon.policy_keeper import run_cgroup
+from licagent.domain.policy import PolicyError
+from licagent.local.errors import ErrorCode, LocalError
+from licagent.local.fanout import Fanout, Missed
+from licagent.local.peer import Peer
+from licagent.local.server import LocalServer, Params
+from licagent.store.errors import StoreError
+from lictoken.errors import TokenError
+
+T = TypeVar("T")
+Result = Mapping[str, object]
+
+
+class OnKernel(Protocol):
+    """Runs a function on the kernel thread."""
+
+    def __call__(self, action: Callable[[], T], /) -> Awaitable[T]:
+        """Its result."""
+        ...  # pragma: no cover
+
+
+class Service:
+    """Handlers of the local API."""
+
+    def __init__(
+        self, agent: Agent, on_kernel: OnKernel, fanout: Fanout[Record], stop: asyncio.Event
+    ) -> None:
+        self._agent = agent
+        self._on_kernel = on_kernel
+        self._fanout = fanout
+        self._stop = stop
+
+    def register(self, server: LocalServer) -> None:
+        """Register every method."""
+        server.method("status", self._status)
+        server.method("explain", self._explain)
+        server.stream("events", self._events)
+        server.method("license.list", self._license_list)
+        server.method("license.show", self._license_show)
+        server.method("license.add", self._license_add, write=True)
+        server.method("license.remove", self._license_remove, write=True)
+        server.method("license.revoke", self._license_revoke, write=True)
+        server.method("policy.check", self._policy_check)
+        server.method("policy.apply", self._policy_apply, write=True)
+        server.method("policy.show", self._policy_show)
+        server.method("doctor", self._doctor)
+        server.method("break_glass", self._break_glass, write=True)
+        server.method("run.prepare", self._run_prepare, write=True)
+        server.method("usage", self._usage)
+        server.method("config.check", self._config_check)
+        server.method("detach", self._detach, write=True)
+
+    # --- reads
+
+    async def _status(self, _params: Params, _peer: Peer) -> Result:
+        return await self._on_kernel(lambda: reports.status(self._agent))
+
+    async def _explain(self, params: Params, _peer: Peer) -> Result:
+        pid, socket = params["pid"], params["socket"]
+        return await self._on_kernel(lambda: explain.explain(self._agent, pid, socket))
+
+    async def _license_list(self, _params: Params, _peer: Peer) -> Result:
+        return await self._on_kernel(lambda: reports.license_list(self._agent))
+
+    async def _license_show(self, params: Params, _peer: Peer) -> Result:
+        return await self._on_kernel(lambda: reports.license_show(self._agent, params["id"]))
+
+    async def _policy_show(self, _params: Params, _peer: Peer) -> Result:
+        return reports.policy_show(self._agent)
+
+    async def _doctor(self, _params: Params, _peer: Peer) -> Result:
+        return await self._on_kernel(lambda: doctor(self._agent))
+
+    async def _usage(self, params: Params, _peer: Peer) -> Result:
+        return await self._on_kernel(lambda: reports.usage(self._agent, params["by"]))
+
+    async def _config_check(self, _params: Params, _peer: Peer) -> Result:
+        return {"schema_version": 1, "settings": reports.settings(self._agent)}
+
+    async def _events(self, params: Params, _peer: Peer) -> AsyncIterator[Result]:
+        agent = self._agent
+        if params["since"]:
+            past = await self._on_kernel(lambda: list(agent.log.since(params["since"])))
+            past = past[-params["limit"] :] if params["limit"] else []
+        else:
+            past = await self._on_kernel(lambda: agent.log.last(params["limit"] or 0))
+        # Subscribed only after reading: what comes in between is told by its sequence below.
+        for record in past:
+            if _wanted(record, params):
+                yield record
+        if not params["follow"]:
+            return
+        async for item in self._fanout.subscribe():
+            if isinstance(item, Missed):
+                yield {"kind": "missed", "count": item.count, "verdict": None}
+            elif _wanted(item, params):
+                yield item
+
+    # --- changes
+
+    async def _license_add(self, params: Params, peer: Peer) -> Result:
+        agent = self._agent
+
+        def add() -> Result:
+            try:
+                found, _path, changed = agent.licensing.store(params["text"].encode())
+            except (TokenError, StoreError) as error:
+                raise _refused(error) from error
+            agent.write_licenses()
+            if changed:
+                agent.emit(
+                    "license",
+                    f"license {found.jti} (generation {found.generation}) added by uid {peer.uid}",
+                    license=found.jti,
+                    by=f"uid {peer.uid}",
+                )
+                # A policy that was refused for want of this license may be good now, and
+                # rules follow what the license entitles.
+                agent.load_policy()
+            result = reports.license_row(agent, found, {})
+            warnings = [agent.policy_problem] if agent.policy_problem else []
+            return {
+                "schema_version": 1,
+                "changed": changed,
+                **result,
+                "generation": found.generation,
+                "warnings": warnings,
+            }
+
+        return await self._on_kernel(add)
+
+    async def _license_remove(self, params: Params, peer: Peer) -> Result:
+        agent, jti = self._agent, params["id"]
+
+        def remove() -> Result:
+            if not agent.licensing.forget(jti):
+                return {"schema_version": 1, "id": jti, "changed": False}
+            agent.last_cut = []
+            agent.write_licenses()
+            count = len(agent.last_cut)
+            agent.emit("license", f"license {jti} removed by uid {peer.uid}", license=jti)
+            return {"schema_version": 1, "id": jti, "changed": True, "sockets_cut": count}
+
+        return await self._on_kernel(remove)
+
+    async def _license_revoke(self, params: Params, peer: Peer) -> Result:
+        agent = self._agent
+
+        def revoke() -> Result:
+            agent.last_cut = []
+            by = f"uid {peer.uid}"
+            action = "revoked"
+            if params["statement"]:
+                try:
+                    found = agent.licensing.take_statement(params["statement"].encode(), by)
+                except (TokenError, StoreError) as error:
+                    raise _refused(error) from error
+                jti, reason, changed = found.license, found.reason, True
+                action = {"revoke": "revoked", "suspend": "suspended"}.get(
+                    found.action.value, "reinstated"
+                )
+            else:
+                jti, reason = params["id"], params["reason"]
+                if jti not in agent.licensing.held and not agent.records.newest_generation(jti):
+                    raise LocalError(
+                        ErrorCode.NOT_FOUND,
+                        f"no license {jti!r} is known here",
+                        "list them: licagent license list",
+                    )
+                changed = agent.licensing.revoke_here(jti, reason, by)
+            agent.write_licenses()
+            if changed:
+                agent.emit(
+                    "license",
+                    f"license {jti} {action} by {by}: {reason}",
+                    license=jti,
+                    by=by,
+                    reason_text=reason,
+                    sockets_cut=len(agent.last_cut),
+                )
+            return {
+                "schema_version": 1,
+                "id": jti,
+                "changed": changed,
+                "action": action,
+                "sockets_cut": len(agent.last_cut),
+            }
+
+        return await self._on_kernel(revoke)
+
+    async def _policy_check(self, params: Params, _peer: Peer) -> Result:
+        agent = self._agent
+
+        def check() -> Result:
+            texts = _merged(agent, params["files"])
+            try:
+                compiled = agent.keeper.compile(texts, agent.licenses())
+            except PolicyError as error:
+                raise _bad_policy(error) from error
+            return {"schema_version": 1, **reports.amounts(compiled), "warnings": []}
+
+        return await self._on_kernel(check)
+
+    async def _policy_apply(self, params: Params, _peer: Peer) -> Result:
+        agent = self._agent
+
+        def apply() -> Result:
+            agent.licensing.load()
+            agent.write_licenses()
+            texts = _merged(agent, params["files"])
+            try:
+                compiled = agent.keeper.compile(texts, agent.licenses())
+            except PolicyError as error:
+                raise _bad_policy(error) from error
+            agent.keeper.install(params["files"])
+            changed = agent.compiled is None or agent.compiled.tables != compiled.tables
+            if changed:
+                agent.apply(compiled)
+            agent.policy_problem = ""
+            return {
+                "schema_version": 1,
+                "changed": changed,
+                "generation": agent.kernel.control.generation,
+                **reports.amounts(compiled),
+            }
+
+        return await self._on_kernel(apply)
+
+    async def _break_glass(self, params: Params, peer: Peer) -> Result:
+        agent, by = self._agent, f"uid {peer.uid}"
+        if params["end"]:
+            changed = await self._on_kernel(lambda: agent.end_glass(by))
+            return {"schema_version": 1, "changed": changed, "break_glass": None}
+        if not params["reason"].strip():
+            raise LocalError(ErrorCode.INVALID_PARAMS, "break_glass: a reason is needed")
+        glass = await self._on_kernel(
+            lambda: agent.open_glass(params["for_s"], params["reason"], by)
+        )
+        return {
+            "schema_version": 1,
+            "changed": True,
+            "break_glass": {key: glass[key] for key in ("until", "reason", "by")},
+        }
+
+    async def _run_prepare(self, params: Params, _peer: Peer) -> Result:
+        agent, jti = self._agent, params["license"]
+
+        def prepare() -> Result:
+            if jti not in agent.licensing.held:
+                raise LocalError(
+                    ErrorCode.NOT_FOUND,
+                    f"no license {jti!r} is on this host",
+                    "list them: licagent license list",
+                )
+            path = f"{run_cgroup(jti)}/{params['pid']}"
+            if agent.keeper.allow_run(jti):
+                agent.load_policy()
+            agent.tree.create(path)
+            return {"schema_version": 1, "cgroup": str(agent.tree.directory(path))}
+
+        return await self._on_kernel(prepare)
+
+    async def _detach(self, _params: Params, _peer: Peer) -> Result:
+        rows = await self._on_kernel(self._agent.detach)
+        # The answer must leave first; then the daemon ends.
+        asyncio.get_running_loop().call_later(0.2, self._stop.set)
+        return {"schema_version": 1, "changed": bool(rows), "detached": rows}
+
+
+def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """The installed files, with those given in place of their namesakes."""
+    for name, _text in files:
+        if "/" in name or name.startswith(".") or not name.endswith(".toml"):
+            raise LocalError(
+                ErrorCode.INVALID_PARAMS, f"{name!r} is no name of a policy file", "use NAME.toml"
+            )
+    merged = {**dict(agent.keeper.installed()), **dict(files)}
+    return tuple(sorted(merged.items()))
+
+
+def _refused(error: TokenError | StoreError) -> LocalError:
+    if isinstance(error, TokenError):
+        return LocalError(
+            ErrorCode.REFUSED,
+            error.detail,
+            str(error.next_step),
+            {"refusal": error.refusal.value},
+        )
+    return LocalError(ErrorCode.REFUSED, str(error), "", {"refusal": type(error).__name__})
+
+
+def _bad_policy(error: PolicyError) -> LocalError:
+    problems = [
+        {
+            "file": problem.file,
+            "line": problem.line,
+            "key": problem.key,
+            "message": problem.message,
+            "suggestion": problem.suggestion,
+        }
+        for problem in error.problems
+    ]
+    return LocalError(
+        ErrorCode.REFUSED,
+        f"the policy is refused: {len(problems)} problem{'s' if len(problems) != 1 else ''}",
+        "nothing was changed; mend them all and apply again",
+        {"problems": problems},
+    )
+
+
+def _wanted(record: Mapping[str, Any], params: Params) -> bool:
+    if params["verdict"] and record.get("verdict") != params["verdict"]:
+        return False
+    if params["license"] and record.get("license") != params["license"]:
+        return False
+    if params["resource"] and record.get("resource") != params["resource"]:
+        return False
+    process = record.get("process") or {}
+    return not (params["pid"] and process.get("pid") != params["pid"])
