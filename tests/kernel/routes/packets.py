@@ -49,13 +49,14 @@ def ipv4(
     options: bytes = b"",
     fragment_offset_bytes: int = 0,
     more_fragments: bool = False,
+    identification: int = IDENTIFICATION,
 ) -> bytes:
     """An IPv4 header and the payload; `options` is a multiple of 4 bytes."""
     words = 5 + len(options) // 4
     fragment = fragment_offset_bytes // 8 | (0x2000 if more_fragments else 0)
     total = words * 4 + len(payload)
     ends = socket.inet_aton(source) + socket.inet_aton(destination)
-    head = struct.pack("!BBHHHBB", 0x40 | words, 0, total, IDENTIFICATION, fragment, 64, protocol)
+    head = struct.pack("!BBHHHBB", 0x40 | words, 0, total, identification, fragment, 64, protocol)
     summed = checksum(head + b"\0\0" + ends + options)
     return head + struct.pack("!H", summed) + ends + options + payload
 
@@ -74,10 +75,12 @@ def destination_options(next_header: int, payload: bytes) -> bytes:
     return struct.pack("!BB", next_header, 0) + bytes((1, 4, 0, 0, 0, 0)) + payload
 
 
-def fragment6(next_header: int, offset_bytes: int, *, more: bool, payload: bytes) -> bytes:
+def fragment6(
+    next_header: int, offset_bytes: int, *, more: bool, payload: bytes, identification: int
+) -> bytes:
     """An IPv6 fragment header in front of a piece of a packet."""
     place = offset_bytes | (1 if more else 0)
-    return struct.pack("!BBHI", next_header, 0, place, IDENTIFICATION) + payload
+    return struct.pack("!BBHI", next_header, 0, place, identification) + payload
 
 
 def echo_request(family: int, payload: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import zlib
 
 from tests.kernel.routes import calls, packets
 from tests.kernel.routes.addresses import (
@@ -141,11 +142,17 @@ def udp_extension6(context: Context) -> None:
         context.echo(sock)
 
 
+def _identification(context: Context) -> int:
+    """Of this run only: a lone fragment of another waits 30 s to spoil a packet of its number."""
+    return zlib.crc32(context.token)
+
+
 def _pieces4(context: Context) -> list[bytes]:
-    datagram = _datagram(context)
-    first = packets.ipv4(context.address, context.address, datagram[:16], more_fragments=True)
-    rest = packets.ipv4(context.address, context.address, datagram[16:], fragment_offset_bytes=16)
-    return [first, rest]
+    datagram, own, number = _datagram(context), context.address, _identification(context) & 0xFFFF
+    return [
+        packets.ipv4(own, own, datagram[:16], more_fragments=True, identification=number),
+        packets.ipv4(own, own, datagram[16:], fragment_offset_bytes=16, identification=number),
+    ]
 
 
 @route("udp4")
@@ -171,7 +178,13 @@ def raw_fragments6(context: Context) -> None:
     cuts = ((0, True, datagram[:16]), (16, False, datagram[16:]))
     with context.make(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as sock:
         for offset, more, data in cuts:
-            piece = packets.fragment6(socket.IPPROTO_UDP, offset, more=more, payload=data)
+            piece = packets.fragment6(
+                socket.IPPROTO_UDP,
+                offset,
+                more=more,
+                payload=data,
+                identification=_identification(context),
+            )
             packet = packets.ipv6(
                 context.address, context.address, piece, next_header=socket.IPPROTO_FRAGMENT
             )
