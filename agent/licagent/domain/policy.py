@@ -66,7 +66,7 @@ def parse_policy(
     wanted: list[tuple[PolicyFile, Path, str]] = []  # resources that bindings ask for
     numbers: Counter[str] = Counter()
     licenses = None if known_licenses is None else frozenset(known_licenses)
-    license_names = Names(licenses or ())
+    license_names = Names(sorted(licenses or ()))
     for name, text in files:
         if len(text) > FILE_BYTES_MAX:
             hint = f"at most {FILE_BYTES_MAX} characters: split it"
