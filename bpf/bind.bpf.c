@@ -2,8 +2,9 @@
 /*
  * Offering a service resource: the point of binding.
  *
- *   cgroup/bind4, bind6             the port the program asks for
- *   cgroup/post_bind4, post_bind6   the port it got when it asked for none
+ *   cgroup/bind4, bind6             refuse the port the program asks for
+ *   cgroup/post_bind4, post_bind6   tag the socket by the port it got; refuse one that it got
+ *                                   without asking
  *
  * A port that is taken later still (IP_BIND_ADDRESS_NO_PORT and listen, listen without bind) is
  * met by the first packet in packet.bpf.c.
@@ -14,43 +15,29 @@
 #include "subject.h"
 #include "tag.h"
 
-/* 1: let through. `tag` may be null; *decision says whether one is needed. */
-static __always_inline int offer_service(struct lic_control *ctl, struct lic_flow *flow,
-					 struct lic_subject *subject, struct lic_tag *tag,
-					 struct lic_decision *decision, __u32 hook, __u64 cookie)
+/* What the subject may offer: the decision for a service port, or kind NONE for another port. */
+static __always_inline void decide_service(struct lic_control *ctl, struct lic_flow *flow,
+					   struct lic_subject *subject,
+					   struct lic_decision *decision)
 {
 	__u32 generation = ctl->generation;
-	struct lic_policy *policy = get_policy(generation);
+	struct lic_policy *policy;
 
 	decision->kind = LIC_TAG_NONE;
-	if (!policy || !(policy->flags & LIC_POLICY_HAS_SERVICES))
-		return 1;
-	if (!is_service_port(generation, flow->protocol, flow->port)) {
-		/* A socket that changes its port leaves its service. */
-		if (tag)
-			tag->service.kind = LIC_TAG_NONE;
-		return 1;
-	}
+	decision->verdict = LIC_VERDICT_NONE;
+	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES) ||
+	    !is_service_port(generation, flow->protocol, flow->port))
+		return;
+	policy = get_policy(generation);
+	if (!policy)
+		return;
 	current_subject(subject);
 	decide(ctl, policy, flow, subject, decision);
 	if (decision->kind == LIC_TAG_FREE)
 		decision->kind = LIC_TAG_NONE;
-	report(decision, subject, flow, hook, cookie, 1);
-	return decision->verdict != LIC_VERDICT_DENY;
 }
 
-static __always_inline void tag_service(struct lic_tag *tag, const struct lic_flow *flow,
-					const struct lic_subject *subject,
-					const struct lic_decision *decision, __u32 generation)
-{
-	if (!tag->since_ns)
-		tag->since_ns = now_ns();
-	fill_subject(tag, subject);
-	tag->protocol = flow->protocol;
-	tag->local_port = flow->port;
-	fill_half(&tag->service, decision, generation);
-}
-
+/* Refuse with the right errno. What passes is tagged by post_bind: this bind may still fail. */
 static __always_inline int bind_service(struct bpf_sock_addr *ctx)
 {
 	struct lic_control *ctl = get_control();
@@ -61,26 +48,16 @@ static __always_inline int bind_service(struct bpf_sock_addr *ctx)
 	};
 	struct lic_decision decision;
 	struct lic_subject subject;
-	struct lic_tag *tag;
 
-	if (!ctl || !ctl->generation || !flow.port || !ctx->sk)
+	if (!ctl || !flow.port)
 		return 1;
 	if (flow.protocol != LIC_PROTO_TCP && flow.protocol != LIC_PROTO_UDP)
 		return 1;
-	tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, 0);
-	if (!offer_service(ctl, &flow, &subject, tag, &decision, LIC_HOOK_BIND,
-			   bpf_get_socket_cookie(ctx)))
-		return refuse(decision.reason);
-	if (decision.kind == LIC_TAG_NONE)
+	decide_service(ctl, &flow, &subject, &decision);
+	if (decision.verdict != LIC_VERDICT_DENY)
 		return 1;
-	if (!tag)
-		tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!tag) {
-		note_fault(LIC_FAULT_TAG_FAILED);
-		return decision.kind == LIC_TAG_LICENSED ? refuse(LIC_REASON_NONE) : 1;
-	}
-	tag_service(tag, &flow, &subject, &decision, ctl->generation);
-	return 1;
+	report(&decision, &subject, &flow, LIC_HOOK_BIND, bpf_get_socket_cookie(ctx), 1);
+	return refuse(decision.reason);
 }
 
 static __always_inline int bound_service(struct bpf_sock *ctx)
@@ -95,26 +72,33 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 	struct lic_subject subject;
 	struct lic_tag *tag;
 
-	if (!ctl || !ctl->generation || !flow.port)
+	if (!ctl || !flow.port)
 		return 1;
 	if (flow.protocol != LIC_PROTO_TCP && flow.protocol != LIC_PROTO_UDP)
 		return 1;
-	tag = bpf_sk_storage_get(MAP(tags), ctx, 0, 0);
-	/* bind4/6 has decided for this port already */
-	if (tag && tag->service.kind && tag->local_port == flow.port)
-		return 1;
-	if (!offer_service(ctl, &flow, &subject, tag, &decision, LIC_HOOK_POST_BIND,
-			   bpf_get_socket_cookie(ctx)))
+	decide_service(ctl, &flow, &subject, &decision);
+	if (decision.verdict)
+		report(&decision, &subject, &flow, LIC_HOOK_POST_BIND, bpf_get_socket_cookie(ctx),
+		       1);
+	if (decision.verdict == LIC_VERDICT_DENY)
 		return refuse(decision.reason);
-	if (decision.kind == LIC_TAG_NONE)
+	tag = bpf_sk_storage_get(MAP(tags), ctx, 0,
+				 decision.kind == LIC_TAG_NONE ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
+	if (decision.kind == LIC_TAG_NONE) {
+		if (tag) /* a socket that changes its port leaves its service */
+			tag->service.kind = LIC_TAG_NONE;
 		return 1;
-	if (!tag)
-		tag = bpf_sk_storage_get(MAP(tags), ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	}
 	if (!tag) {
 		note_fault(LIC_FAULT_TAG_FAILED);
 		return decision.kind == LIC_TAG_LICENSED ? refuse(LIC_REASON_NONE) : 1;
 	}
-	tag_service(tag, &flow, &subject, &decision, ctl->generation);
+	if (!tag->since_ns)
+		tag->since_ns = now_ns();
+	fill_subject(tag, &subject);
+	tag->protocol = flow.protocol;
+	tag->local_port = flow.port;
+	fill_half(&tag->service, &decision, ctl->generation);
 	return 1;
 }
 

@@ -13,7 +13,8 @@
 #include "subject.h"
 #include "tag.h"
 
-static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flow *flow, __u32 hook)
+static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flow *flow,
+				       __u32 bound4, __u32 hook)
 {
 	struct lic_control *ctl = get_control();
 	struct lic_decision decision;
@@ -25,14 +26,16 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	if (!ctl || !ctl->generation)
 		return 1;
 	generation = ctl->generation;
+	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS) || !ctx->sk)
+		return 1;
 	policy = get_policy(generation);
-	if (!policy || !(policy->flags & LIC_POLICY_HAS_NETWORKS) || !ctx->sk)
+	if (!policy)
 		return 1;
 	flow->protocol = fold_protocol(ctx->protocol);
 	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP)
 		flow->port = 0;
 	flow->is_service = 0;
-	normalise(flow);
+	normalise(flow, bound4, ctx->sk->src_ip6[2]);
 	current_subject(&subject);
 	tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, 0);
 
@@ -80,8 +83,14 @@ static __always_inline int use_network4(struct bpf_sock_addr *ctx, __u32 hook)
 		.port = bpf_ntohs((__u16)ctx->user_port),
 	};
 
+	__u32 bound4;
+
 	flow.address[0] = ctx->user_ip4;
-	return use_network(ctx, &flow, hook);
+	if (hook == LIC_HOOK_SENDMSG) /* also what IP_PKTINFO asks for */
+		bound4 = ctx->msg_src_ip4;
+	else
+		bound4 = ctx->sk ? ctx->sk->src_ip4 : 0;
+	return use_network(ctx, &flow, bound4, hook);
 }
 
 static __always_inline int use_network6(struct bpf_sock_addr *ctx, __u32 hook)
@@ -95,7 +104,7 @@ static __always_inline int use_network6(struct bpf_sock_addr *ctx, __u32 hook)
 	flow.address[1] = ctx->user_ip6[1];
 	flow.address[2] = ctx->user_ip6[2];
 	flow.address[3] = ctx->user_ip6[3];
-	return use_network(ctx, &flow, hook);
+	return use_network(ctx, &flow, ctx->sk ? ctx->sk->src_ip4 : 0, hook);
 }
 
 SEC("cgroup/connect4")

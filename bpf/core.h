@@ -69,6 +69,11 @@ static __always_inline struct lic_control *get_control(void)
 	return bpf_map_lookup_elem(MAP(control), &zero);
 }
 
+static __always_inline __u32 policy_flags(const struct lic_control *ctl)
+{
+	return ctl->generation >> 32;
+}
+
 static __always_inline struct lic_policy *get_policy(__u32 generation)
 {
 	__u32 slot = generation & 1;

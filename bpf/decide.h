@@ -43,9 +43,12 @@ struct lic_decision {
 
 /*
  * One normalisation for every form of an address: IPv4-mapped IPv6 is IPv4, and "any" as a
- * destination is loopback, as the kernel routes it (ip_route_output_key_hash_rcu, tcp_v6_connect).
+ * destination is where the kernel sends it. For IPv4 that is the socket's own address, else
+ * 127.0.0.1 (ip_route_output_key_hash_rcu); for IPv6 it is ::1, and 127.0.0.1 if the socket is
+ * bound to an IPv4-mapped address (tcp_v6_connect, __ip6_datagram_connect).
+ * `bound4` is the socket's IPv4 address or 0, `bound6` the third word of its IPv6 address.
  */
-static __always_inline void normalise(struct lic_flow *flow)
+static __always_inline void normalise(struct lic_flow *flow, __u32 bound4, __u32 bound6)
 {
 	if (flow->is_ipv6 && !flow->address[0] && !flow->address[1] &&
 	    flow->address[2] == bpf_htonl(0xffff)) {
@@ -56,10 +59,15 @@ static __always_inline void normalise(struct lic_flow *flow)
 	}
 	if (!flow->is_ipv6) {
 		if (!flow->address[0])
-			flow->address[0] = bpf_htonl(0x7f000001);
+			flow->address[0] = bound4 ? bound4 : bpf_htonl(0x7f000001);
 	} else if (!flow->address[0] && !flow->address[1] && !flow->address[2] &&
 		   !flow->address[3]) {
-		flow->address[3] = bpf_htonl(1);
+		if (bound6 == bpf_htonl(0xffff)) {
+			flow->is_ipv6 = 0;
+			flow->address[0] = bpf_htonl(0x7f000001);
+		} else {
+			flow->address[3] = bpf_htonl(1);
+		}
 	}
 	flow->address[0] = forget(flow->address[0]);
 	flow->address[1] = forget(flow->address[1]);

@@ -12,7 +12,8 @@
  *   rule -> license           licenses[slot], valid while epoch and time say so
  *
  * Every key begins with the policy's generation. A switch of policy writes the whole new
- * generation beside the old one and then one 64-bit word, `control.generation`.
+ * generation beside the old one and then one 64-bit word, `control.generation`, which carries the
+ * policy's flags as well.
  */
 #ifndef LICAGENT_H
 #define LICAGENT_H
@@ -87,7 +88,11 @@ enum lic_policy_flag {
 
 /* What is switched and what time it is. One element, mapped into the daemon. */
 struct lic_control {
-	__u64 generation;           /* of the policy in force; 0: none yet, everything passes */
+	/*
+	 * Of the policy in force, in the low half; its enum lic_policy_flag in the high half, so
+	 * that one store switches both. 0: no policy yet, everything passes.
+	 */
+	__u64 generation;
 	__u64 break_glass_until_ns; /* CLOCK_BOOTTIME; nothing is denied before it */
 	__u64 root_cgroup;          /* id of the cgroup the programs are attached to */
 	__u64 measure;              /* some selector is a digest: report unmeasured executables */

@@ -14,7 +14,6 @@
 #include "subject.h"
 #include "tag.h"
 
-#define LIC_TCP_ESTABLISHED 1
 #define LIC_TCP_SYN_SENT 2
 #define LIC_TCP_LISTEN 10
 
@@ -23,18 +22,21 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 					 const struct lic_subject *subject)
 {
 	__u32 generation = ctl->generation;
-	struct lic_policy *policy = get_policy(generation);
+	struct lic_policy *policy;
 	struct lic_decision decision;
 	struct lic_flow flow;
 	__u32 transport = 0;
 	int parsed;
 
-	if (!policy || !(policy->flags & LIC_POLICY_HAS_NETWORKS))
+	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS))
+		return 1;
+	policy = get_policy(generation);
+	if (!policy)
 		return 1;
 	parsed = parse_destination(skb, &flow, &transport);
 	if (parsed == LIC_PARSE_FAILED)
 		return 1; /* neither IPv4 nor IPv6 */
-	normalise(&flow);
+	normalise(&flow, 0, 0);
 	decide(ctl, policy, &flow, subject, &decision);
 	if (parsed == LIC_PARSE_NO_PORT && decision.reason == LIC_REASON_NO_RESOURCE) {
 		/* Which port is hidden: refused where any port of that network is licensed. */
@@ -70,6 +72,35 @@ static __always_inline int tag_holds(struct lic_control *ctl, struct __sk_buff *
 	return 1;
 }
 
+/*
+ * Does the packet go where the tag was decided for? It does not after connect(A), sendto(B),
+ * send(), or a connect that failed: the tag is of the last call, the socket still of the first.
+ */
+static __always_inline int goes_to(struct __sk_buff *skb, const struct lic_tag *tag)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+
+	if (!tag->is_ipv6) {
+		struct lic_ipv4 *ip = data;
+		__u16 *ports = data + sizeof(*ip);
+
+		return skb->protocol == bpf_htons(LIC_ETH_P_IP) && data + sizeof(*ip) + 4 <= end &&
+		       (ip->version_ihl & 15) == 5 && ip->destination == tag->address[0] &&
+		       ports[1] == bpf_htons(tag->port);
+	} else {
+		struct lic_ipv6 *ip = data;
+		__u16 *ports = data + sizeof(*ip);
+
+		return skb->protocol == bpf_htons(LIC_ETH_P_IPV6) &&
+		       data + sizeof(*ip) + 4 <= end &&
+		       (ip->next_header == LIC_IPPROTO_UDP || ip->next_header == LIC_IPPROTO_TCP) &&
+		       ip->destination[3] == tag->address[3] &&
+		       ip->destination[2] == tag->address[2] &&
+		       ip->destination[1] == tag->address[1] &&
+		       ip->destination[0] == tag->address[0] && ports[1] == bpf_htons(tag->port);
+	}
+}
+
 SEC("cgroup_skb/egress")
 int licagent_egress(struct __sk_buff *skb)
 {
@@ -81,30 +112,77 @@ int licagent_egress(struct __sk_buff *skb)
 	if (!ctl || !ctl->generation || !sk)
 		return 1;
 	tag = bpf_sk_storage_get(MAP(tags), sk, 0, 0);
-	if (tag) {
-		if (unlikely(tag->network.kind == LIC_TAG_PACKET)) {
-			tag_subject(tag, &subject);
-			return decide_packet(ctl, skb, &subject);
-		}
+	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_EGRESS)))
 			return is_bare_reset(skb);
 		if (tag->network.kind == LIC_TAG_LICENSED || tag->service.kind)
 			__sync_fetch_and_add(&tag->tx_bytes, skb->len);
-		return 1;
+		if (!tag->network.kind) {
+			/* A listener or what it accepted; for UDP the sendmsg hook has decided. */
+			if (tag->protocol == LIC_PROTO_TCP && sk->state != LIC_TCP_SYN_SENT)
+				return 1;
+		} else if (likely(goes_to(skb, tag))) {
+			return 1;
+		}
 	}
+	if (tag) {
+		tag_subject(tag, &subject);
+	} else {
+		/*
+		 * No tag. TCP that did not go through connect was accepted: inbound, not a use of
+		 * the network. Everything else is decided here, by what the socket alone tells.
+		 */
+		sk = bpf_sk_fullsock(sk);
+		if (!sk)
+			return 1;
+		if (sk->type == LIC_SOCK_STREAM && sk->state != LIC_TCP_SYN_SENT &&
+		    fold_protocol(sk->protocol) == LIC_PROTO_TCP)
+			return 1;
+		packet_subject(skb, &subject);
+	}
+	return decide_packet(ctl, skb, &subject);
+}
 
-	/*
-	 * No tag. TCP that did not go through connect was accepted: inbound, not a use of the
-	 * network. Everything else is decided here, by what the socket alone tells.
-	 */
+/* Is this packet for a service port, at a socket that has no leave to serve it? */
+static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __sk_buff *skb,
+					     struct bpf_sock *sk, const struct lic_tag *tag)
+{
+	__u32 generation = ctl->generation, transport = 0;
+	struct lic_decision decision;
+	struct lic_subject subject;
+	struct lic_policy *policy;
+	struct lic_flow flow;
+
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
-		return 1;
-	if (fold_protocol(sk->protocol) == LIC_PROTO_TCP && sk->type == LIC_SOCK_STREAM &&
-	    sk->state != LIC_TCP_SYN_SENT)
-		return 1;
-	packet_subject(skb, &subject);
-	return decide_packet(ctl, skb, &subject);
+		return 0;
+	if (tag && tag->network.kind == LIC_TAG_PACKET) {
+		/* A raw socket is given the packets of every port. */
+		if (parse_destination(skb, &flow, &transport) != LIC_PARSE_OK)
+			return 0;
+	} else {
+		__builtin_memset(&flow, 0, sizeof(flow));
+		flow.protocol = fold_protocol(sk->protocol);
+		flow.port = sk->src_port;
+		/* An accepted connection was let in by its listener. */
+		if (flow.protocol == LIC_PROTO_TCP && sk->state != LIC_TCP_LISTEN)
+			return 0;
+	}
+	if (flow.protocol != LIC_PROTO_TCP && flow.protocol != LIC_PROTO_UDP)
+		return 0;
+	if (!is_service_port(generation, flow.protocol, flow.port))
+		return 0;
+	policy = get_policy(generation);
+	if (!policy)
+		return 0;
+	flow.is_service = 1;
+	if (tag)
+		tag_subject(tag, &subject);
+	else
+		packet_subject(skb, &subject);
+	decide(ctl, policy, &flow, &subject, &decision);
+	report(&decision, &subject, &flow, LIC_HOOK_INGRESS, bpf_get_socket_cookie(skb), 0);
+	return decision.verdict == LIC_VERDICT_DENY;
 }
 
 SEC("cgroup_skb/ingress")
@@ -112,47 +190,23 @@ int licagent_ingress(struct __sk_buff *skb)
 {
 	struct lic_control *ctl = get_control();
 	struct bpf_sock *sk = skb->sk;
-	struct lic_decision decision;
-	struct lic_subject subject;
-	struct lic_policy *policy;
-	struct lic_flow flow = {};
 	struct lic_tag *tag;
 
 	if (!ctl || !ctl->generation || !sk)
 		return 1;
 	tag = bpf_sk_storage_get(MAP(tags), sk, 0, 0);
-	if (tag) {
-		if (tag->network.kind == LIC_TAG_PACKET)
-			return 1;
+	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_INGRESS)))
 			return 0;
 		if (tag->network.kind == LIC_TAG_LICENSED || tag->service.kind)
 			__sync_fetch_and_add(&tag->rx_bytes, skb->len);
-		return 1;
-	}
-
-	/* A port of a service that was taken behind the bind hooks' back. */
-	policy = get_policy(ctl->generation);
-	if (!policy || !(policy->flags & LIC_POLICY_HAS_SERVICES))
-		return 1;
-	sk = bpf_sk_fullsock(sk);
-	if (!sk)
-		return 1;
-	flow.protocol = fold_protocol(sk->protocol);
-	flow.port = sk->src_port;
-	flow.is_service = 1;
-	if (flow.protocol == LIC_PROTO_TCP) {
-		if (sk->state != LIC_TCP_LISTEN)
+		if (tag->service.kind)
 			return 1;
-	} else if (flow.protocol != LIC_PROTO_UDP) {
-		return 1;
 	}
-	if (!is_service_port(ctl->generation, flow.protocol, flow.port))
+	/* A port of a service that was taken behind the bind hooks' back. */
+	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES))
 		return 1;
-	packet_subject(skb, &subject);
-	decide(ctl, policy, &flow, &subject, &decision);
-	report(&decision, &subject, &flow, LIC_HOOK_INGRESS, bpf_get_socket_cookie(skb), 0);
-	return decision.verdict != LIC_VERDICT_DENY;
+	return !serves_unlicensed(ctl, skb, sk, tag);
 }
 
 char licagent_license[] SEC("license") = "Dual BSD/GPL";

@@ -162,7 +162,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 		return 0; /* its next packet, or the cut, renews it */
 	task_subject(task, &subject);
 	sock_flow(sk, &flow);
-	normalise(&flow);
+	normalise(&flow, 0, 0);
 	state = sk->__sk_common.skc_state;
 	local = sk->__sk_common.skc_num;
 

@@ -48,17 +48,21 @@ def _open_routes() -> tuple[Route, ...]:
             "for whom it was made and who holds it. New connections are decided for who makes "
             "them" + suffix,
             needed,
-            "partial",
         ),
         Route(
             "pidfd_getfd",
             "as SCM_RIGHTS; it needs ptrace rights over the owner" + suffix,
             needed,
-            "partial",
         ),
         Route(
-            "forwarded and virtual-machine packets",
-            "a router's packets have no socket here; TUN and bridges need CAP_NET_ADMIN",
+            "connected sockets inherited over exec",
+            "a connected socket keeps its license when its process runs another program; new "
+            "connections are decided for the new program" + suffix,
+            needed,
+        ),
+        Route(
+            "TUN, forwarded and virtual-machine packets",
+            "packets that no socket here sends; TUN and bridges need CAP_NET_ADMIN",
             "tc or netfilter on the router",
         ),
     )

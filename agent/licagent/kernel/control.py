@@ -17,11 +17,11 @@ class ControlWord:
     @property
     def generation(self) -> int:
         """Generation in force; 0 before the first policy."""
-        return int(self._array[0].generation)
+        return int(self._array[0].generation) & 0xFFFFFFFF
 
-    @generation.setter
-    def generation(self, value: int) -> None:
-        self._array[0].generation = value
+    def switch(self, generation: int, flags: int) -> None:
+        """Put a generation in force, with its flags, in one store."""
+        self._array[0].generation = flags << 32 | generation
 
     @property
     def break_glass_until_ns(self) -> int:

@@ -72,7 +72,7 @@ class TableWriter:
         except BaseException:
             self._purge(keep=old)
             raise
-        self._control.generation = new
+        self._control.switch(new, _flags(tables, enforce=enforce, keep_existing=keep_existing))
         # A program may still run by the old generation: its entries go when none can.
         wait_for_readers()
         self._purge(keep=new)
