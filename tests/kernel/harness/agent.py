@@ -30,6 +30,10 @@ _SERIAL: Final = itertools.count(1)
 _START_TIMEOUT_S: Final = 60.0
 
 
+def _ours(key: str) -> bool:
+    return key.startswith("LICAGENT_TEST_")
+
+
 class AgentUnderTest:
     """One installation: its folders, its issuer, its daemon."""
 
@@ -65,7 +69,9 @@ class AgentUnderTest:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of commands that ask this agent."""
-        return {**os.environ, "LICAGENT_CONFIG": str(self.config / "agent.toml")}
+        # LICAGENT_* are settings to the agent, and it refuses those it does not know.
+        kept = {key: value for key, value in os.environ.items() if not _ours(key)}
+        return {**kept, "LICAGENT_CONFIG": str(self.config / "agent.toml")}
 
     def write_config(self) -> None:
         """Write agent.toml."""
