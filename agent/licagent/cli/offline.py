@@ -83,7 +83,7 @@ def check_policy(
 ) -> dict[str, Any]:
     """What the files describe together, in numbers. LocalError REFUSED with every problem."""
     from licagent.domain.compiler import compile_policy
-    from licagent.domain.failsafe import failsafe_entries
+    from licagent.domain.failsafe import failsafe_entries, read_resolvers
     from licagent.domain.policy import PolicyError, parse_policy
 
     try:
@@ -93,7 +93,7 @@ def check_policy(
             licenses.known,
             _Numbers(),
             _uid,
-            failsafe_entries(config.failsafe),
+            failsafe_entries(config.failsafe, read_resolvers()),
             groups=_gid,
         )
     except PolicyError as error:

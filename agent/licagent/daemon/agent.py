@@ -21,7 +21,6 @@ from licagent.daemon.decisions import (
     boottime_to_unix,
     rfc3339,
 )
-from licagent.daemon.failsafe import failsafe_of
 from licagent.daemon.identity_keeper import IdentityKeeper
 from licagent.daemon.kernel_side import KernelSide, load_programs
 from licagent.daemon.licensing import Licensing
@@ -77,7 +76,7 @@ class Agent:
             config.licenses_dir, config.trust_path, self.records, self.clock, self.host
         )
         self.keeper = PolicyKeeper(
-            config.policy_dir, self.state, self.numbering, failsafe_of(config)
+            config.policy_dir, self.state, self.numbering, config.failsafe
         )
         self.log = EventLog(self.state.subdirectory("events"))
         self.shadow = ShadowBook()
@@ -207,6 +206,14 @@ class Agent:
         self.emit("policy", f"policy generation {generation} is in force", generation=generation)
         return generation
 
+    def follow_resolvers(self) -> None:
+        """Compile the policy in force again if the host's name servers are others now."""
+        if self.compiled is None or not self.keeper.resolvers_changed():
+            return
+        renewed = self.keeper.recall(self.licenses())
+        if renewed is not None and renewed.tables != self.compiled.tables:
+            self.apply(renewed)
+
     def _identity(self) -> IdentityKeeper:
         if self.identity is None:
             raise RuntimeError("the agent was not started")
@@ -224,7 +231,11 @@ class Agent:
     def keep(self, record: Record) -> None:
         """Log a record, count it as shadow usage if it is, and tell who follows."""
         self.shadow.take(record)
-        self.log.append(record)
+        try:
+            record = {"seq": self.log.append(record), **record}
+        except StoreError as error:
+            # Counted (`lost_on_disk`); the kernel's counters are exact all the same.
+            _log.error("%s", error)
         self._notify(record)
 
     def emit(self, kind: str, message: str, **fields: Any) -> None:

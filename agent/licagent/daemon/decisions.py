@@ -123,12 +123,12 @@ class DecisionBook:
             pid=key.pid,
             uid=0xFFFFFFFF,
             gid=0xFFFFFFFF,
-            exec_ns=key.exec_ns,
+            exec_id=key.exec_id,
         )
         return {**self.record(event), "folded": True}
 
     def _process(self, event: Event) -> Record:
-        found = self._describe(event.pid, event.exec_ns) if event.pid else None
+        found = self._describe(event.pid, event.exec_id) if event.pid else None
         cgroup = self._tree.path_of(event.cgroup) if event.cgroup else None
         if found is not None and cgroup is None:
             cgroup = found.cgroup
@@ -148,8 +148,8 @@ class DecisionBook:
             "cgroup": cgroup,
         }
 
-    def _describe(self, pid: int, exec_ns: int) -> Process | None:
-        key = (pid, exec_ns)
+    def _describe(self, pid: int, exec_id: int) -> Process | None:
+        key = (pid, exec_id)
         now = time.monotonic()
         known = self._described.get(key)
         if known is not None and now - known[0] < _DESCRIBED_FOR_S:

@@ -10,6 +10,7 @@ from licagent.daemon.decisions import address_text, boottime_to_unix, errno_name
 from licagent.domain.decision import PolicyIndex, Subject, judge_rule
 from licagent.domain.policy import Resource, ResourceKind
 from licagent.domain.reason import Reason, Verdict
+from licagent.domain.tables import Rule
 from licagent.host.processes import Process, ProcessGone, describe
 from licagent.kernel.layout import Half, SocketRecord, TagKind
 from licagent.local.errors import ErrorCode, LocalError
@@ -27,6 +28,9 @@ _KIND_VERDICT: Final = {
     TagKind.DENIED: "cut",
     TagKind.PACKET: "per packet",
 }
+
+_DECIDED: Final = frozenset({TagKind.LICENSED, TagKind.SHADOW, TagKind.GLASS, TagKind.DENIED})
+_LICENSE_KNOWN: Final = frozenset({TagKind.LICENSED})
 
 
 def explain(agent: Agent, pid: int | None, socket: str | None) -> Report:
@@ -93,8 +97,9 @@ def _remote(record: SocketRecord) -> str | None:
 def _socket(agent: Agent, record: SocketRecord) -> Report:
     tag = record.tag
     half: Half = tag.network if tag.network.kind else tag.service
-    rule = agent.names.rules.get(half.rule)
     kind = TagKind(half.kind)
+    rule = _rule_of(agent, record, half) if kind in _DECIDED else None
+    number = agent.kernel.licenses.number_at(half.slot) if kind in _LICENSE_KNOWN else 0
     return {
         "cookie": record.cookie,
         "fd": record.fd,
@@ -104,9 +109,9 @@ def _socket(agent: Agent, record: SocketRecord) -> Report:
         "remote": _remote(record),
         "verdict": _KIND_VERDICT[kind],
         "reason": Reason(half.reason).name.lower() if record.tagged else "no_resource",
-        "license": agent.records.jti_of(half.license) if half.license else None,
+        "license": agent.records.jti_of(number) if number else None,
         "resource": agent.names.resource(half.resource),
-        "rule": half.rule or None,
+        "rule": rule.number if rule else None,
         "binding": rule.binding if rule else None,
         "selectors": list(rule.selectors) if rule else [],
         "since": rfc3339(boottime_to_unix(tag.since_ns)) if tag.since_ns else None,
@@ -115,6 +120,21 @@ def _socket(agent: Agent, record: SocketRecord) -> Report:
         "tx_bytes": tag.tx_bytes if record.tagged else None,
         "rx_bytes": tag.rx_bytes if record.tagged else None,
     }
+
+
+def _rule_of(agent: Agent, record: SocketRecord, half: Half) -> Rule | None:
+    """The rule by which a tag was decided: it follows from the subject in the tag."""
+    if agent.compiled is None:
+        return None
+    tag = record.tag
+    subject = Subject(
+        path=tag.path,
+        digest=tag.digest,
+        scopes=agent.kernel.identity.cgroup(tag.cgroup),
+        uid=tag.uid,
+        gid=tag.gid,
+    )
+    return PolicyIndex(agent.compiled.tables).rule_of(half.resource, subject)
 
 
 def _subject(agent: Agent, process: Process) -> Subject:

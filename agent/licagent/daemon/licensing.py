@@ -16,7 +16,7 @@ from licagent.domain.license import HostFacts, Judgement, LicenseState, judge
 from licagent.kernel.layout import NANOSECONDS_MAX
 from licagent.kernel.licenses import LicenseTable
 from licagent.store.errors import StoreError
-from licagent.store.licenses import LicenseRecords, Statement
+from licagent.store.licenses import LicenseNotAccepted, LicenseRecords, Statement
 from lictoken.claims import AUDIENCE, License
 from lictoken.errors import TokenError
 from lictoken.revocation import Revocation, RevocationAction, verify_revocation
@@ -78,20 +78,21 @@ class Licensing:
                     self.take_statement(read_license_file(path), by=f"file {path.name}")
                 except (TokenError, StoreError, OSError) as error:
                     refused.append(refusal_of(path.name, error))
+            verified: list[Held] = []
             for path in self._files(".lic"):
                 try:
                     text = read_license_file(path)
-                    found = self.verify(text)
-                except (TokenError, StoreError, OSError) as error:
+                    verified.append(Held(verify_license(text, self.trust), path, text))
+                except (TokenError, OSError) as error:
                     refused.append(refusal_of(path.name, error))
+            # Newest first: an older generation is a replay, whatever its file is called.
+            for one in sorted(verified, key=lambda each: -each.license.generation):
+                try:
+                    self._accept(one.license)
+                except StoreError as error:
+                    refused.append(refusal_of(one.file.name, error))
                     continue
-                other = held.get(found.jti)
-                if other is None or other.license.generation < found.generation:
-                    held[found.jti] = Held(found, path, text)
-            # An older generation in another file is a replay, whichever was read first.
-            for jti, one in list(held.items()):
-                if one.license.generation < self._records.newest_generation(jti):
-                    del held[jti]
+                held.setdefault(one.license.jti, one)
         self.held = held
         self.refused = tuple(refused)
         for problem in refused:
@@ -106,17 +107,12 @@ class Licensing:
             self.trust = TrustStore()
             self.trust_problem = str(error)
 
-    def verify(self, text: bytes) -> License:
-        """Verify one license and put it on record.
-
-        Raises:
-            TokenError: it does not verify, with a named refusal.
-            StoreError: an older generation than one seen before, or a number that is taken.
-        """
-        found = verify_license(text, self.trust)
-        self._records.accept(found.jti, found.number, found.generation)
+    def _accept(self, found: License, *, confirmed: bool = False) -> None:
+        """Put a verified license on record. StoreError where it may not stand beside others."""
+        self._records.accept(
+            found.jti, found.number, found.generation, issuer=found.issuer, confirmed=confirmed
+        )
         self._clock.observe_signed(found.issued_at_s)
-        return found
 
     def take_statement(self, text: bytes, by: str) -> Revocation:
         """Verify a signed revocation, suspension or reinstatement, and put it on record."""
@@ -216,8 +212,14 @@ class Licensing:
         return min(ends, default=None)
 
     def store(self, text: bytes) -> tuple[License, Path, bool]:
-        """Verify a license and keep its file; False in the third place if it was there."""
-        found = self.verify(text)
+        """Verify a license and keep its file; False in the third place if it was there.
+
+        Raises:
+            TokenError: it does not verify, with a named refusal.
+            StoreError: what this host has seen before speaks against it (`LicenseRecords.accept`).
+        """
+        found = verify_license(text, self.trust)
+        self._accept(found, confirmed=True)
         path = self._folder / f"{file_name(found.jti)}.lic"
         held = self.held.get(found.jti)
         if held is not None and held.text == text:
@@ -263,6 +265,8 @@ def refusal_of(name: str, error: Exception) -> Refused:
     """A refused file as status and errors name it."""
     if isinstance(error, TokenError):
         return Refused(name, str(error.refusal), str(error.detail), str(error.next_step))
+    if isinstance(error, LicenseNotAccepted):
+        return Refused(name, error.refusal, str(error), "")
     return Refused(name, type(error).__name__, str(error), "")
 
 

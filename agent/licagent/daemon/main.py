@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from licagent.local.peer import readers_gid
 from licagent.local.server import LocalServer
 from licagent.observability.logs import setup_logging
 from licagent.observability.systemd import Notifier, watchdog_interval_s
-from licagent.store.errors import StoreError
+from licagent.store.errors import StateDirBusy, StoreError
 
 _log: Final = logging.getLogger(__name__)
 
@@ -36,6 +37,12 @@ _SAVE_CLOCK_S: Final = 60.0
 _SETTLE_S: Final = 1.0
 _MEASURE_S: Final = 0.2
 _END_SLACK_S: Final = 0.02
+
+# Exit statuses as the command line has them (licagent.cli.exits), one per class of error.
+_EXIT_INTERNAL: Final = 1
+_EXIT_PERMISSION: Final = 5
+_EXIT_REFUSED: Final = 7
+_EXIT_BUSY: Final = 8
 
 T = TypeVar("T")
 
@@ -144,6 +151,7 @@ class Daemon:
     def _refresh(self) -> None:
         if self._agent.identity is not None:
             self._agent.identity.refresh()
+        self._agent.follow_resolvers()
 
     async def _measure(self) -> None:
         """New executables at once, installed ones in slices."""
@@ -211,12 +219,13 @@ async def _run(config: AgentConfig) -> int:
 def run(config: AgentConfig, *, load_only: bool = False) -> int:
     """Run the daemon, or put the last policy into the kernel and end.
 
-    Returns the exit status: 0, or 1 with the reason on the log.
+    Returns the exit status (docs/reference/commands.md), with the reason on the log: 0; 5 for
+    want of root; 8 when another daemon has the state folder or the socket; else 1.
     """
     setup_logging(os.environ)
     if os.geteuid() != 0:
         _log.error("the daemon must run as root: it loads BPF programs")
-        return 5
+        return _EXIT_PERMISSION
     try:
         if load_only:
             agent = Agent(config, notify=lambda _record: None)
@@ -226,12 +235,21 @@ def run(config: AgentConfig, *, load_only: bool = False) -> int:
                 agent.close()
             return 0
         return asyncio.run(_run(config))
+    except StateDirBusy as error:
+        _log.error("%s", error)
+        return _EXIT_BUSY
     except (KernelUnavailable, StoreError, CgroupError, BpfError, OSError) as error:
         _log.error("%s", error)
-        return 1
+        busy = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        return _EXIT_BUSY if busy else _EXIT_INTERNAL
 
 
 if __name__ == "__main__":
-    from licagent.domain.config import read_config
+    from licagent.domain.config import ConfigError, read_config
 
-    sys.exit(run(read_config(os.environ).config))
+    try:
+        _config = read_config(os.environ).config
+    except ConfigError as _error:
+        print(f"the settings are refused: {_error}", file=sys.stderr)  # noqa: T201
+        sys.exit(_EXIT_REFUSED)
+    sys.exit(run(_config))

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from licagent.domain.compiler import FailsafeEntry, compile_policy
+from licagent.domain.compiler import compile_policy
+from licagent.domain.config import FailsafeSetting
+from licagent.domain.failsafe import failsafe_entries, read_resolvers
 from licagent.domain.policy import Policy, PolicyError, parse_policy
 from licagent.domain.policy_model import Binding
 from licagent.domain.selector import parse as parse_selector
@@ -54,12 +56,13 @@ class PolicyKeeper:
         folder: Path,
         state: StateDir,
         numbering: PersistentNumbering,
-        failsafe: Sequence[FailsafeEntry],
+        failsafe: Sequence[FailsafeSetting],
     ) -> None:
         self._folder = folder
         self._state = state
         self._numbering = numbering
         self._failsafe = tuple(failsafe)
+        self._resolvers: tuple[str, ...] = ()  # those of the last compilation
         self._users = Users()
         self._run_licenses: set[str] = set()
         try:
@@ -93,6 +96,7 @@ class PolicyKeeper:
         self, texts: Texts, policy: Policy, licenses: Mapping[str, License]
     ) -> Compiled:
         self._users.forget()
+        self._resolvers = read_resolvers()
         tables = self._tables(policy, licenses)
         extra = _run_bindings(policy, licenses, self._run_licenses)
         if extra:
@@ -107,9 +111,13 @@ class PolicyKeeper:
             licenses,
             self._numbering,
             self._user,
-            self._failsafe,
+            failsafe_entries(self._failsafe, self._resolvers),
             groups=self._group,
         )
+
+    def resolvers_changed(self) -> bool:
+        """Whether the host has other name servers than when a policy was compiled last."""
+        return read_resolvers() != self._resolvers
 
     def allow_run(self, jti: str) -> bool:
         """From the next compilation on, `licagent run` has a scope for this license.

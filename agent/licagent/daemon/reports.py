@@ -11,6 +11,7 @@ from typing import Any
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import rfc3339
 from licagent.daemon.policy_keeper import Compiled
+from licagent.domain.config import values
 from licagent.domain.license import LicenseState, refusals
 from licagent.domain.reason import Verdict
 from licagent.host.posture import kernel_release
@@ -30,7 +31,7 @@ def status(agent: Agent) -> Report:
     kernel = agent.kernel
     hooks = kernel.hooks()
     counters = kernel.counters.read()
-    holders = holders_by_license(kernel.iterators.sockets())
+    holders = holders_by_license(agent)
     reasons = _reasons(agent, hooks)
     compiled = agent.compiled
     left = agent.glass_left_s()
@@ -162,19 +163,27 @@ def _reason(code: str, message: str, hint: str) -> Report:
     return {"code": code, "message": message, "hint": hint}
 
 
-def holders_by_license(sockets: list[SocketRecord]) -> Tally[int]:
+def holders_by_license(agent: Agent) -> Tally[int]:
     """Live sockets by license number; a socket that several processes hold counts once."""
     seen: set[int] = set()
     found: Tally[int] = Tally()
-    for record in sockets:
+    for record in agent.kernel.iterators.sockets():
         if not record.tagged or record.cookie in seen:
             continue
         seen.add(record.cookie)
         for half in (record.tag.network, record.tag.service):
-            if half.kind == TagKind.LICENSED and half.license:
-                found[half.license] += 1
+            if half.kind == TagKind.LICENSED:
+                found[agent.kernel.licenses.number_at(half.slot)] += 1
                 break
     return found
+
+
+def _license_of(agent: Agent, record: SocketRecord) -> int:
+    """The number of the license a socket runs under; 0 for none."""
+    for half in (record.tag.network, record.tag.service):
+        if record.tagged and half.kind == TagKind.LICENSED:
+            return agent.kernel.licenses.number_at(half.slot)
+    return 0
 
 
 def license_row(
@@ -203,7 +212,7 @@ def license_row(
 
 def license_list(agent: Agent) -> Report:
     """All licenses."""
-    holders = holders_by_license(agent.kernel.iterators.sockets())
+    holders = holders_by_license(agent)
     counters = agent.kernel.counters.read()
     return {
         "schema_version": 1,
@@ -224,7 +233,7 @@ def license_show(agent: Agent, jti: str) -> Report:
             "list them: licagent license list",
         )
     found = held.license
-    holders = holders_by_license(agent.kernel.iterators.sockets())
+    holders = holders_by_license(agent)
     statement = agent.licensing.revocation(found)
     compiled = agent.compiled
     bindings = [each.name for each in compiled.policy.bindings if each.license == jti] if (
@@ -274,7 +283,10 @@ def license_show(agent: Agent, jti: str) -> Report:
                         }
                         for limit in each.limits
                     ],
-                    "conditions": [str(condition) for condition in each.conditions],
+                    "conditions": [
+                        {"kind": condition.kind, "values": list(condition.values)}
+                        for condition in each.conditions
+                    ],
                     "refused": list(refusals(each)),
                 }
                 for each in found.entitlements
@@ -362,8 +374,8 @@ def usage(agent: Agent, by: str) -> Report:
 
     seen: set[int] = set()
     for record in agent.kernel.iterators.sockets():
-        number = record.tag.network.license or record.tag.service.license
-        if not record.tagged or not number or record.cookie in seen:
+        number = _license_of(agent, record)
+        if not number or record.cookie in seen:
             continue
         seen.add(record.cookie)
         license_id = agent.records.jti_of(number)
@@ -372,9 +384,12 @@ def usage(agent: Agent, by: str) -> Report:
         found["tx_bytes"] += record.tag.tx_bytes
         found["rx_bytes"] += record.tag.rx_bytes
     if by == "license":
-        for closed in agent.kernel.counters.usage():
-            license_id = agent.records.jti_of(closed.license)
-            found = row(license_id or f"number {closed.license}", license_id)
+        for slot in agent.kernel.licenses:
+            closed = agent.kernel.counters.usage(slot.slot)
+            if not closed.sockets:
+                continue
+            license_id = agent.records.jti_of(slot.number)
+            found = row(license_id or f"number {slot.number}", license_id)
             found["tx_bytes"] += closed.tx_bytes
             found["rx_bytes"] += closed.rx_bytes
         for counter in agent.kernel.counters.read():
@@ -391,7 +406,7 @@ def usage(agent: Agent, by: str) -> Report:
 
 def _usage_name(agent: Agent, by: str, record: SocketRecord, license_id: str | None) -> str:
     if by == "license":
-        return license_id or f"number {record.tag.network.license}"
+        return license_id or "(license removed)"
     if by == "process":
         return str(record.tag.pid)
     from licagent.host.cgroups import names_of
@@ -401,18 +416,5 @@ def _usage_name(agent: Agent, by: str, record: SocketRecord, license_id: str | N
 
 
 def settings(agent: Agent) -> list[Report]:
-    """The settings in force."""
-    config = agent.config
-    return [
-        {"key": key, "value": str(getattr(config, key))}
-        for key in (
-            "mode",
-            "config_dir",
-            "state_dir",
-            "runtime_dir",
-            "bpffs_dir",
-            "cgroup_root",
-            "loader",
-            "existing_sockets",
-        )
-    ]
+    """The settings in force, written as in agent.toml."""
+    return [{"key": key, "value": value} for key, value in values(agent.config).items()]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
-from licagent.daemon import explain, reports
+from licagent.daemon import explain, history, reports
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
 from licagent.daemon.doctor import doctor
@@ -18,6 +18,7 @@ from licagent.local.fanout import Fanout, Missed
 from licagent.local.peer import Peer
 from licagent.local.server import LocalServer, Params
 from licagent.store.errors import StoreError
+from licagent.store.licenses import LicenseNotAccepted
 from lictoken.errors import TokenError
 
 T = TypeVar("T")
@@ -91,23 +92,33 @@ class Service:
         return {"schema_version": 1, "settings": reports.settings(self._agent)}
 
     async def _events(self, params: Params, _peer: Peer) -> AsyncIterator[Result]:
-        agent = self._agent
-        if params["since"]:
-            past = await self._on_kernel(lambda: list(agent.log.since(params["since"])))
-            past = past[-params["limit"] :] if params["limit"] else []
-        else:
-            past = await self._on_kernel(lambda: agent.log.last(params["limit"] or 0))
-        # Subscribed only after reading: what comes in between is told by its sequence below.
-        for record in past:
-            if _wanted(record, params):
-                yield record
-        if not params["follow"]:
-            return
-        async for item in self._fanout.subscribe():
-            if isinstance(item, Missed):
-                yield {"kind": "missed", "count": item.count, "verdict": None}
-            elif _wanted(item, params):
-                yield item
+        try:
+            history.moment(params["since"])
+        except ValueError as error:
+            raise LocalError(
+                ErrorCode.INVALID_PARAMS, f"events: since: {error}", "write 2026-01-02T03:04:05Z"
+            ) from error
+        # Subscribed before the log is read, so that nothing falls in between: what the log had
+        # by then is told from the log, and the rest as it comes.
+        subscription = self._fanout.subscribe() if params["follow"] else None
+        try:
+            log = self._agent.log
+            end = log.next_sequence
+            # Not on the kernel thread: a long log must not hold up a revocation.
+            past = await asyncio.to_thread(history.select, log, params, end)
+            while batch := await asyncio.to_thread(history.batch, past):
+                for record in batch:
+                    yield record
+            if subscription is None:
+                return
+            async for item in subscription:
+                if isinstance(item, Missed):
+                    yield {"kind": "missed", "count": item.count, "verdict": None}
+                elif item.get("seq", end) >= end and history.is_wanted(item, params):
+                    yield item
+        finally:
+            if subscription is not None:
+                await subscription.aclose()
 
     # --- changes
 
@@ -295,11 +306,12 @@ def _refused(error: TokenError | StoreError) -> LocalError:
     if isinstance(error, TokenError):
         return LocalError(
             ErrorCode.REFUSED,
-            error.detail,
+            f"{error.detail} [{error.refusal.value}]",
             str(error.next_step),
             {"refusal": error.refusal.value},
         )
-    return LocalError(ErrorCode.REFUSED, str(error), "", {"refusal": type(error).__name__})
+    refusal = error.refusal if isinstance(error, LicenseNotAccepted) else type(error).__name__
+    return LocalError(ErrorCode.REFUSED, f"{error} [{refusal}]", "", {"refusal": refusal})
 
 
 def _bad_policy(error: PolicyError) -> LocalError:
@@ -319,14 +331,3 @@ def _bad_policy(error: PolicyError) -> LocalError:
         "nothing was changed; mend them all and apply again",
         {"problems": problems},
     )
-
-
-def _wanted(record: Mapping[str, Any], params: Params) -> bool:
-    if params["verdict"] and record.get("verdict") != params["verdict"]:
-        return False
-    if params["license"] and record.get("license") != params["license"]:
-        return False
-    if params["resource"] and record.get("resource") != params["resource"]:
-        return False
-    process = record.get("process") or {}
-    return not (params["pid"] and process.get("pid") != params["pid"])

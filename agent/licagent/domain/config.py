@@ -28,6 +28,9 @@ PREFIX: Final = "LICAGENT_"
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A larger agent.toml is a mistake, not a configuration."""
 
+RESOLVERS: Final = "resolvers"
+"""As the cidr of a failsafe entry: the name servers of this host, whatever they are now."""
+
 _OURS: Final = frozenset({PATH_VARIABLE})
 
 
@@ -36,7 +39,7 @@ class FailsafeSetting:
     """One line of the failsafe list as written; the compiler turns it into table entries."""
 
     direction: str  # "out": destinations; "in": ports of this host
-    cidr: str  # a network, or "any"
+    cidr: str  # a network, "any", or "resolvers": the name servers of resolv.conf(5)
     ports: tuple[str, ...]  # "53", "67-68"; empty: every port
     protocol: str  # tcp | udp | icmp | sctp | other | any
 
@@ -45,8 +48,9 @@ DEFAULT_FAILSAFE: Final = (
     # What a host needs to have an address, a name and the time, and what its owner needs to
     # get in. Loopback needs no entry: what no resource names passes anyway.
     FailsafeSetting("out", "any", ("67-68", "546-547"), "udp"),  # DHCP, DHCPv6
-    FailsafeSetting("out", "any", ("53",), "udp"),
-    FailsafeSetting("out", "any", ("53",), "tcp"),
+    # Names from this host's own resolvers only: port 53 of everybody would be a way round.
+    FailsafeSetting("out", RESOLVERS, ("53",), "udp"),
+    FailsafeSetting("out", RESOLVERS, ("53",), "tcp"),
     FailsafeSetting("out", "any", ("123",), "udp"),  # NTP
     FailsafeSetting("out", "fe80::/10", (), "icmp"),  # neighbours and routers (RFC 4861):
     FailsafeSetting("out", "ff02::/16", (), "icmp"),  # without them there is no IPv6
@@ -222,7 +226,7 @@ def _failsafe_entry(entry: Any) -> FailsafeSetting:
         raise _Bad(f"protocol {protocol!r} is none of {known}", _likely(str(protocol), _PROTOCOLS))
     if direction == "in" and cidr != "any":
         raise _Bad("inbound entries have ports and a protocol only", "leave cidr out")
-    if cidr != "any":
+    if cidr not in ("any", RESOLVERS):
         _check_network(cidr)
     if not isinstance(ports, list):
         raise _Bad(f"ports {ports!r} is not a list", 'ports = ["22", "6000-6010"]')

@@ -6,8 +6,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from licagent.domain.config import RESOLVERS
 from licagent.domain.networks import Claim
 from licagent.domain.policy_model import ALL_PROTOCOLS, PORT_PROTOCOLS
 from licagent.domain.ports import ALL_PORTS, PortRange
@@ -15,6 +17,13 @@ from licagent.domain.tables import FAILSAFE_RESOURCE, Protocol
 
 if TYPE_CHECKING:
     from licagent.domain.config import FailsafeSetting
+
+RESOLVER_FILES: Final = (
+    Path("/etc/resolv.conf"),
+    # Where systemd-resolved answers on loopback, it asks these.
+    Path("/run/systemd/resolve/resolv.conf"),
+)
+_RESOLVER_FILE_BYTES: Final = 64 * 1024
 
 _PORTLESS: Final = PortRange(0, 0)
 _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -52,18 +61,53 @@ class FailsafeEntry:
         return ALL_PROTOCOLS if self.port is None else PORT_PROTOCOLS
 
 
-def failsafe_entries(settings: Iterable[FailsafeSetting]) -> tuple[FailsafeEntry, ...]:
-    """The entries that lines of agent.toml stand for (checked by `licagent.domain.config`)."""
+def read_resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
+    """Name servers of this host (resolv.conf(5)), each once.
+
+    A file that is missing, and a line that makes no sense, name none.
+    """
+    found = []
+    for file in files:
+        try:
+            with file.open("rb") as stream:
+                text = stream.read(_RESOLVER_FILE_BYTES).decode("utf-8", errors="replace")
+        except OSError:
+            continue
+        for line in text.splitlines():
+            words = line.split()
+            if len(words) < 2 or words[0] != "nameserver":
+                continue
+            try:
+                found.append(str(ipaddress.ip_address(words[1].partition("%")[0])))
+            except ValueError:
+                continue
+    return tuple(dict.fromkeys(found))
+
+
+def failsafe_entries(
+    settings: Iterable[FailsafeSetting], resolvers: Iterable[str]
+) -> tuple[FailsafeEntry, ...]:
+    """The entries that lines of agent.toml stand for (checked by `licagent.domain.config`).
+
+    A line whose cidr is RESOLVERS stands for one entry for each of `resolvers`.
+    """
+    servers = tuple(resolvers)
     entries = []
     for setting in settings:
         protocol = None if setting.protocol == "any" else Protocol[setting.protocol.upper()]
-        cidr = None if setting.cidr == "any" else setting.cidr
+        cidrs: tuple[str | None, ...] = (setting.cidr,)
+        if setting.cidr == "any":
+            cidrs = (None,)
+        elif setting.cidr == RESOLVERS:
+            cidrs = servers
         ports: list[PortRange | None] = []
         for text in setting.ports if protocol in (None, *PORT_PROTOCOLS) else ():
             first, _, last = text.partition("-")
             ports.append(PortRange(int(first), int(last or first)))
         entries += [
-            FailsafeEntry(setting.direction, cidr, protocol, port) for port in ports or [None]
+            FailsafeEntry(setting.direction, cidr, protocol, port)
+            for cidr in cidrs
+            for port in ports or [None]
         ]
     return tuple(entries)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from licagent.store.errors import DocumentDamaged, StoreError
 from licagent.store.statedir import StateDir
@@ -24,8 +24,17 @@ EPOCH_MAX: Final = 0xFFFFFFFF
 Action = Literal["revoke", "suspend", "reinstate"]
 
 
-class ReplayedGeneration(StoreError):
+class LicenseNotAccepted(StoreError):
+    """A license that verifies, but not beside what this host has seen before."""
+
+    refusal: ClassVar[str]
+    """The reason's name, in the style of `lictoken.errors.Refusal`."""
+
+
+class ReplayedGeneration(LicenseNotAccepted):
     """A license older than one of the same id that was accepted before."""
+
+    refusal = "replayed"
 
     def __init__(self, jti: str, generation: int, newest: int) -> None:
         """`newest` is the generation on record."""
@@ -38,8 +47,44 @@ class ReplayedGeneration(StoreError):
         self.newest = newest
 
 
-class NumberTaken(StoreError):
+class IdTaken(LicenseNotAccepted):
+    """A license has the id of one that another issuer made.
+
+    Ids are the issuers' own to choose. If two could share one, the second issuer could replace
+    the first one's licenses, and outlive its revocations.
+    """
+
+    refusal = "id-taken"
+
+    def __init__(self, jti: str, issuer: str, owner: str) -> None:
+        """`owner` is the issuer that this host saw first."""
+        super().__init__(
+            f"license {jti} is of the issuer {issuer}, but this host knows that id from the "
+            f"issuer {owner}: have it issued with an id of its own"
+        )
+        self.jti = jti
+        self.issuer = issuer
+        self.owner = owner
+
+
+class RecordsLost(LicenseNotAccepted):
+    """A license that was not seen since the records were lost: it may have been revoked."""
+
+    refusal = "records-lost"
+
+    def __init__(self, jti: str) -> None:
+        """`jti` is the license's id."""
+        super().__init__(
+            f"license {jti} may have been revoked: the records of this host were damaged and "
+            "set aside. Ask the issuer, then confirm it: licagent license add FILE"
+        )
+        self.jti = jti
+
+
+class NumberTaken(LicenseNotAccepted):
     """A license has the number of another one."""
+
+    refusal = "number-taken"
 
     def __init__(self, jti: str, number: int, holder: str) -> None:
         """`holder` is the jti that has the number."""
@@ -72,9 +117,12 @@ class LicenseRecords:
     def __init__(self, state: StateDir) -> None:
         """Load; `damaged` says whether one copy had to be set aside.
 
-        Raises DocumentDamaged when both are damaged: then somebody must decide.
+        When both are damaged, `lost` is true from then on: what was revoked is not known any
+        more, so each license counts only after root has confirmed it (`accept`).
         """
         self._state = state
+        self.lost = False
+        self._issuers: dict[str, str] = {}
         self._generations: dict[str, int] = {}
         self._numbers: dict[int, str] = {}
         self._epochs: dict[int, int] = {}
@@ -86,22 +134,35 @@ class LicenseRecords:
         if bodies:
             # The spare one, which is read first, is newer after a crash between the two writes.
             self._take(bodies[0])
+        elif self.damaged is not None:
+            self.lost = True
+            self._write()  # a later start must know it too
         if bodies and bodies != [bodies[0]] * 2:
             self._write()  # two whole and equal copies again
 
-    def accept(self, jti: str, number: int, generation: int) -> bool:
+    def accept(
+        self, jti: str, number: int, generation: int, *, issuer: str, confirmed: bool = False
+    ) -> bool:
         """Put a license on record before it is used; whether it was new or newer.
 
-        Raises ReplayedGeneration or NumberTaken; then nothing is changed.
+        `confirmed`: root brings this very license now, which a file in a folder does not say.
+
+        Raises IdTaken, ReplayedGeneration, RecordsLost or NumberTaken; then nothing is changed.
         """
+        owner = self._issuers.get(jti)
+        if owner is not None and owner != issuer:
+            raise IdTaken(jti, issuer, owner)
         newest = self._generations.get(jti, 0)
         if generation < newest:
             raise ReplayedGeneration(jti, generation, newest)
+        if self.lost and not confirmed and not newest:
+            raise RecordsLost(jti)
         holder = self._numbers.get(number)
         if holder is not None and holder != jti:
             raise NumberTaken(jti, number, holder)
-        if generation == newest and holder == jti:
+        if generation == newest and holder == jti and owner is not None:
             return False
+        self._issuers[jti] = issuer
         self._generations[jti] = generation
         self._numbers[number] = jti
         self._changed()
@@ -174,6 +235,8 @@ class LicenseRecords:
 
     def _write(self) -> None:
         body: dict[str, Any] = {
+            "lost": self.lost,
+            "issuers": self._issuers,
             "generations": self._generations,
             "numbers": {str(number): jti for number, jti in self._numbers.items()},
             "epochs": {str(number): epoch for number, epoch in self._epochs.items()},
@@ -198,11 +261,11 @@ class LicenseRecords:
             else:
                 if body is not None:
                     bodies.append(body)
-        if not bodies and damaged is not None:
-            raise damaged
         return bodies, damaged
 
     def _take(self, body: dict[str, Any]) -> None:
+        self.lost = bool(body.get("lost"))
+        self._issuers = dict(body.get("issuers", {}))
         self._generations = dict(body["generations"])
         self._numbers = {int(number): jti for number, jti in body["numbers"].items()}
         self._epochs = {int(number): epoch for number, epoch in body["epochs"].items()}

@@ -18,7 +18,7 @@ from licagent.domain.config import (
     parse_config,
     read_config,
 )
-from licagent.domain.failsafe import failsafe_entries
+from licagent.domain.failsafe import failsafe_entries, read_resolvers
 
 
 def problems(text: str = "", **environment: str) -> list[str]:
@@ -160,13 +160,36 @@ def test_variables_that_are_near_a_key_are_slips_and_others_are_not_ours():
 
 
 def test_the_built_in_failsafe_list_is_one_the_compiler_takes():
-    entries = failsafe_entries(DEFAULT_FAILSAFE)
+    entries = failsafe_entries(DEFAULT_FAILSAFE, ["192.0.2.53"])
     assert {(entry.direction, str(entry.ports)) for entry in entries if entry.port} >= {
         ("in", "22"),
         ("out", "53"),
         ("out", "67-68"),
         ("out", "123"),
     }
+
+
+def test_names_are_asked_of_the_hosts_own_resolvers_only():
+    entries = failsafe_entries(DEFAULT_FAILSAFE, ["192.0.2.53", "2001:db8::53"])
+    dns = [entry for entry in entries if str(entry.ports) == "53"]
+    assert {entry.cidr for entry in dns} == {"192.0.2.53", "2001:db8::53"}
+    assert len(dns) == 4  # udp and tcp
+    assert not [entry for entry in failsafe_entries(DEFAULT_FAILSAFE, []) if entry.port == 53]
+
+
+def test_an_owner_may_name_the_resolvers_too():
+    text = 'failsafe = [{ cidr = "resolvers", ports = ["853"], protocol = "tcp" }]'
+    config = parse_config(text, "agent.toml", {}).config
+    [entry] = failsafe_entries(config.failsafe, ["192.0.2.53"])
+    assert (entry.cidr, str(entry.ports)) == ("192.0.2.53", "853")
+
+
+def test_resolvers_are_those_of_resolv_conf(tmp_path):
+    first, second = tmp_path / "resolv.conf", tmp_path / "stub.conf"
+    first.write_text("# nameserver 9.9.9.9\nnameserver 127.0.0.53\nnameserver x\nnameserver\n")
+    second.write_bytes(b"\xff\nnameserver fe80::1%eth0\nnameserver 127.0.0.53 \n")
+    found = read_resolvers((first, tmp_path / "none", second))
+    assert found == ("127.0.0.53", "fe80::1")
 
 
 def test_describe_names_every_value_and_where_it_comes_from():

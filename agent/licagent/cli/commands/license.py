@@ -113,7 +113,7 @@ def show_blocks(result: Row) -> Iterator[Block]:
                 row.get("resource"),
                 _words(row.get("actions")),
                 _words(row.get("limits")),
-                _words(row.get("conditions")),
+                "; ".join(_condition(each) for each in row.get("conditions") or ()),
             )
             for row in found.get("entitlements") or ()
         ],
@@ -126,6 +126,13 @@ def show_blocks(result: Row) -> Iterator[Block]:
 
 def _revocation(row: Row) -> str:
     return f"{row.get('at')} by {row.get('by')}: {row.get('reason') or 'no reason given'}"
+
+
+def _condition(row: object) -> str:
+    """ "region is eu or us": any of the values will do."""
+    if not isinstance(row, Mapping):
+        return str(row)
+    return f"{row.get('kind')} is " + " or ".join(str(value) for value in row.get("values") or ())
 
 
 def _words(value: object) -> str:
