@@ -112,7 +112,7 @@ class Licensing:
         self._records.accept(
             found.jti, found.number, found.generation, issuer=found.issuer, confirmed=confirmed
         )
-        self._clock.observe_signed(found.issued_at_s)
+        self._clock.observe_signed(found.issued_at_s, _boottime_ns())
 
     def take_statement(self, text: bytes, by: str) -> Revocation:
         """Verify a signed revocation, suspension or reinstatement, and put it on record."""
@@ -128,7 +128,7 @@ class Licensing:
             by=by,
         )
         self._records.record(statement)
-        self._clock.observe_signed(found.issued_at_s)
+        self._clock.observe_signed(found.issued_at_s, _boottime_ns())
         return found
 
     def revoke_here(self, jti: str, reason: str, by: str) -> bool:
@@ -166,7 +166,7 @@ class Licensing:
 
     def judge(self, license: License) -> Judgement:
         """The state of a license on this host now."""
-        boottime_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        boottime_ns = _boottime_ns()
         statement = self.revocation(license)
         return judge(
             license,
@@ -200,7 +200,7 @@ class Licensing:
 
     def next_end_ns(self) -> int | None:
         """CLOCK_BOOTTIME of the next license end that is still to come."""
-        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        now = _boottime_ns()
         ends = [
             end
             for one in self.held.values()
@@ -246,6 +246,10 @@ class Licensing:
         for name in names:
             if name.endswith(suffix) and not name.startswith("."):
                 yield self._folder / name
+
+
+def _boottime_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def _as_revocation(statement: Statement) -> Revocation:

@@ -157,18 +157,22 @@ class TrustedClock:
         self._state = ClockState(reading.boot_id, reading.boottime_ns, now_ns, earliest_ns)
         return change
 
-    def observe_signed(self, unix_s: int) -> ClockChange:
-        """Take a time that a trusted issuer signed and that is past: the iat of a license."""
+    def observe_signed(self, unix_s: int, boottime_ns: int) -> ClockChange:
+        """Take a time that a trusted issuer signed and that is past: the iat of a license.
+
+        `boottime_ns` is now. Compared with the last reading instead, a license issued since
+        would move the clock ahead by all the time that has passed since.
+        """
         signed_ns = _clamped(unix_s * _S)
-        state = self._state
-        advanced = replace(
-            state,
-            now_ns=max(state.now_ns, signed_ns),
-            earliest_ns=max(state.earliest_ns, signed_ns),
-        )
-        if advanced == state:
+        now_ns, earliest_ns = self.now_ns(boottime_ns), self.earliest_ns(boottime_ns)
+        if signed_ns <= earliest_ns:
             return ClockChange.NONE
-        self._state = advanced
+        self._state = replace(
+            self._state,
+            boottime_ns=max(boottime_ns, self._state.boottime_ns),
+            now_ns=max(now_ns, signed_ns),
+            earliest_ns=signed_ns,
+        )
         return ClockChange.ADVANCED
 
     def deadline_boottime_ns(self, unix_s: int) -> int:

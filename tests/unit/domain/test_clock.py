@@ -93,7 +93,7 @@ def test_nothing_brings_an_ended_license_back(steps: list[tuple[str, int]], ends
             case "sync":
                 machine.synchronize()
             case "signed":
-                clock.observe_signed(amount)
+                clock.observe_signed(amount, machine.read().boottime_ns)
             case "snapshot":  # CLOCK_BOOTTIME itself goes back, within one boot id
                 machine.booted_ns = min(machine.true_ns, machine.booted_ns + amount * S)
         before = clock.high_water_ns
@@ -218,10 +218,22 @@ def test_a_signed_time_is_believed() -> None:
     machine = Machine()
     machine.set_wall(-DAY_S)
     clock = TrustedClock(machine.read())
-    assert clock.observe_signed(NOW_S) == ClockChange.ADVANCED
+    assert clock.observe_signed(NOW_S, 0) == ClockChange.ADVANCED
     assert now_s(machine, clock) == NOW_S
     assert clock.start_boottime_ns(NOW_S) == 0
-    assert clock.observe_signed(NOW_S - 5) == ClockChange.NONE
+    assert clock.observe_signed(NOW_S - 5, 0) == ClockChange.NONE
+
+
+def test_a_signed_time_that_is_no_news_moves_no_deadline() -> None:
+    machine = Machine()
+    clock = TrustedClock(machine.read())
+    deadline_ns = clock.deadline_boottime_ns(NOW_S + 100)
+    for _ in range(3):
+        machine.pass_time(30)  # and no reading meanwhile
+        boottime_ns = machine.read().boottime_ns
+        assert clock.observe_signed(now_s(machine, clock) - 1, boottime_ns) is ClockChange.NONE
+        assert clock.deadline_boottime_ns(NOW_S + 100) == deadline_ns
+    assert now_s(machine, clock) == NOW_S + 90
 
 
 def test_jitter_moves_no_deadline() -> None:
