@@ -56,7 +56,7 @@ static __always_inline int bind_service(struct bpf_sock_addr *ctx)
 	decide_service(ctl, &flow, &subject, &decision);
 	if (decision.verdict != LIC_VERDICT_DENY)
 		return 1;
-	report(&decision, &subject, &flow, LIC_HOOK_BIND, bpf_get_socket_cookie(ctx), 1);
+	report(&decision, &subject, 0, &flow, LIC_HOOK_BIND, ctx, 1);
 	return refuse(decision.reason);
 }
 
@@ -78,8 +78,7 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 		return 1;
 	decide_service(ctl, &flow, &subject, &decision);
 	if (decision.verdict)
-		report(&decision, &subject, &flow, LIC_HOOK_POST_BIND, bpf_get_socket_cookie(ctx),
-		       1);
+		report(&decision, &subject, 0, &flow, LIC_HOOK_POST_BIND, ctx, 1);
 	if (decision.verdict == LIC_VERDICT_DENY)
 		return refuse(decision.reason);
 	tag = bpf_sk_storage_get(MAP(tags), ctx, 0,

@@ -19,6 +19,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	struct lic_control *ctl = get_control();
 	struct lic_decision decision;
 	struct lic_subject subject;
+	struct lic_process *process;
 	struct lic_policy *policy;
 	struct lic_tag *tag;
 	__u32 generation;
@@ -35,8 +36,8 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP)
 		flow->port = 0;
 	flow->is_service = 0;
-	normalise(flow, bound4, ctx->sk->src_ip6[2]);
-	current_subject(&subject);
+	normalise(ctl, flow, bound4, ctx->sk->src_ip6[2]);
+	process = current_subject(&subject);
 	tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, 0);
 
 	/* The same process sending to the same place again. */
@@ -44,14 +45,13 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	    tag->address[0] == flow->address[0] && tag->address[1] == flow->address[1] &&
 	    tag->address[2] == flow->address[2] && tag->address[3] == flow->address[3] &&
 	    tag->is_ipv6 == flow->is_ipv6 && tag->pid == subject.pid && tag->uid == subject.uid &&
-	    tag->gid == subject.gid && tag->exec_ns == subject.exec_ns &&
-	    tag->path == subject.path && tag->digest == subject.digest &&
+	    tag->gid == subject.gid && tag->exec_id == subject.exec_id &&
 	    tag->cgroup == subject.cgroup && half_holds(ctl, &tag->network))
 		return 1;
 
 	decide(ctl, policy, flow, &subject, &decision);
 	if (decision.verdict)
-		report(&decision, &subject, flow, hook, bpf_get_socket_cookie(ctx), 1);
+		report(&decision, &subject, process, flow, hook, ctx, 1);
 	if (decision.verdict == LIC_VERDICT_DENY)
 		return refuse(decision.reason);
 
@@ -67,7 +67,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 			note_fault(LIC_FAULT_TAG_FAILED);
 			return decision.kind == LIC_TAG_LICENSED ? refuse(LIC_REASON_NONE) : 1;
 		}
-		tag->since_ns = now_ns();
+		tag->since_ns = decision.now_ns ? decision.now_ns : now_ns();
 	}
 	fill_subject(tag, &subject);
 	if (tag->network.kind == LIC_TAG_PACKET)

@@ -19,6 +19,12 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#ifndef LICAGENT_PLAIN
+#define LICAGENT_TASK_BTF
+#include "licagent.h"
+#define LIC_NSEC_PER_SEC 1000000000ULL
+#include "kernel.h"
+#endif
 
 /* Filled in by libbpf from uname(2); the verifier drops what this kernel does not have. */
 extern int LINUX_KERNEL_VERSION __kconfig;
@@ -43,30 +49,28 @@ extern int LINUX_KERNEL_VERSION __kconfig;
 #define LIC_IPPROTO_UDPLITE 136
 #define LIC_IPPROTO_MPTCP 262
 
+#ifndef LIC_NSEC_PER_SEC
 #define LIC_NSEC_PER_SEC 1000000000ULL
+#endif
 
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-
-/*
- * Make the verifier forget what it knows of a number: stored in halves, it is read back as any
- * number. Without this it follows every combination of protocol, address form and identity
- * through the rule look-up, and gives up at a million steps. The machine pays two stores.
- */
-static __always_inline __u32 forget(__u32 value)
-{
-	volatile __u16 halves[2] __attribute__((aligned(4)));
-
-	halves[0] = value;
-	halves[1] = value >> 16;
-	return *(volatile __u32 *)halves;
-}
 
 static __always_inline struct lic_control *get_control(void)
 {
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(MAP(control), &zero);
+}
+
+/*
+ * Make the verifier forget what it knows of a number, by adding a zero that it cannot see.
+ * Without this it follows every combination of protocol, address form and identity through the
+ * rule look-up, and gives up at a million steps.
+ */
+static __always_inline __u32 forget(const struct lic_control *ctl, __u32 value)
+{
+	return value + *(const volatile __u32 *)&ctl->zero;
 }
 
 static __always_inline __u32 policy_flags(const struct lic_control *ctl)

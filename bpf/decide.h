@@ -25,8 +25,7 @@ struct lic_subject {
 	__u32 gid;
 	__u32 path;
 	__u32 digest;
-	__u32 reserved;
-	__u64 exec_ns;
+	__u32 exec_id;
 	__u64 cgroup;
 };
 
@@ -39,6 +38,7 @@ struct lic_decision {
 	__u32 resource;
 	__u32 rule;
 	__u32 kind; /* enum lic_tag_kind for the socket's tag */
+	__u64 now_ns; /* CLOCK_BOOTTIME of the decision; 0 when nothing was looked up */
 };
 
 /*
@@ -48,7 +48,8 @@ struct lic_decision {
  * bound to an IPv4-mapped address (tcp_v6_connect, __ip6_datagram_connect).
  * `bound4` is the socket's IPv4 address or 0, `bound6` the third word of its IPv6 address.
  */
-static __always_inline void normalise(struct lic_flow *flow, __u32 bound4, __u32 bound6)
+static __always_inline void normalise(const struct lic_control *ctl, struct lic_flow *flow,
+				      __u32 bound4, __u32 bound6)
 {
 	if (flow->is_ipv6 && !flow->address[0] && !flow->address[1] &&
 	    flow->address[2] == bpf_htonl(0xffff)) {
@@ -69,13 +70,13 @@ static __always_inline void normalise(struct lic_flow *flow, __u32 bound4, __u32
 			flow->address[3] = bpf_htonl(1);
 		}
 	}
-	flow->address[0] = forget(flow->address[0]);
-	flow->address[1] = forget(flow->address[1]);
-	flow->address[2] = forget(flow->address[2]);
-	flow->address[3] = forget(flow->address[3]);
-	flow->protocol = forget(flow->protocol);
-	flow->is_ipv6 = forget(flow->is_ipv6);
-	flow->port = forget(flow->port);
+	flow->address[0] = forget(ctl, flow->address[0]);
+	flow->address[1] = forget(ctl, flow->address[1]);
+	flow->address[2] = forget(ctl, flow->address[2]);
+	flow->address[3] = forget(ctl, flow->address[3]);
+	flow->protocol = forget(ctl, flow->protocol);
+	flow->is_ipv6 = forget(ctl, flow->is_ipv6);
+	flow->port = forget(ctl, flow->port);
 }
 
 static __always_inline struct lic_port *find_port(__u32 generation, const struct lic_flow *flow)
@@ -118,7 +119,8 @@ static __always_inline struct lic_port *find_port(__u32 generation, const struct
 }
 
 /* The most specific rule for this subject; there is no way back to a less specific one. */
-static __always_inline struct lic_rule *find_rule(const struct lic_policy *policy, __u32 resource,
+static __always_inline struct lic_rule *find_rule(const struct lic_control *ctl,
+						  const struct lic_policy *policy, __u32 resource,
 						  const struct lic_subject *subject)
 {
 	struct lic_rule_key key = {
@@ -126,8 +128,8 @@ static __always_inline struct lic_rule *find_rule(const struct lic_policy *polic
 		.resource = resource,
 	};
 	/* A selector that has no value for this subject cannot hold: no rule has this number. */
-	__u32 path = forget(subject->path ? subject->path : LIC_NO_ID);
-	__u32 digest = forget(subject->digest ? subject->digest : LIC_NO_ID);
+	__u32 path = forget(ctl, subject->path ? subject->path : LIC_NO_ID);
+	__u32 digest = forget(ctl, subject->digest ? subject->digest : LIC_NO_ID);
 	__u32 shape_count = policy->shape_count, scope_count = 0, scopes[LIC_MAX_SCOPES] = {};
 	struct lic_cgroup *cgroup;
 	struct lic_rule *rule;
@@ -139,7 +141,7 @@ static __always_inline struct lic_rule *find_rule(const struct lic_policy *polic
 			__builtin_memcpy(scopes, cgroup->scopes, sizeof(scopes));
 		}
 	}
-	scope_count = forget(scope_count);
+	scope_count = forget(ctl, scope_count);
 
 	for (__u32 i = 0; i < LIC_MAX_SHAPES; i++) {
 		__u32 shape, tries;
@@ -151,15 +153,15 @@ static __always_inline struct lic_rule *find_rule(const struct lic_policy *polic
 		key.digest = shape & LIC_SHAPE_DIGEST ? digest : LIC_ANY_ID;
 		key.uid = shape & LIC_SHAPE_UID ? subject->uid : LIC_ANY_OWNER;
 		key.gid = shape & LIC_SHAPE_GID ? subject->gid : LIC_ANY_OWNER;
-		key.path = forget(key.path);
-		key.digest = forget(key.digest);
-		key.uid = forget(key.uid);
-		key.gid = forget(key.gid);
-		tries = forget(shape & LIC_SHAPE_SCOPE ? scope_count : 1);
+		key.path = forget(ctl, key.path);
+		key.digest = forget(ctl, key.digest);
+		key.uid = forget(ctl, key.uid);
+		key.gid = forget(ctl, key.gid);
+		tries = forget(ctl, shape & LIC_SHAPE_SCOPE ? scope_count : 1);
 		for (__u32 j = 0; j < LIC_MAX_SCOPES; j++) {
 			if (j >= tries)
 				break;
-			key.scope = forget(shape & LIC_SHAPE_SCOPE ? scopes[j] : LIC_ANY_ID);
+			key.scope = forget(ctl, shape & LIC_SHAPE_SCOPE ? scopes[j] : LIC_ANY_ID);
 			rule = bpf_map_lookup_elem(MAP(rules), &key);
 			if (rule)
 				return rule;
@@ -179,8 +181,8 @@ static __always_inline __u32 license_reason(const struct lic_license *license, _
 	return LIC_REASON_LICENSED;
 }
 
-static __always_inline void judge_rule(struct lic_rule *rule, __u64 now,
-				       struct lic_decision *decision)
+static __always_inline void judge_rule(const struct lic_control *ctl, struct lic_rule *rule,
+				       __u64 now, struct lic_decision *decision)
 {
 	decision->rule = rule->number;
 	/* A rule without licenses: an entitlement that this version cannot honour. */
@@ -197,7 +199,7 @@ static __always_inline void judge_rule(struct lic_rule *rule, __u64 now,
 			continue;
 		/* Epoch before state: a change in between leaves an old epoch, which is dead. */
 		epoch = *(volatile __u32 *)&license->epoch;
-		reason = forget(license_reason(license, now));
+		reason = forget(ctl, license_reason(license, now));
 		if (i == 0 || reason == LIC_REASON_LICENSED) {
 			decision->reason = reason;
 			decision->license = license->number;
@@ -207,7 +209,7 @@ static __always_inline void judge_rule(struct lic_rule *rule, __u64 now,
 		if (reason == LIC_REASON_LICENSED)
 			break;
 	}
-	decision->reason = forget(decision->reason);
+	decision->reason = forget(ctl, decision->reason);
 }
 
 /*
@@ -236,9 +238,10 @@ static __always_inline void decide(const struct lic_control *ctl, const struct l
 		return;
 	}
 	now = now_ns();
-	rule = find_rule(policy, port->resource, subject);
+	decision->now_ns = now;
+	rule = find_rule(ctl, policy, decision->resource, subject);
 	if (rule)
-		judge_rule(rule, now, decision);
+		judge_rule(ctl, rule, now, decision);
 	else
 		decision->reason = LIC_REASON_NO_BINDING;
 

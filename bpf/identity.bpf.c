@@ -71,6 +71,10 @@ int BPF_PROG(licagent_fork, struct task_struct *parent, struct task_struct *chil
 	if (!process)
 		return 0;
 	copy = *process;
+	copy.allowed_ns = 0; /* its first use of a license is an event of its own */
+	copy.allowed_license = 0;
+	copy.allowed_resource = 0;
+	copy.allowed_pending = 0;
 	store_process(to, &copy);
 	return 0;
 }

@@ -95,13 +95,14 @@ struct lic_control {
 	__u64 generation;
 	__u64 break_glass_until_ns; /* CLOCK_BOOTTIME; nothing is denied before it */
 	__u64 root_cgroup;          /* id of the cgroup the programs are attached to */
-	__u64 measure;              /* some selector is a digest: report unmeasured executables */
+	__u32 measure;              /* some selector is a digest: report unmeasured executables */
+	__u32 zero;                 /* always 0; see forget() in core.h */
 };
 
-/* CLOCK_BOOTTIME from the coarse monotonic clock: see clock.h. Written by the kernel only. */
+/* CLOCK_BOOTTIME, read once a tick: see clock.h. Written by the programs only. */
 struct lic_clock {
-	__u64 offset_ns;    /* boottime - coarse monotonic */
-	__u64 refreshed_ns; /* coarse monotonic time of the last comparison */
+	__u64 now_ns;
+	__u64 jiffies; /* the tick in which it was read */
 };
 
 /* One generation's constants; slot generation & 1. */
@@ -166,7 +167,7 @@ struct lic_license {
 	__u64 not_after_ns;  /* CLOCK_BOOTTIME, first instant that is too late */
 };
 
-/* Bytes of sockets that are closed, by license slot. */
+/* Bytes of a license's sockets that are closed. Index: its slot. */
 struct lic_usage {
 	__u64 tx_bytes;
 	__u64 rx_bytes;
@@ -196,6 +197,11 @@ struct lic_process {
 	__u64 ctime_ns;
 	__u32 device;
 	__u32 measured; /* the content was looked up and known */
+	/* the license it used last: repeats within a minute are one event (report.h) */
+	__u64 allowed_ns; /* CLOCK_BOOTTIME of the last event */
+	__u32 allowed_license;
+	__u32 allowed_resource;
+	__u64 allowed_pending; /* decisions since */
 };
 
 /* A cgroup as the policy sees it: named scopes of itself and its ancestors, deepest first. */
@@ -227,17 +233,20 @@ enum lic_tag_kind {
 
 /* One half of a tag: what the socket uses (network) or what it offers (service). */
 struct lic_half {
-	__u32 kind; /* enum lic_tag_kind */
 	__u32 generation;
-	__u32 license;
 	__u32 slot;
 	__u32 epoch;
 	__u32 resource;
-	__u32 rule;
-	__u32 reason; /* enum lic_reason */
+	__u8 kind;   /* enum lic_tag_kind */
+	__u8 reason; /* enum lic_reason */
+	__u16 reserved;
 };
 
-/* What a socket carries. Dies with the socket; accepted sockets inherit the listener's. */
+/*
+ * What a socket carries. Dies with the socket; accepted sockets inherit the listener's. 120 bytes,
+ * so that the kernel's element around it fits a 192-byte object: the next size costs a connect
+ * 0.1 us more. The license is its slot and epoch, the rule follows from the subject.
+ */
 struct lic_tag {
 	struct lic_half network;
 	struct lic_half service;
@@ -246,15 +255,15 @@ struct lic_tag {
 	__u8 protocol;    /* enum lic_protocol */
 	__u8 is_ipv6;
 	__u16 local_port; /* host order; of the service half */
-	__u16 adopted;    /* the socket is older than the agent or the policy */
+	__u8 adopted;     /* the socket is older than the agent or the policy */
+	__u8 reserved;
 	/* the subject at the time of the decision */
 	__u32 pid;
 	__u32 uid;
 	__u32 gid;
 	__u32 path;
 	__u32 digest;
-	__u32 reserved;
-	__u64 exec_ns;
+	__u32 exec_id; /* which exec of the process; see subject.h */
 	__u64 cgroup;
 	__u64 since_ns; /* CLOCK_BOOTTIME of the first decision */
 	__u64 tx_bytes;
@@ -275,7 +284,7 @@ struct lic_repeat_key {
 	__u32 resource;
 	__u16 verdict;
 	__u16 reason;
-	__u64 exec_ns;
+	__u32 exec_id;
 };
 
 struct lic_repeat {
@@ -304,7 +313,7 @@ struct lic_event {
 	__u32 digest;
 	__u64 cgroup;
 	__u64 cookie;
-	__u64 exec_ns;
+	__u64 exec_ns; /* LIC_EVENT_EXEC */
 	__u32 source[4];
 	__u32 destination[4];
 	__u16 source_port;
@@ -315,7 +324,7 @@ struct lic_event {
 	__u8 reserved;
 	char comm[LIC_COMM_LEN];
 	__u32 device; /* LIC_EVENT_EXEC: the executable */
-	__u32 reserved2;
+	__u32 exec_id; /* LIC_EVENT_DECISION: which exec of the process */
 	__u64 inode;
 	__u64 ctime_ns;
 };

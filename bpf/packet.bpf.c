@@ -36,7 +36,7 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 	parsed = parse_destination(skb, &flow, &transport);
 	if (parsed == LIC_PARSE_FAILED)
 		return 1; /* neither IPv4 nor IPv6 */
-	normalise(&flow, 0, 0);
+	normalise(ctl, &flow, 0, 0);
 	decide(ctl, policy, &flow, subject, &decision);
 	if (parsed == LIC_PARSE_NO_PORT && decision.reason == LIC_REASON_NO_RESOURCE) {
 		/* Which port is hidden: refused where any port of that network is licensed. */
@@ -54,9 +54,10 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 		if (class && policy->flags & LIC_POLICY_ENFORCE) {
 			decision.verdict = LIC_VERDICT_DENY;
 			decision.reason = LIC_REASON_MALFORMED;
+			decision.now_ns = now_ns();
 		}
 	}
-	report(&decision, subject, &flow, LIC_HOOK_EGRESS, bpf_get_socket_cookie(skb), 0);
+	report(&decision, subject, 0, &flow, LIC_HOOK_EGRESS, skb, 0);
 	return decision.verdict != LIC_VERDICT_DENY;
 }
 
@@ -64,10 +65,10 @@ static __always_inline int tag_holds(struct lic_control *ctl, struct __sk_buff *
 				     struct lic_tag *tag, __u32 hook)
 {
 	if (tag->network.kind && !half_holds(ctl, &tag->network) &&
-	    !renew_half(ctl, tag, &tag->network, 0, hook, bpf_get_socket_cookie(skb)))
+	    !renew_half(ctl, tag, &tag->network, 0, hook, skb))
 		return 0;
 	if (unlikely(tag->service.kind) && !half_holds(ctl, &tag->service) &&
-	    !renew_half(ctl, tag, &tag->service, 1, hook, bpf_get_socket_cookie(skb)))
+	    !renew_half(ctl, tag, &tag->service, 1, hook, skb))
 		return 0;
 	return 1;
 }
@@ -181,7 +182,7 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 	else
 		packet_subject(skb, &subject);
 	decide(ctl, policy, &flow, &subject, &decision);
-	report(&decision, &subject, &flow, LIC_HOOK_INGRESS, bpf_get_socket_cookie(skb), 0);
+	report(&decision, &subject, 0, &flow, LIC_HOOK_INGRESS, skb, 0);
 	return decision.verdict == LIC_VERDICT_DENY;
 }
 

@@ -36,51 +36,92 @@ static __always_inline void count_decision(const struct lic_decision *decision)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* How many decisions an event must stand for now; 0 folds this one into a later event. */
-static __always_inline __u64 fold_repeat(const struct lic_decision *decision,
-					 const struct lic_subject *subject, __u64 now)
+static __always_inline void repeat_key(struct lic_repeat_key *key, __u32 pid, __u32 exec_id,
+				       __u32 license, __u32 resource, __u32 verdict, __u32 reason)
 {
-	struct lic_repeat_key key = {
-		.pid = subject->pid,
-		.license = decision->license,
-		.resource = decision->resource,
-		.verdict = decision->verdict,
-		.reason = decision->reason,
-		.exec_ns = subject->exec_ns,
-	};
-	struct lic_repeat *repeat = bpf_map_lookup_elem(MAP(repeats), &key);
-	struct lic_repeat first = { .emitted_ns = now };
-	__u64 window = decision->verdict == LIC_VERDICT_ALLOW ? LIC_ALLOW_WINDOW_NS
-							      : LIC_DENY_WINDOW_NS;
-
-	if (!repeat) {
-		bpf_map_update_elem(MAP(repeats), &key, &first, BPF_ANY);
-		return 1;
-	}
-	if (now - repeat->emitted_ns < window) {
-		__sync_fetch_and_add(&repeat->pending, 1);
-		return 0;
-	}
-	repeat->emitted_ns = now;
-	/* fetch_and_and is not in -mcpu=v2; taking back what was read loses no increment */
-	__u64 pending = repeat->pending;
-
-	__sync_fetch_and_add(&repeat->pending, -pending);
-	return pending + 1;
+	__builtin_memset(key, 0, sizeof(*key));
+	key->pid = pid;
+	key->exec_id = exec_id;
+	key->license = license;
+	key->resource = resource;
+	key->verdict = verdict;
+	key->reason = reason;
 }
 
-static __always_inline void report(const struct lic_decision *decision,
-				   const struct lic_subject *subject, const struct lic_flow *flow,
-				   __u32 hook, __u64 cookie, int in_process)
+/* How many decisions an event must stand for now; 0 folds this one into a later event. */
+static __always_inline __u64 fold_repeat(const struct lic_decision *decision,
+					 const struct lic_subject *subject,
+					 struct lic_process *process)
 {
-	__u64 now, count;
+	struct lic_repeat first = { .emitted_ns = decision->now_ns };
+	struct lic_repeat_key key;
+	struct lic_repeat *repeat;
+	__u64 now = decision->now_ns, window = LIC_DENY_WINDOW_NS, pending = 0;
+	int is_use = process && decision->verdict == LIC_VERDICT_ALLOW &&
+		     decision->reason == LIC_REASON_LICENSED;
+
+	/* The usual case, the same license again, is kept with the process. */
+	if (is_use && process->allowed_license == decision->license &&
+	    process->allowed_resource == decision->resource) {
+		if (now - process->allowed_ns < LIC_ALLOW_WINDOW_NS) {
+			__sync_fetch_and_add(&process->allowed_pending, 1);
+			return 0;
+		}
+		pending = process->allowed_pending;
+		__sync_fetch_and_add(&process->allowed_pending, -pending);
+	} else if (is_use && process->allowed_pending) {
+		/* Another license: what was folded so far goes to its own entry. */
+		repeat_key(&key, subject->pid, subject->exec_id, process->allowed_license,
+			   process->allowed_resource, LIC_VERDICT_ALLOW, LIC_REASON_LICENSED);
+		repeat = bpf_map_lookup_elem(MAP(repeats), &key);
+		if (repeat) {
+			__u64 moved = process->allowed_pending;
+
+			__sync_fetch_and_add(&repeat->pending, moved);
+			__sync_fetch_and_add(&process->allowed_pending, -moved);
+		}
+	}
+	if (decision->verdict == LIC_VERDICT_ALLOW)
+		window = LIC_ALLOW_WINDOW_NS;
+	repeat_key(&key, subject->pid, subject->exec_id, decision->license, decision->resource,
+		   decision->verdict, decision->reason);
+	repeat = bpf_map_lookup_elem(MAP(repeats), &key);
+	if (!repeat) {
+		bpf_map_update_elem(MAP(repeats), &key, &first, BPF_ANY);
+		pending += 1;
+	} else if (now - repeat->emitted_ns < window) {
+		__sync_fetch_and_add(&repeat->pending, pending + 1);
+		first.emitted_ns = repeat->emitted_ns;
+		pending = 0;
+	} else {
+		__u64 held = repeat->pending;
+
+		/* Taking back what was read loses no increment that comes meanwhile. */
+		__sync_fetch_and_add(&repeat->pending, -held);
+		repeat->emitted_ns = now;
+		pending += held + 1;
+	}
+	if (is_use) {
+		process->allowed_ns = first.emitted_ns;
+		process->allowed_license = decision->license;
+		process->allowed_resource = decision->resource;
+	}
+	return pending;
+}
+
+/* Count a decision, and tell of it unless it repeats. `ctx` gives the cookie; may be null. */
+static __always_inline void report(const struct lic_decision *decision,
+				   const struct lic_subject *subject, struct lic_process *process,
+				   const struct lic_flow *flow, __u32 hook, void *ctx,
+				   int in_process)
+{
 	struct lic_event *event;
+	__u64 count;
 
 	if (!decision->verdict)
 		return;
 	count_decision(decision);
-	now = now_ns();
-	count = fold_repeat(decision, subject, now);
+	count = fold_repeat(decision, subject, process);
 	if (!count)
 		return;
 	event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
@@ -92,7 +133,7 @@ static __always_inline void report(const struct lic_decision *decision,
 	event->kind = LIC_EVENT_DECISION;
 	event->verdict = decision->verdict;
 	event->reason = decision->reason;
-	event->at_ns = now;
+	event->at_ns = decision->now_ns;
 	event->count = count;
 	event->license = decision->license;
 	event->resource = decision->resource;
@@ -102,9 +143,10 @@ static __always_inline void report(const struct lic_decision *decision,
 	event->gid = subject->gid;
 	event->path = subject->path;
 	event->digest = subject->digest;
+	event->exec_id = subject->exec_id;
 	event->cgroup = subject->cgroup;
-	event->exec_ns = subject->exec_ns;
-	event->cookie = cookie;
+	if (ctx)
+		event->cookie = bpf_get_socket_cookie(ctx);
 	event->destination[0] = flow->address[0];
 	event->destination[1] = flow->address[1];
 	event->destination[2] = flow->address[2];

@@ -10,7 +10,6 @@
  * bpf_sock_destroy is a kfunc of 6.5 (commit 4ddbcb886268); without it the daemon ends the
  * listed sockets by netlink. An iterator sees the network namespace of whoever reads it.
  */
-#define LICAGENT_NO_COARSE_CLOCK /* not a helper of tracing programs */
 #include "core.h"
 #include "kernel.h"
 #include "report.h"
@@ -78,9 +77,8 @@ static __always_inline void task_subject(struct task_struct *task, struct lic_su
 	subject->pid = BPF_CORE_READ(task, tgid);
 	subject->uid = BPF_CORE_READ(task, cred, uid.val);
 	subject->gid = BPF_CORE_READ(task, cred, gid.val);
-	subject->reserved = 0;
 	subject->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	fill_identity(subject);
+	identify_process(subject);
 }
 
 /* Is this cgroup the agent's root or below it? The daemon's own subtree in tests and demos. */
@@ -162,7 +160,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 		return 0; /* its next packet, or the cut, renews it */
 	task_subject(task, &subject);
 	sock_flow(sk, &flow);
-	normalise(&flow, 0, 0);
+	normalise(ctl, &flow, 0, 0);
 	state = sk->__sk_common.skc_state;
 	local = sk->__sk_common.skc_num;
 
@@ -188,7 +186,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 		decide(ctl, policy, &offered, &subject, &decision);
 		keep_existing(policy, &decision);
 		if (decision.kind != LIC_TAG_FREE) {
-			report(&decision, &subject, &offered, LIC_HOOK_ADOPT, 0, 0);
+			report(&decision, &subject, 0, &offered, LIC_HOOK_ADOPT, 0, 0);
 			tag = need_tag(sk, tag, &subject);
 			if (!tag)
 				return 0;
@@ -208,7 +206,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	keep_existing(policy, &decision);
 	if (decision.kind == LIC_TAG_FREE && flow.protocol == LIC_PROTO_TCP)
 		return 0;
-	report(&decision, &subject, &flow, LIC_HOOK_ADOPT, 0, 0);
+	report(&decision, &subject, 0, &flow, LIC_HOOK_ADOPT, 0, 0);
 	tag = need_tag(sk, tag, &subject);
 	if (!tag)
 		return 0;

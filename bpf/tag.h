@@ -9,11 +9,9 @@ static __always_inline void fill_half(struct lic_half *half, const struct lic_de
 				      __u32 generation)
 {
 	half->kind = decision->kind;
-	half->license = decision->license;
 	half->slot = decision->slot;
 	half->epoch = decision->epoch;
 	half->resource = decision->resource;
-	half->rule = decision->rule;
 	half->reason = decision->reason;
 	half->generation = generation;
 }
@@ -25,7 +23,7 @@ static __always_inline void fill_subject(struct lic_tag *tag, const struct lic_s
 	tag->gid = subject->gid;
 	tag->path = subject->path;
 	tag->digest = subject->digest;
-	tag->exec_ns = subject->exec_ns;
+	tag->exec_id = subject->exec_id;
 	tag->cgroup = subject->cgroup;
 }
 
@@ -47,8 +45,7 @@ static __always_inline void tag_subject(const struct lic_tag *tag, struct lic_su
 	subject->gid = tag->gid;
 	subject->path = tag->path;
 	subject->digest = tag->digest;
-	subject->reserved = 0;
-	subject->exec_ns = tag->exec_ns;
+	subject->exec_id = tag->exec_id;
 	subject->cgroup = tag->cgroup;
 }
 
@@ -89,7 +86,7 @@ static __always_inline int half_holds(const struct lic_control *ctl, const struc
  */
 static __always_inline int renew_half(const struct lic_control *ctl, struct lic_tag *tag,
 				      struct lic_half *half, __u32 is_service, __u32 hook,
-				      __u64 cookie)
+				      void *ctx)
 {
 	__u32 generation = ctl->generation;
 	struct lic_policy *policy = get_policy(generation);
@@ -97,7 +94,8 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 	struct lic_subject subject;
 	struct lic_flow flow;
 	__u32 before = half->kind, before_generation = half->generation;
-	__u32 license = half->license;
+	struct lic_license *license;
+	__u32 slot = half->slot;
 
 	if (!policy || !generation)
 		return 1;
@@ -111,14 +109,18 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 	}
 	if (decision.verdict == LIC_VERDICT_DENY) {
 		decision.verdict = LIC_VERDICT_CUT;
-		if (!decision.license)
-			decision.license = license;
+		if (!decision.license && before != LIC_TAG_DENIED) {
+			/* The binding went: name the license that the socket had. */
+			license = bpf_map_lookup_elem(MAP(licenses), &slot);
+			if (license)
+				decision.license = license->number;
+		}
 	}
 	fill_half(half, &decision, generation);
 	/* Counted when something changed, and for every packet that is dropped. */
 	if (decision.verdict == LIC_VERDICT_CUT || before != decision.kind ||
 	    before_generation == generation)
-		report(&decision, &subject, &flow, hook, cookie, 0);
+		report(&decision, &subject, 0, &flow, hook, ctx, 0);
 	return decision.verdict != LIC_VERDICT_CUT;
 }
 

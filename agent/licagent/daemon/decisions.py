@@ -22,6 +22,8 @@ from licagent.kernel.layout import Event, Hook, RepeatKey
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp", 255: "other"}
 _DESCRIBED_MAX: Final = 512
 _DESCRIBED_FOR_S: Final = 5.0
+_TICK_NS: Final = 20_000_000
+"""Start times are told in clock ticks, of at most 10 ms."""
 
 Record = dict[str, Any]
 
@@ -56,11 +58,17 @@ class NameBook:
     license_id: Callable[[int], str | None]
     rules: Mapping[int, Rule] = field(default_factory=dict)
     resources: Mapping[int, ResourceEntry] = field(default_factory=dict)
+    paths: Mapping[int, str] = field(default_factory=dict)
 
     def take(self, tables: Tables) -> None:
         """Follow a switch of policy. Names of resources that went stay known."""
         self.rules = {rule.number: rule for rule in tables.rules}
+        self.paths = dict(tables.paths)
         self.resources = {**self.resources, **{each.number: each for each in tables.resources}}
+
+    def path(self, number: int) -> str | None:
+        """The path of a `unix:path` selector that an executable was recognised by."""
+        return self.paths.get(number)
 
     def resource(self, number: int) -> str | None:
         """A resource's name."""
@@ -137,8 +145,9 @@ class DecisionBook:
         gid = event.gid if event.gid < 0xFFFFFFFE else (found.gid if found else None)
         return {
             "pid": event.pid or None,
-            "name": (found.name if found else event.comm.decode(errors="replace")) or None,
-            "executable": found.executable if found else None,
+            # The name at that moment, where the kernel told it: it may run something else by now.
+            "name": event.comm.decode(errors="replace") or (found.name if found else None),
+            "executable": found.executable if found else self._names.path(event.path),
             "uid": uid,
             "user": self._users.user_name(uid) if uid is not None else None,
             "gid": gid,
@@ -157,6 +166,9 @@ class DecisionBook:
         try:
             found: Process | None = describe(pid, self._users)
         except ProcessGone:
+            found = None
+        if found is None or found.started_boottime_ns > exec_ns + _TICK_NS:
+            # It ended, and perhaps another process has its id by now.
             found = known[1] if known is not None else None
         self._described[key] = (now, found)
         self._described.move_to_end(key)

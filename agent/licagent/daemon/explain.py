@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, Final
 
 from licagent.daemon.agent import Agent
@@ -62,9 +63,7 @@ def explain(agent: Agent, pid: int | None, socket: str | None) -> Report:
             "unit": process.unit,
             "container": process.container,
             "cgroup": process.cgroup,
-            "in_scope": agent.tree.relative(process.cgroup) is not None
-            if process.cgroup
-            else False,
+            "in_scope": agent.tree.of_process(process.pid) is not None,
         },
         "sockets": [_socket(agent, record) for record in mine],
         "resources": _resources(agent, process, subject) if pid is not None else [],
@@ -140,9 +139,10 @@ def _rule_of(agent: Agent, record: SocketRecord, half: Half) -> Rule | None:
 def _subject(agent: Agent, process: Process) -> Subject:
     known = agent.kernel.identity.process(process.pid)
     scopes: tuple[int, ...] = ()
-    relative = agent.tree.relative(process.cgroup) if process.cgroup else None
-    if relative is not None:
-        scopes = agent.kernel.identity.cgroup(agent.tree.id_of(relative))
+    cgroup = agent.tree.of_process(process.pid)
+    if cgroup is not None:
+        with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
+            scopes = agent.kernel.identity.cgroup(agent.tree.id_of(cgroup))
     return Subject(
         path=known.path if known else 0,
         digest=known.digest if known else 0,

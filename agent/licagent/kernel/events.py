@@ -32,9 +32,8 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class ClosedUsage:
-    """Bytes of a license's sockets that are closed (IP payload and headers, cgroup_skb)."""
+    """Bytes of a license's sockets that are closed (IP headers included, as cgroup_skb sees)."""
 
-    license: int
     tx_bytes: int
     rx_bytes: int
     sockets: int
@@ -118,13 +117,11 @@ class Counters:
         """How often something was lost."""
         return self._faults.lookup_sum(_U32.pack(int(fault)))
 
-    def usage(self) -> list[ClosedUsage]:
-        """Bytes of closed sockets, by license."""
-        return [
-            ClosedUsage(_U32.unpack(key)[0], value.tx_bytes, value.rx_bytes, value.sockets)
-            for key, raw in self._usage.items()
-            for value in (Usage.from_buffer_copy(raw),)
-        ]
+    def usage(self, slot: int) -> ClosedUsage:
+        """Bytes of the closed sockets of the license in a slot."""
+        raw = self._usage.lookup(_U32.pack(slot))
+        value = Usage.from_buffer_copy(raw) if raw is not None else Usage()
+        return ClosedUsage(value.tx_bytes, value.rx_bytes, value.sockets)
 
     def take_settled(self, now_ns: int) -> list[tuple[RepeatKey, int]]:
         """Repeats that ended without an event of their own: the tail of a flood.

@@ -82,7 +82,8 @@ class Control(Structure):
         ("generation", c_uint64),
         ("break_glass_until_ns", c_uint64),
         ("root_cgroup", c_uint64),
-        ("measure", c_uint64),
+        ("measure", c_uint32),
+        ("zero", c_uint32),
     ]
 
 
@@ -150,6 +151,10 @@ class Process(Structure):
         ("ctime_ns", c_uint64),
         ("device", c_uint32),
         ("measured", c_uint32),
+        ("allowed_ns", c_uint64),
+        ("allowed_license", c_uint32),
+        ("allowed_resource", c_uint32),
+        ("allowed_pending", c_uint64),
     ]
 
 
@@ -169,14 +174,13 @@ class Half(Structure):
     """struct lic_half."""
 
     _fields_ = [
-        ("kind", c_uint32),
         ("generation", c_uint32),
-        ("license", c_uint32),
         ("slot", c_uint32),
         ("epoch", c_uint32),
         ("resource", c_uint32),
-        ("rule", c_uint32),
-        ("reason", c_uint32),
+        ("kind", c_uint8),
+        ("reason", c_uint8),
+        ("reserved", c_uint16),
     ]
 
 
@@ -191,14 +195,14 @@ class Tag(Structure):
         ("protocol", c_uint8),
         ("is_ipv6", c_uint8),
         ("local_port", c_uint16),
-        ("adopted", c_uint16),
+        ("adopted", c_uint8),
+        ("reserved", c_uint8),
         ("pid", c_uint32),
         ("uid", c_uint32),
         ("gid", c_uint32),
         ("path", c_uint32),
         ("digest", c_uint32),
-        ("reserved", c_uint32),
-        ("exec_ns", c_uint64),
+        ("exec_id", c_uint32),
         ("cgroup", c_uint64),
         ("since_ns", c_uint64),
         ("tx_bytes", c_uint64),
@@ -226,7 +230,7 @@ class RepeatKey(Structure):
         ("resource", c_uint32),
         ("verdict", c_uint16),
         ("reason", c_uint16),
-        ("exec_ns", c_uint64),
+        ("exec_id", c_uint32),
     ]
 
 
@@ -266,7 +270,7 @@ class Event(Structure):
         ("reserved", c_uint8),
         ("comm", c_char * 16),
         ("device", c_uint32),
-        ("reserved2", c_uint32),
+        ("exec_id", c_uint32),
         ("inode", c_uint64),
         ("ctime_ns", c_uint64),
     ]

@@ -135,6 +135,10 @@ class LicenseTable:
             element.not_after_ns,
         )
 
+    def number_at(self, slot: int) -> int:
+        """The license in a slot; 0 for none."""
+        return int(self._array[slot].number) if slot < len(self._array) else 0
+
     def __iter__(self) -> Iterator[Slot]:
         for number in list(self._slots):
             held = self.get(number)

@@ -148,14 +148,21 @@ class Loader:
                 state = HookState(hook.name, error=f"{path.name} is not built (make -C bpf)")
                 report.hooks.append(state)
             return
-        try:
-            with BpfObject(path, self.pins.maps) as obj:
-                obj.load()
-                self._attach_all(obj, hooks, report)
-            return
-        except BpfError as error:
-            if error.errno in (errno.EPERM, errno.ENOMEM) and "load" not in error.action:
-                raise LoadError(str(error)) from error
+        # The plain form reads no task struct: for kernels without BTF, or whose verifier does not
+        # let cgroup programs do so.
+        plain = self.objects / f"{name}_plain.bpf.o"
+        for candidate in (path, plain):
+            try:
+                with BpfObject(candidate, self.pins.maps) as obj:
+                    obj.load()
+                    self._attach_all(obj, hooks, report)
+                return
+            except BpfError as error:
+                if error.errno in (errno.EPERM, errno.ENOMEM) and "load" not in error.action:
+                    raise LoadError(str(error)) from error
+            if not plain.exists():
+                break
+            path = plain
         for program, hook in hooks.items():
             try:
                 with BpfObject(path, self.pins.maps) as obj:
