@@ -1,0 +1,260 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# What the demo shows, one function an act. Each shows its commands, and checks what it claims.
+
+readonly POLICY=orders.toml
+
+# ----------------------------------------------------------------------- licenses and policy
+
+act_licenses() {
+    step 'The issuer makes a key, and signs licenses for the orders service'
+    do_ licplane keys create --issuer acme --unencrypted
+    do_ licplane keys export --out "etc/trust.jwks"
+    issue acme-backup +1h
+    issue acme-contract +1h
+    pause
+}
+
+# issue ID EXPIRES: a license for the resource "orders".
+issue() {
+    do_ licplane license issue --id "$1" --subject 'Acme Ltd' --org acme --resource orders \
+        --expires "$2" --out "$1.lic"
+}
+
+write_policy() {
+    cat >"$POLICY" <<TOML
+[[resource]]
+name = "orders"
+kind = "network"
+mode = "$1"
+destinations = [{ cidr = "127.0.0.1/32", ports = ["$PORT"], protocol = "tcp" }]
+
+[[binding]]
+license = "acme-backup"
+selectors = ["unix:user:$LICENSED"]
+TOML
+}
+
+act_policy() {
+    step 'The host says what is licensed, and who uses which license'
+    start_daemon
+    do_ licagent license add "acme-backup.lic" "acme-contract.lic"
+    write_policy enforce
+    do_ cat "$POLICY"
+    do_ licagent policy apply "$POLICY"
+    claim 'the policy is in force' says 'in force'
+    pause
+}
+
+# ------------------------------------------------------------------------ no license, no access
+
+denied() {
+    try "$OTHER" curl -sS -v "$URL/hello"
+    claim "$OTHER has no license: curl fails with the kernel's own words" \
+        says 'Required key not available'
+    claim 'curl saw no byte of it (its status is 7, could not connect)' ended_with 7
+}
+
+act_no_license_no_access() {
+    step 'No license, no access'
+    try "$LICENSED" curl -sS "$URL/hello"
+    claim "$LICENSED has a license: curl is answered" says 'hello from the orders service'
+    pause
+    note 'The same program, run by somebody else (curl tells the errno only with -v):'
+    denied
+    try "$OTHER" nc -v -N 127.0.0.1 "$PORT"
+    claim 'so it is with nc, and with every other program' says 'Required key not available'
+    pause
+}
+
+# ---------------------------------------------------------------------------------- downloads
+
+# download NAME USER [COMMAND...]: starts `COMMAND... curl URL/stream` as USER in the background,
+# output in NAME; its pid is in $download.
+download() {
+    local name=$1 user=$2
+    shift 2
+    local -a command=("$@" curl -sS -N "$URL/stream")
+    shown "$user" "${command[@]}" '>' "$name" '&'
+    if [[ $user == root ]]; then
+        "${command[@]}" >"$name" 2>"$name.err" </dev/null &
+    else
+        become "$user" "${command[@]}" >"$name" 2>"$name.err" </dev/null &
+    fi
+    download=$!
+    claim 'the download runs' wait_for 20 grows "$name" 10
+}
+
+lines() { wc -l <"$1"; }
+
+# grows NAME LINES: there are at least so many lines now.
+grows() { (($(lines "$1") >= $2)); }
+
+# goes_on NAME: lines are being added at this time.
+goes_on() {
+    local before
+    before=$(lines "$1")
+    wait_for 10 grows "$1" $((before + 10))
+}
+
+# silent NAME: no line is added in two seconds.
+silent() {
+    local before
+    before=$(lines "$1")
+    sleep 2
+    (($(lines "$1") == before))
+}
+
+sent() { awk 'NF == 3 { last = $1 } END { print last }' "$1"; } # time of the last line
+
+# ended PID NAME: waits for the download's end; its status and words are in $status and $output.
+ended() {
+    wait_for 20 gone "$1" || return 1
+    status=0
+    wait "$1" || status=$?
+    output=$(<"$2.err")
+}
+
+not_after() { (($(milliseconds "$1") <= $(milliseconds "$2") + ${3-0})); }
+
+# -------------------------------------------------------------------------------- revocation
+
+act_revocation() {
+    step 'A license is revoked: its open connections end at once'
+    note 'A download under another license, by "licagent run":'
+    download contract.txt root licagent run --license acme-contract --
+    local contract=$download
+    pause
+    do_ licagent license revoke acme-contract --reason 'contract ended'
+    local revoked
+    revoked=$(now)
+    claim 'licagent cut one socket' says '1 live socket cut'
+    claim 'the download has ended' ended "$contract" contract.txt
+    printf '%s\n' "$output"
+    claim 'curl failed in the middle of it' test "$status" -ne 0
+    printf 'last byte sent  %s\nrevoked by      %s\n' "$(sent contract.txt)" "$revoked"
+    claim 'no byte came after the revocation' not_after "$(sent contract.txt)" "$revoked"
+    try root licagent run --license acme-contract -- curl -sS -v "$URL/hello"
+    claim 'nor can it connect again' says 'Key has been revoked'
+    pause
+}
+
+# ------------------------------------------------------------------ expiry without the daemon
+
+act_expiry_without_daemon() {
+    step "A license ends in $EXPIRY_S s, and the daemon is killed before"
+    issue acme-trial "+${EXPIRY_S}s"
+    do_ licagent license add "acme-trial.lic"
+    [[ $output =~ expires\ ([^ ]+Z) ]]
+    trial_end=${BASH_REMATCH[1]}
+    download trial.txt root licagent run --license acme-trial --
+    trial=$download
+    note 'And one that stays licensed, to see that it notices nothing:'
+    download steady.txt "$LICENSED"
+    steady=$download
+    rules_before=$(rules)
+    shown root kill -9 "$DAEMON"
+    kill -9 "$DAEMON"
+    wait "$DAEMON" 2>/dev/null || true
+    local killed
+    killed=$(now)
+    claim "the daemon died before the license's end" not_after "$killed" "$trial_end" -2000
+    try root licagent status
+    claim 'licagent says so (status 3)' ended_with 3
+    denied
+    try "$LICENSED" curl -sS "$URL/hello"
+    claim 'nobody is there, and the kernel goes on deciding' says 'hello'
+    note "waiting for the license's end at $trial_end ..."
+    wait_for 60 is_past "$trial_end"
+    sleep 1
+    claim 'nothing arrives any more' silent trial.txt
+    printf 'last byte sent  %s\nlicense ended   %s\n' "$(sent trial.txt)" "$trial_end"
+    claim 'the last byte was sent before the end (0.05 s for the kernel'"'"'s coarse clock)' \
+        not_after "$(sent trial.txt)" "$trial_end" 50
+    claim 'and bytes came until then' not_after "$trial_end" "$(sent trial.txt)" 1500
+    claim "$LICENSED's download goes on" goes_on steady.txt
+    pause
+}
+
+is_past() { (($(date +%s%3N) > $(milliseconds "$1"))); }
+rules() { licagent policy show | sed '1,/^Resources/d'; }
+as_before() { [[ $(rules) == "$rules_before" ]]; }
+
+act_restart() {
+    step 'The daemon is started again: everything is as before'
+    start_daemon
+    try root licagent status
+    claim 'it enforces' says 'enforcing'
+    claim 'resources and bindings are the same' as_before
+    claim 'the expired download was closed' ended "$trial" trial.txt
+    printf '%s\n' "$output"
+    claim "$LICENSED's download still goes on: the same process, the same socket" \
+        goes_on steady.txt
+    denied
+    try root licagent run --license acme-trial -- curl -sS -v "$URL/hello"
+    claim 'the expired license opens nothing' says 'Key has expired'
+    pause
+}
+
+# ------------------------------------------------------------------------ observe, break-glass
+
+act_observe() {
+    step 'Observe first: the same policy, refusing nothing'
+    write_policy observe
+    do_ licagent policy apply "$POLICY"
+    try "$OTHER" curl -sS "$URL/hello"
+    claim "$OTHER is let through" says 'hello from the orders service'
+    wait_for 10 shadow_listed || true
+    try root licagent status
+    claim 'and listed as shadow usage, with the binding that would license it' \
+        says "unix:user:$OTHER"
+    pause
+    write_policy enforce
+    do_ licagent policy apply "$POLICY"
+    denied
+    pause
+}
+
+shadow_listed() { licagent status | grep -q "unix:user:$OTHER"; }
+
+act_break_glass() {
+    step 'Never locked out: break-glass'
+    do_ licagent break-glass --for 5s --reason 'demo: orders must go out'
+    [[ $output =~ until\ ([^ ]+Z) ]]
+    local end=${BASH_REMATCH[1]}
+    try "$OTHER" curl -sS "$URL/hello"
+    claim 'everything passes' says 'hello from the orders service'
+    try root licagent status
+    claim 'status says that the host is open (status 151)' ended_with 151
+    note 'Five seconds later the kernel itself closes the host:'
+    wait_for 30 is_past "$end"
+    denied
+    pause
+}
+
+# ---------------------------------------------------------------------------------- look back
+
+act_look_back() {
+    step 'What licagent tells about all this'
+    try root licagent status
+    claim 'the host enforces, and is well' ended_with 0
+    pause
+    note "The download that is still running:"
+    do_ licagent explain "$steady"
+    claim 'it runs under acme-backup' matches 'license: +acme-backup'
+    pause
+    note "A process of $OTHER:"
+    become "$OTHER" sleep 600 &
+    wait_for 10 runs_sleep $! || true
+    do_ licagent explain $!
+    claim 'explain says what is missing' says 'missing:'
+    claim 'and how to get it' says 'to get it:'
+    pause
+    do_ licagent events --limit 40
+    claim 'the revocation is on the record' says 'contract ended'
+    claim 'break-glass is on the record' says 'orders must go out'
+    claim 'denials are on the record' says "($OTHER)"
+    pause
+}
+
+runs_sleep() { [[ $(readlink "/proc/$1/exe") == */sleep ]]; }
