@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.cgroups import CgroupTree
+from tests.kernel.harness.dial import install, program_folder
 from tests.kernel.harness.namespaces import Netns
 from tests.kernel.harness.recorder import Recorder
+from tests.kernel.harness.subjects import Rules
 from tests.kernel.harness.walk import Surroundings, World
 
 
@@ -60,3 +64,23 @@ def bare_surroundings(bare_tree: CgroupTree, outside_tree: CgroupTree) -> Surrou
     return Surroundings(
         holder=bare_tree.make("holder"), other=bare_tree.make("other"), outside=outside_tree.root
     )
+
+
+@pytest.fixture
+def rules(agent: AgentUnderTest) -> Iterator[Rules]:
+    """A destination of the test's own, and an enforced cgroup."""
+    with CgroupTree(agent.cgroup) as tree:
+        yield Rules(agent, tree.root)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder on the disk for programs."""
+    with program_folder() as made:
+        yield made
+
+
+@pytest.fixture
+def dial(folder: Path) -> Path:
+    """A program that says whether it may connect."""
+    return install(folder / "dial")

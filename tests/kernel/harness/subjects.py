@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting a policy with one destination in force, for tests of who may use it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.kernel.harness.dial import Destination, binding
+
+NO_LICENSE: Final = "ENOKEY"
+"""What a subject that no binding names is told."""
+
+_NUMBERS: Final = itertools.count(1)
+
+
+def new_jti() -> str:
+    """The id of a license that no test had before."""
+    return f"who-{os.getpid()}-{next(_NUMBERS)}"
+
+
+@dataclass(slots=True)
+class Rules:
+    """One destination and who may use it."""
+
+    agent: AgentUnderTest
+    cgroup: Path
+    """An enforced cgroup of the test's own."""
+    to: Destination = field(default_factory=Destination)
+
+    def allow(self, *selectors: str, **license_fields: Any) -> str:
+        """Only processes for which all of `selectors` hold may use it; answers the license."""
+        return self.allow_each((selectors, license_fields))[0]
+
+    def allow_each(self, *grants: tuple[tuple[str, ...], dict[str, Any]]) -> list[str]:
+        """Several bindings, each with a license of its own."""
+        licenses = []
+        text = self.to.resource()
+        for selectors, fields in grants:
+            jti = new_jti()
+            self.agent.issue(jti, ["r"], **fields)
+            licenses.append(jti)
+            text += binding(jti, *selectors)
+        self.agent.policy(text)
+        return licenses
+
+    def path(self, cgroup: Path) -> str:
+        """A cgroup's path as selectors write it."""
+        return "/" + str(cgroup.relative_to(self.agent.cgroup))
