@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon may die, start again and change its programs: at no moment is there a gap.
+
+Probes run throughout (harness/probe_life.py): a licensed and an unlicensed one that connect and
+bind without a pause, and licensed streams that stay open. What they meet is the test's answer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.kernel.harness.probes import Probes
+from tests.kernel.harness.programs import REPOSITORY
+
+LICENSE: Final = "life"
+RESTARTS: Final = 1000
+SWAPS: Final = 1000
+BUSY: Final = 8
+"""Exit status for "another daemon has the state folder" (docs/reference)."""
+
+
+@pytest.fixture
+def probes(
+    make_agent: Callable[..., AgentUnderTest],
+) -> Iterator[tuple[AgentUnderTest, Probes]]:
+    """An agent of the test's own, with its policy in force, and probes at work."""
+    agent = make_agent()
+    with Probes(agent.cgroup) as found:
+        agent.start()
+        agent.issue(LICENSE, ["probe", "offer"])
+        agent.policy(found.policy(LICENSE))
+        found.start()
+        yield agent, found
+
+
+def programs(agent: AgentUnderTest) -> dict[str, int]:
+    """Kernel ids of the attached programs by hook."""
+    rows = agent.call("status")["kernel"]["programs"]
+    return {row["hook"]: row["program_id"] for row in rows if row["attached"]}
+
+
+def test_kill_9_and_restart_leave_no_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
+    agent, running = probes
+    before = programs(agent)
+    for _ in range(5):
+        agent.kill()
+        running.wait_for_rounds()
+        agent.start()
+        running.wait_for_rounds()
+    assert programs(agent) == before, "an unchanged program is not loaded again"
+    running.check()
+    assert agent.count(verdict="cut") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_thousand_restarts_leave_no_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
+    agent, running = probes
+    before = programs(agent)
+    agent.kill()
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernel.harness.lives", str(RESTARTS)],
+        cwd=REPOSITORY,
+        env=agent.environment,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+
+    lived = json.loads(done.stdout)
+    assert lived["lives"] == RESTARTS
+    assert lived["problems"] == [], f"{lived['problems']}\n{done.stderr[-4000:]}"
+    running.check()
+    agent.start()
+    assert programs(agent) == before
+    running.check()
+    assert agent.count(verdict="cut") == 0
+
+
+def changed_sources(folder: Path) -> Path:
+    """The BPF sources with another constant in them: another program, the same tables."""
+    sources = folder / "bpf"
+    shutil.copytree(REPOSITORY / "bpf", sources)
+    clock = sources / "clock.h"
+    text = clock.read_text()
+    assert "LIC_CLOCK_REFRESH_NS 10000000ULL" in text
+    clock.write_text(
+        text.replace("LIC_CLOCK_REFRESH_NS 10000000ULL", "LIC_CLOCK_REFRESH_NS 9000000ULL")
+    )
+    return sources
+
+
+@pytest.mark.parametrize("is_killed", [True, False], ids=["kill", "stop"])
+def test_an_upgrade_to_changed_programs_leaves_no_gap(
+    probes: tuple[AgentUnderTest, Probes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_killed: bool,
+) -> None:
+    agent, running = probes
+    sources = changed_sources(tmp_path)
+    objects = tmp_path / "objects"
+    subprocess.run(["make", "-s", "-C", str(sources), f"OUTPUT={objects}"], check=True)
+    before = programs(agent)
+    end = agent.kill if is_killed else agent.stop
+
+    seen = [before]
+    for folder in (objects, None, objects):
+        end()
+        if folder is None:
+            monkeypatch.delenv("LICAGENT_BPF_OBJECTS")
+            monkeypatch.delenv("LICAGENT_BPF_SOURCES")
+        else:
+            monkeypatch.setenv("LICAGENT_BPF_OBJECTS", str(folder))
+            monkeypatch.setenv("LICAGENT_BPF_SOURCES", str(sources))
+        agent.start()
+        running.check()
+        now = programs(agent)
+        assert now.keys() == before.keys()
+        for hook, program in now.items():
+            assert program not in {old[hook] for old in seen}, f"{hook} was not replaced"
+        seen.append(now)
+    assert agent.count(verdict="cut") == 0
+
+
+def test_a_switch_between_loaders_leaves_no_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
+    agent, running = probes
+    others = ("bcc", "prebuilt") if agent.loader == "prebuilt" else ("prebuilt", "bcc")
+    for loader in (*others, others[0]):
+        before = programs(agent)
+        agent.kill()
+        agent.loader = loader
+        agent.start()
+        assert agent.call("status")["kernel"]["loader"] == loader
+        assert programs(agent)["cgroup_egress"] != before["cgroup_egress"]
+        running.check()
+    assert agent.count(verdict="cut") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_policies_are_switched_at_once(probes: tuple[AgentUnderTest, Probes]) -> None:
+    """Both policies allow the one probe and refuse the other; by other rules, each time."""
+    agent, running = probes
+    agent.issue("other", ["probe", "offer", "elsewhere"])
+    more = (
+        '\n[[resource]]\nname = "elsewhere"\nkind = "network"\nmode = "enforce"\n'
+        'destinations = [{ cidr = "10.1.0.0/16", ports = ["1-999"] }]\n'
+    )
+    policies = (
+        running.policy(LICENSE),
+        running.policy(
+            "other",
+            selectors=("unix:uid:0", "cgroup:path:/licensed"),
+            networks=("127.0.0.0/8", "::/64"),
+            extra=more,
+        ),
+    )
+    first = agent.policy(policies[1])["generation"]
+
+    for number in range(SWAPS):
+        result = agent.policy(policies[number % 2])
+        assert result["changed"]
+    running.check()
+
+    assert result["generation"] == first + SWAPS
+    assert agent.count(verdict="cut") == 0
+    assert agent.count(verdict="allow", license="other") > 0
+
+
+def test_a_second_daemon_on_one_state_folder_is_refused(
+    probes: tuple[AgentUnderTest, Probes],
+) -> None:
+    agent, running = probes
+    second = subprocess.run(
+        [sys.executable, "-m", "licagent.daemon.main"],
+        env=agent.environment,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        text=True,
+    )
+    assert second.returncode == BUSY, second.stderr
+    assert str(agent.pid) in second.stderr, "it says who has the folder"
+    assert agent.call("status")["pid"] == agent.pid
+    running.check()
