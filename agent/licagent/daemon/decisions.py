@@ -136,7 +136,7 @@ class DecisionBook:
         return {**self.record(event), "folded": True}
 
     def _process(self, event: Event) -> Record:
-        found = self._describe(event.pid, event.exec_id) if event.pid else None
+        found = self._describe(event.pid, event.exec_id, event.at_ns) if event.pid else None
         cgroup = self._tree.path_of(event.cgroup) if event.cgroup else None
         if found is not None and cgroup is None:
             cgroup = found.cgroup
@@ -157,7 +157,7 @@ class DecisionBook:
             "cgroup": cgroup,
         }
 
-    def _describe(self, pid: int, exec_id: int) -> Process | None:
+    def _describe(self, pid: int, exec_id: int, at_ns: int) -> Process | None:
         key = (pid, exec_id)
         now = time.monotonic()
         known = self._described.get(key)
@@ -167,7 +167,7 @@ class DecisionBook:
             found: Process | None = describe(pid, self._users)
         except ProcessGone:
             found = None
-        if found is None or found.started_boottime_ns > exec_ns + _TICK_NS:
+        if found is None or found.started_boottime_ns > at_ns + _TICK_NS:
             # It ended, and perhaps another process has its id by now.
             found = known[1] if known is not None else None
         self._described[key] = (now, found)

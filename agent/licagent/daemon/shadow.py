@@ -16,13 +16,18 @@ class _Use:
     count: int = 0
     last_at: str = ""
     first_at: str = ""
+    executable: str = ""
 
 
 Key = tuple[str, str, str, str]
 
 
 class ShadowBook:
-    """Adds up shadow decisions by (resource, user, executable, unit). Bounded: oldest go."""
+    """Adds up shadow decisions by (resource, user, program's name, unit). Bounded: oldest go.
+
+    By name, because a program that has ended meanwhile has no executable to be asked for; what
+    one of its runs told of that holds for the row.
+    """
 
     def __init__(self) -> None:
         self._uses: OrderedDict[Key, _Use] = OrderedDict()
@@ -35,11 +40,12 @@ class ShadowBook:
         key = (
             str(record.get("resource") or ""),
             str(process.get("user") or process.get("uid") or ""),
-            str(process.get("executable") or process.get("name") or ""),
+            str(process.get("name") or process.get("executable") or ""),
             str(process.get("unit") or ""),
         )
         use = self._uses.setdefault(key, _Use(first_at=str(record.get("at"))))
         use.count += int(record.get("count") or 1)
+        use.executable = str(process.get("executable") or use.executable)
         use.last_at = str(record.get("at"))
         self._uses.move_to_end(key)
         while len(self._uses) > _ROWS_MAX:
@@ -51,14 +57,14 @@ class ShadowBook:
             {
                 "resource": resource,
                 "user": user or None,
-                "executable": executable or None,
+                "executable": use.executable or name or None,
                 "unit": unit or None,
                 "count": use.count,
                 "first_at": use.first_at,
                 "last_at": use.last_at,
-                "suggestion": suggestion(resource, user, executable, unit),
+                "suggestion": suggestion(resource, user, use.executable, unit),
             }
-            for (resource, user, executable, unit), use in self._uses.items()
+            for (resource, user, name, unit), use in self._uses.items()
         ]
         return sorted(rows, key=lambda row: -int(str(row["count"])))
 
