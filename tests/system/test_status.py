@@ -37,7 +37,7 @@ def test_an_enforcing_host_is_well(scene: Scene) -> None:
 
 
 def test_live_sockets_are_holders_of_the_license(scene: Scene) -> None:
-    with scene.connected(), scene.connected():
+    with scene.program(), scene.program():
         assert scene.ask("status")["licenses"][0]["holders"] == 2
     eventually(lambda: scene.ask("status")["licenses"][0]["holders"] == 0)
 

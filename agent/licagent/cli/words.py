@@ -132,5 +132,6 @@ class Moment(_TextType):
 
 
 def rfc3339(moment: datetime) -> str:
-    """RFC 3339 UTC with seconds and a Z."""
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+    """RFC 3339 UTC with milliseconds and a Z, as events have it."""
+    text = moment.astimezone(UTC).isoformat(timespec="milliseconds")
+    return text.replace("+00:00", "Z")

@@ -170,8 +170,9 @@ class Agent:
     def load_policy(self) -> None:
         """Put the installed policy in force; if it is refused, the last good one stays."""
         try:
-            texts = self.keeper.installed()
-            self.apply(self.keeper.compile(texts, self.licenses()))
+            compiled = self.keeper.compile(self.keeper.installed(), self.licenses())
+            if self.compiled is None or compiled.tables != self.compiled.tables:
+                self.apply(compiled)
             self.policy_problem = ""
         except (PolicyError, OSError, UnicodeDecodeError) as error:
             self.policy_problem = str(error)

@@ -114,8 +114,11 @@ class Licensing:
         )
         self._clock.observe_signed(found.issued_at_s, _boottime_ns())
 
-    def take_statement(self, text: bytes, by: str) -> Revocation:
-        """Verify a signed revocation, suspension or reinstatement, and put it on record."""
+    def take_statement(self, text: bytes, by: str) -> tuple[Revocation, bool]:
+        """Verify a signed revocation, suspension or reinstatement, and put it on record.
+
+        False in the second place if it was on record.
+        """
         found = verify_revocation(text, self.trust)
         statement = Statement(
             id=found.jti,
@@ -127,9 +130,9 @@ class Licensing:
             at_s=found.issued_at_s,
             by=by,
         )
-        self._records.record(statement)
+        is_new = self._records.record(statement)
         self._clock.observe_signed(found.issued_at_s, _boottime_ns())
-        return found
+        return found, is_new
 
     def revoke_here(self, jti: str, reason: str, by: str) -> bool:
         """Revoke on this host, for all generations up to the newest; False if it was."""

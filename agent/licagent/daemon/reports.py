@@ -186,6 +186,19 @@ def _license_of(agent: Agent, record: SocketRecord) -> int:
     return 0
 
 
+def cut_of(agent: Agent, jti: str) -> int:
+    """How many of a license's sockets the last cut ended; others were dead before it."""
+    table = agent.kernel.licenses
+    return len(
+        {
+            record.cookie
+            for record in agent.last_cut
+            for half in (record.tag.network, record.tag.service)
+            if half.kind and agent.records.jti_of(table.number_at(half.slot)) == jti
+        }
+    )
+
+
 def license_row(
     agent: Agent,
     license_: License,

@@ -161,9 +161,23 @@ class Service:
                 return {"schema_version": 1, "id": jti, "changed": False}
             agent.last_cut = []
             agent.write_licenses()
-            count = len(agent.last_cut)
-            agent.emit("license", f"license {jti} removed by uid {peer.uid}", license=jti)
-            return {"schema_version": 1, "id": jti, "changed": True, "sockets_cut": count}
+            count = reports.cut_of(agent, jti)
+            agent.emit(
+                "license",
+                f"license {jti} removed by uid {peer.uid}",
+                license=jti,
+                by=f"uid {peer.uid}",
+                sockets_cut=count,
+            )
+            # As the next start would find it: a binding to this license is a problem now.
+            agent.load_policy()
+            return {
+                "schema_version": 1,
+                "id": jti,
+                "changed": True,
+                "sockets_cut": count,
+                "warnings": [agent.policy_problem] if agent.policy_problem else [],
+            }
 
         return await self._on_kernel(remove)
 
@@ -174,12 +188,15 @@ class Service:
             agent.last_cut = []
             by = f"uid {peer.uid}"
             action = "revoked"
+            count = 0
             if params["statement"]:
                 try:
-                    found = agent.licensing.take_statement(params["statement"].encode(), by)
+                    found, changed = agent.licensing.take_statement(
+                        params["statement"].encode(), by
+                    )
                 except (TokenError, StoreError) as error:
                     raise _refused(error) from error
-                jti, reason, changed = found.license, found.reason, True
+                jti, reason = found.license, found.reason
                 action = {"revoke": "revoked", "suspend": "suspended"}.get(
                     found.action.value, "reinstated"
                 )
@@ -194,20 +211,21 @@ class Service:
                 changed = agent.licensing.revoke_here(jti, reason, by)
             agent.write_licenses()
             if changed:
+                count = reports.cut_of(agent, jti)
                 agent.emit(
                     "license",
                     f"license {jti} {action} by {by}: {reason}",
                     license=jti,
                     by=by,
                     reason_text=reason,
-                    sockets_cut=len(agent.last_cut),
+                    sockets_cut=count,
                 )
             return {
                 "schema_version": 1,
                 "id": jti,
                 "changed": changed,
                 "action": action,
-                "sockets_cut": len(agent.last_cut),
+                "sockets_cut": count,
             }
 
         return await self._on_kernel(revoke)

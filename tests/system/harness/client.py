@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Connects to a loopback port and says how it went, in lines of JSON.
 
-`once PORT` ends after that; `stay PORT` sends each line it reads and says what came back.
+`once PORT` ends after that. `stay PORT` does, for each line it reads, the same again: connected,
+it sends the line and says what came back; refused, it tries to connect once more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ SO_COOKIE = 57
 
 
 def say(**facts: object) -> None:
-    print(json.dumps(facts), flush=True)
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+def name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error))
 
 
 def connect(port: int) -> socket.socket | None:
@@ -27,30 +33,26 @@ def connect(port: int) -> socket.socket | None:
     try:
         sock.connect(("127.0.0.1", port))
     except OSError as error:
-        say(
-            outcome=errno.errorcode.get(error.errno or 0, str(error)),
-            cookie=cookie,
-            pid=os.getpid(),
-        )
+        say(outcome=name(error), cookie=cookie, pid=os.getpid())
         return None
     local = "{}:{}".format(*sock.getsockname())
     say(outcome="ok", cookie=cookie, pid=os.getpid(), local=local, remote=f"127.0.0.1:{port}")
     return sock
 
 
-def stay(sock: socket.socket | None) -> None:
+def stay(sock: socket.socket | None, port: int) -> None:
     for line in sys.stdin:
         if sock is None:
-            say(outcome="no socket")
+            sock = connect(port)
             continue
         try:
             sock.sendall(line.encode())
             data = sock.recv(65536)
             say(outcome="ok" if data == line.encode() else "closed")
         except OSError as error:
-            say(outcome=errno.errorcode.get(error.errno or 0, str(error)))
+            say(outcome=name(error))
 
 
 found = connect(int(sys.argv[2]))
 if sys.argv[1] == "stay":
-    stay(found)
+    stay(found, int(sys.argv[2]))

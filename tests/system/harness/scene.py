@@ -187,9 +187,12 @@ class Scene:
         return str(json.loads(done.stdout)["outcome"])
 
     @contextmanager
-    def connected(self, uid: int = HOLDER) -> Iterator[tuple[Program, dict[str, Any]]]:
+    def program(
+        self, uid: int = HOLDER, cgroup: Path | None = None
+    ) -> Iterator[tuple[Program, dict[str, Any]]]:
         """A program that tried to connect and goes on living; its report."""
-        with start(self.agent.cgroup, [*CLIENT, "stay", str(self.server.port)], uid=uid) as program:
+        argv = [*CLIENT, "stay", str(self.server.port)]
+        with start(cgroup or self.agent.cgroup, argv, uid=uid) as program:
             report = program.line()
             assert report is not None
             yield program, report

@@ -260,7 +260,7 @@ def test_events_pass_their_filters(daemon, run):
     run("events", "--since", "2026-03-02T13:00:00+02:00", "-n", "5", "--verdict", "deny",
         "--license", "a", "--resource", "b", "--pid", "7")  # fmt: skip
     assert daemon.calls == [
-        ("events", {"follow": False, "since": "2026-03-02T11:00:00Z", "limit": 5,
+        ("events", {"follow": False, "since": "2026-03-02T11:00:00.000Z", "limit": 5,
                     "verdict": "deny", "license": "a", "resource": "b", "pid": 7})
     ]  # fmt: skip
 
