@@ -25,6 +25,11 @@ DEFAULT_PATH: Final = Path("/etc/licagent/agent.toml")
 PATH_VARIABLE: Final = "LICAGENT_CONFIG"
 PREFIX: Final = "LICAGENT_"
 
+SOCKET_NAME: Final = "licagent.sock"
+
+SOCKET_PATH_MAX_BYTES: Final = 107
+"""sun_path in struct sockaddr_un has 108 bytes, one of them for the end (unix(7))."""
+
 MAX_FILE_BYTES: Final = 1024 * 1024
 """A larger agent.toml is a mistake, not a configuration."""
 
@@ -94,7 +99,7 @@ class AgentConfig:
     @property
     def socket_path(self) -> Path:
         """The local API's socket."""
-        return self.runtime_dir / "licagent.sock"
+        return self.runtime_dir / SOCKET_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +163,17 @@ def _path(value: Any) -> object:
     if "\0" in value or not value.startswith("/"):
         raise _Bad(f"{value!r} is not an absolute path", "start it with /")
     return Path(value)
+
+
+def _socket_folder(value: Any) -> object:
+    path = _path(value)
+    over = len(f"{value}/{SOCKET_NAME}".encode()) - SOCKET_PATH_MAX_BYTES
+    if over > 0:
+        raise _Bad(
+            f"{value!r} is too long for the path of a socket, by {over} bytes",
+            "name a shorter folder",
+        )
+    return path
 
 
 def _cgroup_root(value: Any) -> object:
@@ -267,7 +283,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = MappingProxyType(
         "mode": _words("observe", "enforce"),
         "config_dir": _Setting(_path, str),
         "state_dir": _Setting(_path, str),
-        "runtime_dir": _Setting(_path, str),
+        "runtime_dir": _Setting(_socket_folder, str),
         "bpffs_dir": _Setting(_path, str),
         "cgroup_root": _Setting(_cgroup_root, str),
         "loader": _words("auto", "prebuilt", "bcc"),

@@ -240,3 +240,11 @@ def test_any_text_is_settings_or_named_problems(text):
         return
     assert found
     assert all(problem.file == "agent.toml" and problem.message for problem in found)
+
+
+def test_a_folder_too_long_for_a_socket_is_refused_before_anything_is_loaded() -> None:
+    longest = "/" + "r" * (107 - len("/licagent.sock") - 1)
+    settings = parse_config(f'runtime_dir = "{longest}"', "agent.toml", {})
+    assert len(str(settings.config.socket_path)) == 107
+    with pytest.raises(ConfigError, match=r"runtime_dir: .* too long .* by 1 bytes"):
+        parse_config(f'runtime_dir = "{longest}r"', "agent.toml", {})
