@@ -133,7 +133,8 @@ class DecisionBook:
             gid=0xFFFFFFFF,
             exec_id=key.exec_id,
         )
-        return {**self.record(event), "folded": True}
+        # Repeats are folded over destinations, so there is none to name.
+        return {**self.record(event), "network": None, "folded": True}
 
     def _process(self, event: Event) -> Record:
         found = self._describe(event.pid, event.exec_id, event.at_ns) if event.pid else None

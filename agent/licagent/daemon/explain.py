@@ -210,7 +210,9 @@ def _advice(
             )
         if not missing:
             missing.append(f"no binding reaches {resource.name} for anybody")
-        who = f"systemd:unit:{process.unit}" if process.unit else f"unix:uid:{process.uid}"
+        who = f"unix:user:{process.user}" if process.user else f"unix:uid:{process.uid}"
+        if process.unit:
+            who = f"systemd:unit:{process.unit}"
         how.append(
             f'add a binding with selectors = ["{who}"] and a license for {resource.name} to '
             f"{agent.config.policy_dir}, then: licagent policy apply"

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from licagent.cli.commands.explain import explain_blocks
 from licagent.cli.output import Cell, Fields, Line, Table, plain
 from licagent.cli.sentences import sentence, who, why
 from licagent.cli.words import amount, duration, parse_duration, safe
@@ -110,3 +111,13 @@ def test_plain_tables_are_aligned_and_uncut():
     assert lines[7] == "a" + " " * 299 + "      1"
     assert lines[8] == long + "   1000"
     assert lines[9:] == ["", "E", "nothing"]
+
+
+def test_explain_says_when_a_process_is_outside_of_what_is_enforced():
+    def shown(**process):
+        blocks = explain_blocks({"process": {"name": "curl", "pid": 7, **process}})
+        return "\n".join(plain(blocks))
+
+    assert "outside the cgroup_root" in shown(in_scope=False)
+    assert "outside" not in shown(in_scope=True)
+    assert "outside" not in shown()  # an older daemon does not say

@@ -57,6 +57,9 @@ def explain_blocks(result: Row) -> Iterator[Block]:
         yield Line(f"{process.get('name')}[{process.get('pid')}]")
         keys = ("executable", "unit", "container", "cgroup", "started_at")
         yield Fields((("user", user or None), *((key, process.get(key)) for key in keys)))
+        if process.get("in_scope") is False:
+            outside = "it is outside the cgroup_root of this agent, so nothing is asked of it"
+            yield Line(f"{outside}; inside, this would hold:", "warn")
     for socket_ in result.get("sockets", ()):
         yield from _socket(socket_)
     for resource in result.get("resources", ()):
