@@ -253,7 +253,7 @@ act_look_back() {
     do_ licagent events --limit 40
     claim 'the revocation is on the record' says 'contract ended'
     claim 'break-glass is on the record' says 'orders must go out'
-    claim 'denials are on the record' says "($OTHER)"
+    claim 'denials are on the record' says "(user $OTHER) was refused orders"
     pause
 }
 

@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(INTERVAL_S)
         self.wfile.write(b"0\r\n\r\n")
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, *_arguments: object) -> None:
         """Say nothing: the narration is the demo's."""
 
 

@@ -159,13 +159,14 @@ service() {
     ) &
 }
 
+answers_or_ended() { gone "$DAEMON" || answers; }
 answers() { licagent status >/dev/null 2>&1; }
 
 start_daemon() {
     shown root licagent daemon '&'
     service licagent daemon
     export DAEMON=$!
-    if ! wait_for 60 answers; then
+    if ! wait_for 60 answers_or_ended || ! answers; then
         printf 'demo: the daemon does not answer\n' >&2
         exit 1
     fi
