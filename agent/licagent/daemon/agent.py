@@ -258,13 +258,20 @@ class Agent:
         for key, count in self.kernel.counters.take_settled(now):
             self.keep(self.book.folded(key, count))
 
-    def measure(self) -> bool:
-        """Measure executables that wait; True while there is more to do."""
+    def measure_started(self) -> None:
+        """Measure what programs just began to run."""
         identity = self._identity()
+        again = []
         while self.to_measure:
             event = self.to_measure.popleft()
-            if identity.needs_digests:
-                identity.measure_process(event)
+            if identity.needs_digests and not identity.measure_process(event):
+                again.append(event)
+        self.to_measure.extend(again)
+
+    def measure(self) -> bool:
+        """Measure executables that wait; True while there is more to do."""
+        self.measure_started()
+        identity = self._identity()
         return identity.needs_digests and identity.measure_some()
 
     # --- time

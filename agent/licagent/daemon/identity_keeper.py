@@ -14,11 +14,15 @@ from licagent.host.cgroups import CgroupTree, matches
 from licagent.host.digests import DigestCache, NotMeasured
 from licagent.host.exec_paths import Candidate, candidates
 from licagent.host.executables import FileIdentity, NoSuchExecutable, directory_entry
+from licagent.host.processes import executable_of
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import Event
 
 _log: Final = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S: Final = 2.0
+_FOLDERS_MAX: Final = 256
 
 _CONTAINER_NAMES: Final = (
     "{}",
@@ -49,6 +53,10 @@ class IdentityKeeper:
         self._wanted: dict[str, int] = {}  # digest -> number
         self._written: dict[int, tuple[int, ...]] = {}  # cgroup id -> scopes
         self._queue: Iterator[Candidate] = iter(())
+        self._folders: dict[str, None] = {}  # where measured programs stood; see `_look_again`
+        self._finished = True  # the queue was gone through
+        self._missed = False  # a program ended before it was measured
+        self._next_look_s = 0.0
         self.problems: tuple[str, ...] = ()
 
     def prepare(self, tables: Tables) -> None:
@@ -69,7 +77,8 @@ class IdentityKeeper:
         self._tables.set_paths(self._path_entries(tables), prune=True)
         self._tables.set_scope_names(self._scope_entries(tables.scopes), prune=True)
         self._write_cgroups(tables.scopes)
-        self._queue = candidates() if self._wanted else iter(())
+        self._queue = candidates(self._folders) if self._wanted else iter(())
+        self._finished = not self._wanted
 
     def refresh(self) -> None:
         """Look again, every few seconds: folders that were replaced, cgroups seen late."""
@@ -87,6 +96,7 @@ class IdentityKeeper:
         """Measure installed executables in the background; False when all are done."""
         end = time.monotonic() + budget_s
         fresh = False
+        self._look_again()
         for candidate in self._queue:
             try:
                 measured = self._digests.measure(candidate.open_path)
@@ -100,14 +110,29 @@ class IdentityKeeper:
         if fresh:
             self._iterators.seed_processes()
             self._digests.save()
+        self._finished = True
         return False
 
-    def measure_process(self, event: Event) -> None:
-        """Measure what a process just began to run, and let its entry know."""
+    def _look_again(self) -> None:
+        """Programs that run too briefly to be measured as they do are looked for in folders."""
+        if self._missed and self._finished and time.monotonic() >= self._next_look_s:
+            self._missed = self._finished = False
+            self._next_look_s = time.monotonic() + _LOOK_AGAIN_S
+            self._queue = candidates(self._folders)
+
+    def measure_process(self, event: Event) -> bool:
+        """Measure what a process just began to run, and let its entry know.
+
+        False: its file changed a moment ago, ask again.
+        """
         try:
             measured = self._digests.measure(f"/proc/{event.pid}/exe")
-        except (NoSuchExecutable, NotMeasured, OSError):
-            return
+        except NotMeasured as error:
+            return not error.retry
+        except (NoSuchExecutable, OSError):
+            self._missed = True
+            return True
+        self._note_folder(event.pid)
         self._note(measured.identity, measured.sha256)
         identity = measured.identity
         process = self._tables.process(event.pid)
@@ -121,6 +146,12 @@ class IdentityKeeper:
             process.digest = self._wanted.get(measured.sha256, 0)
             process.measured = 1
             self._tables.set_process(event.pid, process)
+        return True
+
+    def _note_folder(self, pid: int) -> None:
+        path, _ = executable_of(pid)
+        if path is not None and len(self._folders) < _FOLDERS_MAX:
+            self._folders[str(Path(path).parent)] = None
 
     def _note(self, identity: FileIdentity, digest: str) -> None:
         self._tables.set_content(

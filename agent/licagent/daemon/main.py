@@ -134,6 +134,8 @@ class Daemon:
                 await ready.wait()
                 ready.clear()
                 await loop.run_in_executor(self._thread, reader.consume)
+                if self._agent.to_measure:  # at once: many programs end soon
+                    await loop.run_in_executor(self._thread, self._agent.measure_started)
                 # Many events are one wake-up: the ring is level-triggered again after this.
                 await asyncio.sleep(0.02)
         finally:

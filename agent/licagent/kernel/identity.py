@@ -33,11 +33,12 @@ def path_key(device: int, inode: int, name: str) -> bytes:
     """Key of a directory entry.
 
     Raises:
-        ValueError: the name is longer than the kernel's table holds (63 bytes).
+        ValueError: the name is longer than the kernel compares (62 bytes).
     """
     encoded = name.encode()
-    if len(encoded) >= NAME_LEN:
-        raise ValueError(f"{name!r}: names of executables are at most {NAME_LEN - 1} bytes long")
+    # The kernel cuts longer names at NAME_LEN - 1: a key of that length would match them.
+    if len(encoded) >= NAME_LEN - 1:
+        raise ValueError(f"{name!r}: names of executables are at most {NAME_LEN - 2} bytes long")
     return _bytes(PathKey(device=device, inode=inode, name=encoded))
 
 
@@ -45,11 +46,12 @@ def scope_key(kind: int, name: str) -> bytes:
     """Key of a cgroup's name.
 
     Raises:
-        ValueError: longer than 251 bytes.
+        ValueError: longer than 250 bytes.
     """
     encoded = name.encode()
-    if len(encoded) >= SCOPE_NAME_LEN:
-        raise ValueError(f"{name!r}: cgroup names are at most {SCOPE_NAME_LEN - 1} bytes long")
+    # As above: what the kernel cuts must match nothing.
+    if len(encoded) >= SCOPE_NAME_LEN - 1:
+        raise ValueError(f"{name!r}: cgroup names are at most {SCOPE_NAME_LEN - 2} bytes long")
     return _bytes(ScopeKey(kind=kind, name=encoded))
 
 
