@@ -132,6 +132,13 @@ class Dialer:
             assert time.monotonic() < end, f"it says {said} instead of {wanted} for {LIMIT_S} s"
             time.sleep(0.02)
 
+    def stays(self, wanted: str, for_s: float = 0.6) -> None:
+        """It answers nothing but `wanted`, for longer than the daemon takes for a round."""
+        end = time.monotonic() + for_s
+        while time.monotonic() < end:
+            assert self.ask() == wanted
+            time.sleep(0.02)
+
 
 def dialer(
     cgroup: Path,
@@ -153,3 +160,17 @@ def answer_of(
     """What a fresh process says at its first try."""
     with dialer(cgroup, command, to, uid=uid) as running:
         return running.ask()
+
+
+def started_now(cgroup: Path, program: Path, to: Destination) -> Dialer:
+    """Start a program with nothing in between; it goes into `cgroup` before the first question."""
+    process = subprocess.Popen(
+        [program],
+        env={"DIAL_TO": str(to)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    found = Dialer(programs.Program(process))
+    assert found.ask(f"move {cgroup}") == "OK"
+    return found

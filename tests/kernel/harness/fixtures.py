@@ -12,7 +12,7 @@ from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.dial import install, program_folder
 from tests.kernel.harness.namespaces import Netns
 from tests.kernel.harness.recorder import Recorder
-from tests.kernel.harness.subjects import Rules
+from tests.kernel.harness.subjects import Rules, path_of, sha256, until
 from tests.kernel.harness.walk import Surroundings, World
 
 
@@ -84,3 +84,24 @@ def folder() -> Iterator[Path]:
 def dial(folder: Path) -> Path:
     """A program that says whether it may connect."""
     return install(folder / "dial")
+
+
+@pytest.fixture
+def other(folder: Path) -> Path:
+    """Another program, of another content."""
+    return install(folder / "other", variant="other")
+
+
+@pytest.fixture
+def by_path(rules: Rules, dial: Path) -> Rules:
+    """Only what stands at `dial` may connect."""
+    rules.allow(path_of(dial))
+    return rules
+
+
+@pytest.fixture
+def by_content(rules: Rules, dial: Path) -> Rules:
+    """Only the content of `dial` may connect, and it is measured."""
+    rules.allow(sha256(dial))
+    until("OK", rules, dial)
+    return rules

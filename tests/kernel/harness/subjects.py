@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tests.kernel.harness.agent import AgentUnderTest
-from tests.kernel.harness.dial import Destination, binding
+from tests.kernel.harness.dial import LIMIT_S, Destination, answer_of, binding
 
 NO_LICENSE: Final = "ENOKEY"
 """What a subject that no binding names is told."""
@@ -51,3 +53,21 @@ class Rules:
     def path(self, cgroup: Path) -> str:
         """A cgroup's path as selectors write it."""
         return "/" + str(cgroup.relative_to(self.agent.cgroup))
+
+
+def sha256(path: Path) -> str:
+    """The selector of a file's content."""
+    return "unix:sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def path_of(path: Path) -> str:
+    """The selector of a path."""
+    return f"unix:path:{path}"
+
+
+def until(wanted: str, rules: Rules, *command: str | Path) -> None:
+    """Run a program until a fresh process of it gets `wanted` at its first try."""
+    end = time.monotonic() + LIMIT_S
+    argv = [str(word) for word in command]
+    while (said := answer_of(rules.cgroup, argv, rules.to)) != wanted:
+        assert time.monotonic() < end, f"it says {said} instead of {wanted}"
