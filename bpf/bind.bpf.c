@@ -20,19 +20,13 @@ static __always_inline void decide_service(struct lic_control *ctl, struct lic_f
 					   struct lic_subject *subject,
 					   struct lic_decision *decision)
 {
-	__u32 generation = ctl->generation;
-	struct lic_policy *policy;
-
 	decision->kind = LIC_TAG_NONE;
 	decision->verdict = LIC_VERDICT_NONE;
 	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES) ||
-	    !is_service_port(generation, flow->protocol, flow->port))
-		return;
-	policy = get_policy(generation);
-	if (!policy)
+	    !is_service_port(ctl->generation, flow->protocol, flow->port))
 		return;
 	current_subject(subject);
-	decide(ctl, policy, flow, subject, decision);
+	lic_decide(flow, subject, decision);
 	if (decision->kind == LIC_TAG_FREE)
 		decision->kind = LIC_TAG_NONE;
 }
@@ -97,7 +91,7 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 	fill_subject(tag, &subject);
 	tag->protocol = flow.protocol;
 	tag->local_port = flow.port;
-	fill_half(&tag->service, &decision, ctl->generation);
+	fill_half(&tag->service, &decision);
 	return 1;
 }
 

@@ -20,17 +20,11 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	struct lic_decision decision;
 	struct lic_subject subject;
 	struct lic_process *process;
-	struct lic_policy *policy;
 	struct lic_tag *tag;
-	__u32 generation;
 
 	if (!ctl || !ctl->generation)
 		return 1;
-	generation = ctl->generation;
 	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS) || !ctx->sk)
-		return 1;
-	policy = get_policy(generation);
-	if (!policy)
 		return 1;
 	flow->protocol = fold_protocol(ctx->protocol);
 	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP)
@@ -49,7 +43,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	    tag->cgroup == subject.cgroup && half_holds(ctl, &tag->network))
 		return 1;
 
-	decide(ctl, policy, flow, &subject, &decision);
+	lic_decide(flow, &subject, &decision);
 	if (decision.verdict)
 		report(&decision, &subject, process, flow, hook, ctx, 1);
 	if (decision.verdict == LIC_VERDICT_DENY)
@@ -73,7 +67,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	if (tag->network.kind == LIC_TAG_PACKET)
 		return 1;
 	fill_flow(tag, flow);
-	fill_half(&tag->network, &decision, generation);
+	fill_half(&tag->network, &decision);
 	return 1;
 }
 

@@ -56,6 +56,26 @@ extern int LINUX_KERNEL_VERSION __kconfig;
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/*
+ * Call step(index, context) until it returns 1, at most `count` times. By bpf_loop where the
+ * kernel has it (5.17, commit e6f2dd0f8067): the verifier walks the step once instead of `count`
+ * times.
+ */
+#if defined(LICAGENT_BCC) || defined(LICAGENT_PLAIN)
+#define LIC_LOOP(count, step, context)                                                             \
+	for (__u32 lic_index = 0; lic_index < (count); lic_index++)                                \
+		if (step(lic_index, context))                                                      \
+			break;
+#define LIC_STEP static __always_inline long
+/* Each step is walked on its own here; more than these are beyond old verifiers' patience. What
+ * is not found within them is denied. 96 are 12 shapes with 8 scopes each. */
+#define LIC_MAX_STEPS 96
+#else
+#define LIC_MAX_STEPS (LIC_MAX_SHAPES * (LIC_MAX_SCOPES + 1))
+#define LIC_LOOP(count, step, context) bpf_loop(count, step, context, 0)
+#define LIC_STEP static long
+#endif
+
 static __always_inline struct lic_control *get_control(void)
 {
 	__u32 zero = 0;
@@ -72,6 +92,10 @@ static __always_inline __u32 forget(const struct lic_control *ctl, __u32 value)
 {
 	return value + *(const volatile __u32 *)&ctl->zero;
 }
+
+/* Tell the verifier that an index is within a power of two; the compiler would drop a plain mask
+ * that it has proved to change nothing. */
+#define LIC_BOUND(index, mask) asm volatile("%0 &= %1" : "+r"(index) : "i"(mask))
 
 static __always_inline __u32 policy_flags(const struct lic_control *ctl)
 {

@@ -22,7 +22,6 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 					 const struct lic_subject *subject)
 {
 	__u32 generation = ctl->generation;
-	struct lic_policy *policy;
 	struct lic_decision decision;
 	struct lic_flow flow;
 	__u32 transport = 0;
@@ -30,14 +29,11 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 
 	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS))
 		return 1;
-	policy = get_policy(generation);
-	if (!policy)
-		return 1;
 	parsed = parse_destination(skb, &flow, &transport);
 	if (parsed == LIC_PARSE_FAILED)
 		return 1; /* neither IPv4 nor IPv6 */
 	normalise(ctl, &flow, 0, 0);
-	decide(ctl, policy, &flow, subject, &decision);
+	lic_decide(&flow, subject, &decision);
 	if (parsed == LIC_PARSE_NO_PORT && decision.reason == LIC_REASON_NO_RESOURCE) {
 		/* Which port is hidden: refused where any port of that network is licensed. */
 		struct lic_net4_key key4 = { .prefix_bits = 64, .generation = generation };
@@ -51,7 +47,7 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 			key4.address = flow.address[0];
 			class = bpf_map_lookup_elem(MAP(networks4), &key4);
 		}
-		if (class && policy->flags & LIC_POLICY_ENFORCE) {
+		if (class && policy_flags(ctl) & LIC_POLICY_ENFORCE) {
 			decision.verdict = LIC_VERDICT_DENY;
 			decision.reason = LIC_REASON_MALFORMED;
 			decision.now_ns = now_ns();
@@ -151,7 +147,6 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 	__u32 generation = ctl->generation, transport = 0;
 	struct lic_decision decision;
 	struct lic_subject subject;
-	struct lic_policy *policy;
 	struct lic_flow flow;
 
 	sk = bpf_sk_fullsock(sk);
@@ -173,15 +168,12 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 		return 0;
 	if (!is_service_port(generation, flow.protocol, flow.port))
 		return 0;
-	policy = get_policy(generation);
-	if (!policy)
-		return 0;
 	flow.is_service = 1;
 	if (tag)
 		tag_subject(tag, &subject);
 	else
 		packet_subject(skb, &subject);
-	decide(ctl, policy, &flow, &subject, &decision);
+	lic_decide(&flow, &subject, &decision);
 	report(&decision, &subject, 0, &flow, LIC_HOOK_INGRESS, skb, 0);
 	return decision.verdict == LIC_VERDICT_DENY;
 }

@@ -183,7 +183,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 			.is_service = 1,
 		};
 
-		decide(ctl, policy, &offered, &subject, &decision);
+		lic_decide(&offered, &subject, &decision);
 		keep_existing(policy, &decision);
 		if (decision.kind != LIC_TAG_FREE) {
 			report(&decision, &subject, 0, &offered, LIC_HOOK_ADOPT, 0, 0);
@@ -192,7 +192,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 				return 0;
 			tag->protocol = flow.protocol;
 			tag->local_port = local;
-			fill_half(&tag->service, &decision, ctl->generation);
+			fill_half(&tag->service, &decision);
 		}
 	}
 
@@ -202,7 +202,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	if (flow.protocol == LIC_PROTO_TCP &&
 	    (state == LIC_TCP_LISTEN || state == LIC_TCP_CLOSE || is_listening(local)))
 		return 0;
-	decide(ctl, policy, &flow, &subject, &decision);
+	lic_decide(&flow, &subject, &decision);
 	keep_existing(policy, &decision);
 	if (decision.kind == LIC_TAG_FREE && flow.protocol == LIC_PROTO_TCP)
 		return 0;
@@ -211,7 +211,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	if (!tag)
 		return 0;
 	fill_flow(tag, &flow);
-	fill_half(&tag->network, &decision, ctl->generation);
+	fill_half(&tag->network, &decision);
 	return 0;
 }
 

@@ -5,15 +5,14 @@
 
 #include "report.h"
 
-static __always_inline void fill_half(struct lic_half *half, const struct lic_decision *decision,
-				      __u32 generation)
+static __always_inline void fill_half(struct lic_half *half, const struct lic_decision *decision)
 {
 	half->kind = decision->kind;
 	half->slot = decision->slot;
 	half->epoch = decision->epoch;
 	half->resource = decision->resource;
 	half->reason = decision->reason;
-	half->generation = generation;
+	half->generation = decision->generation;
 }
 
 static __always_inline void fill_subject(struct lic_tag *tag, const struct lic_subject *subject)
@@ -88,8 +87,6 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 				      struct lic_half *half, __u32 is_service, __u32 hook,
 				      void *ctx)
 {
-	__u32 generation = ctl->generation;
-	struct lic_policy *policy = get_policy(generation);
 	struct lic_decision decision;
 	struct lic_subject subject;
 	struct lic_flow flow;
@@ -97,13 +94,13 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 	struct lic_license *license;
 	__u32 slot = half->slot;
 
-	if (!policy || !generation)
+	if (!ctl->generation)
 		return 1;
 	tag_subject(tag, &subject);
 	tag_flow(tag, &flow, is_service);
-	decide(ctl, policy, &flow, &subject, &decision);
+	lic_decide(&flow, &subject, &decision);
 	if (decision.kind == LIC_TAG_DENIED && tag->adopted &&
-	    (policy->flags & LIC_POLICY_KEEP_EXISTING)) {
+	    (policy_flags(ctl) & LIC_POLICY_KEEP_EXISTING)) {
 		decision.kind = LIC_TAG_SHADOW;
 		decision.verdict = LIC_VERDICT_SHADOW;
 	}
@@ -116,10 +113,10 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 				decision.license = license->number;
 		}
 	}
-	fill_half(half, &decision, generation);
+	fill_half(half, &decision);
 	/* Counted when something changed, and for every packet that is dropped. */
 	if (decision.verdict == LIC_VERDICT_CUT || before != decision.kind ||
-	    before_generation == generation)
+	    before_generation == decision.generation)
 		report(&decision, &subject, 0, &flow, hook, ctx, 0);
 	return decision.verdict != LIC_VERDICT_CUT;
 }
