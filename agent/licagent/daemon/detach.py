@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import Any
 
+from licagent.daemon import run_scopes
 from licagent.domain.config import AgentConfig
+from licagent.host.cgroups import CgroupError, find_mount
 from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
 
@@ -29,4 +32,6 @@ def main(config: AgentConfig) -> dict[str, Any]:
             finally:
                 os.close(fd)
     pins.remove()
+    with contextlib.suppress(CgroupError):  # cgroup v2 is mounted no more: nothing is in it
+        run_scopes.remove(config.cgroup_root or find_mount())
     return {"changed": bool(rows), "detached": rows}

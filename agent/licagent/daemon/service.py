@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
-from licagent.daemon import explain, history, reports
+from licagent.daemon import explain, history, reports, run_scopes
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
 from licagent.daemon.doctor import doctor
@@ -294,6 +294,7 @@ class Service:
                     f"no license {jti!r} is on this host",
                     "list them: licagent license list",
                 )
+            run_scopes.tidy(agent.tree.root)
             path = f"{run_cgroup(jti)}/{params['pid']}"
             if agent.keeper.allow_run(jti):
                 agent.load_policy()
@@ -303,7 +304,9 @@ class Service:
         return await self._on_kernel(prepare)
 
     async def _detach(self, _params: Params, _peer: Peer) -> Result:
-        rows = await self._on_kernel(self._agent.detach)
+        agent = self._agent
+        rows = await self._on_kernel(agent.detach)
+        await self._on_kernel(lambda: run_scopes.remove(agent.tree.root))
         # The answer must leave first; then the daemon ends.
         asyncio.get_running_loop().call_later(0.2, self._stop.set)
         return {"schema_version": 1, "changed": bool(rows), "detached": rows}
