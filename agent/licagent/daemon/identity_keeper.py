@@ -17,12 +17,17 @@ from licagent.host.executables import FileIdentity, NoSuchExecutable, directory_
 from licagent.host.processes import executable_of
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
-from licagent.kernel.layout import Event
+from licagent.kernel.layout import MAX_SCOPES, Event
 
 _log: Final = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S: Final = 2.0
 _FOLDERS_MAX: Final = 256
+
+_PROBLEMS_MAX: Final = 10
+
+_ORDER: Final = {ScopeKind.PATH: 0, ScopeKind.UNIT: 1, ScopeKind.CONTAINER: 2}
+"""Which of several names of one cgroup is asked first; cgroup_mkdir has the same order."""
 
 _CONTAINER_NAMES: Final = (
     "{}",
@@ -57,7 +62,8 @@ class IdentityKeeper:
         self._finished = True  # the queue was gone through
         self._missed = False  # a program ended before it was measured
         self._next_look_s = 0.0
-        self.problems: tuple[str, ...] = ()
+        self._path_problems: tuple[str, ...] = ()
+        self._scope_problems: tuple[str, ...] = ()
 
     def prepare(self, tables: Tables) -> None:
         """Add what a new policy needs, before it is in force; nothing is taken away yet."""
@@ -86,6 +92,11 @@ class IdentityKeeper:
             self._tables.set_paths(self._path_entries(self._policy), prune=True)
         if self._policy.scopes:
             self._write_cgroups(self._policy.scopes)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Selectors that match nothing, or not everywhere, on this host, and why."""
+        return self._path_problems + self._scope_problems
 
     @property
     def needs_digests(self) -> bool:
@@ -180,10 +191,11 @@ class IdentityKeeper:
         for number, path in tables.paths:
             try:
                 entry = directory_entry(path)
-                entries[path_key(entry.directory_device, entry.directory_inode, entry.name)] = number
+                key = path_key(entry.directory_device, entry.directory_inode, entry.name)
+                entries[key] = number
             except (NoSuchExecutable, ValueError) as error:
                 problems.append(f"unix:path:{path} matches nothing: {error}")
-        self.problems = tuple(problems)
+        self._path_problems = tuple(problems)
         return entries
 
     def _scope_entries(self, scopes: tuple[Scope, ...]) -> dict[bytes, int]:
@@ -196,7 +208,8 @@ class IdentityKeeper:
             elif scope.kind is ScopeKind.CONTAINER:
                 names = [pattern.format(scope.name) for pattern in _CONTAINER_NAMES]
             else:
-                names = [scope.name]
+                # systemd escapes names that clash with the kernel's files (cg_escape()).
+                names = [scope.name, f"_{scope.name}"]
             for name in names:
                 try:
                     entries[scope_key(int(scope.kind), name)] = scope.number
@@ -208,11 +221,18 @@ class IdentityKeeper:
         """Every cgroup's scopes, parents before children: a cgroup made meanwhile inherits."""
         inherited: dict[str, tuple[int, ...]] = {}
         seen: dict[int, tuple[int, ...]] = {}
+        problems = []
+        ordered = sorted(scopes, key=lambda scope: _ORDER[scope.kind])
         for cgroup in self._tree.walk():
             parent = cgroup.path.rsplit("/", 1)[0] or "/"
-            own = tuple(scope.number for scope in scopes if matches(scope, cgroup.path))
+            own = tuple(scope.number for scope in ordered if matches(scope, cgroup.path))
             numbers = own + (inherited.get(parent, ()) if cgroup.path != "/" else ())
-            inherited[cgroup.path] = numbers
+            if len(numbers) > MAX_SCOPES:
+                problems.append(
+                    f"{cgroup.path} lies in {len(numbers)} places that selectors name; only the "
+                    f"{MAX_SCOPES} deepest count there: name fewer of them, or the deeper ones"
+                )
+            inherited[cgroup.path] = numbers = numbers[:MAX_SCOPES]
             seen[cgroup.id] = numbers
             held = self._written.get(cgroup.id)
             if held is None:
@@ -222,3 +242,4 @@ class IdentityKeeper:
         for gone in self._written.keys() - seen.keys():
             self._tables.set_cgroup(gone, ())
         self._written = seen
+        self._scope_problems = tuple(problems[:_PROBLEMS_MAX])
