@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from licagent.kernel import attach, libbpf
+from licagent.kernel.accounting import leave_memory_limits
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, Hook, HookKind
 from licagent.kernel.libbpf import BpfError, BpfObject
@@ -104,6 +105,7 @@ class Loader:
             LoadError: the core could not be loaded; what was attached before stays attached.
         """
         start = time.monotonic_ns()
+        limited = leave_memory_limits()
         self.pins.create()
         if loader == "auto":
             try:
@@ -114,6 +116,8 @@ class Loader:
         else:
             report = self._run(loader)
         report.duration_ns = time.monotonic_ns() - start
+        if limited:
+            report.notes.append(limited)
         return report
 
     def _run(self, loader: str) -> Report:
