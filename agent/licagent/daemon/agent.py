@@ -174,7 +174,7 @@ class Agent:
             if self.compiled is None or compiled.tables != self.compiled.tables:
                 self.apply(compiled)
             self.policy_problem = ""
-        except (PolicyError, OSError, UnicodeDecodeError) as error:
+        except PolicyError as error:
             self.policy_problem = str(error)
             _log.error("the installed policy is refused, the last good one stays: %s", error)
             if self.compiled is None:
@@ -209,9 +209,14 @@ class Agent:
 
     def follow_resolvers(self) -> None:
         """Compile the policy in force again if the host's name servers are others now."""
-        if self.compiled is None or not self.keeper.resolvers_changed():
+        if self.keeper.resolvers_changed():
+            self.renew_policy()
+
+    def renew_policy(self) -> None:
+        """Compile the policy in force again, because something beside its files has changed."""
+        if self.compiled is None:
             return
-        renewed = self.keeper.recall(self.licenses())
+        renewed = self.keeper.again(self.compiled.texts, self.licenses())
         if renewed is not None and renewed.tables != self.compiled.tables:
             self.apply(renewed)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Final
 from licagent.domain.compiler import compile_policy
 from licagent.domain.config import FailsafeSetting
 from licagent.domain.failsafe import failsafe_entries, read_resolvers
-from licagent.domain.policy import Policy, PolicyError, parse_policy
+from licagent.domain.policy import FILE_BYTES_MAX, Policy, PolicyError, parse_policy
 from licagent.domain.policy_model import Binding
+from licagent.domain.problem import PolicyProblem
 from licagent.domain.selector import parse as parse_selector
 from licagent.domain.tables import ResourceEntry, Tables
 from licagent.host.users import UnknownName, Users
@@ -21,6 +23,8 @@ from licagent.store.errors import DocumentDamaged
 from licagent.store.numbers import PersistentNumbering
 from licagent.store.statedir import StateDir
 from lictoken.claims import License
+from lictoken.errors import TokenError
+from lictoken.limits import read_bounded
 
 _log: Final = logging.getLogger(__name__)
 
@@ -74,14 +78,36 @@ class PolicyKeeper:
             self._run_licenses.update(str(jti) for jti in body["ids"])
 
     def installed(self) -> tuple[tuple[str, str], ...]:
-        """The policy files of this host, by name. OSError if one cannot be read."""
-        if not self._folder.is_dir():
+        """The policy files of this host, by name.
+
+        Raises:
+            PolicyError: naming every file that cannot be read as text.
+        """
+        found: list[tuple[str, str]] = []
+        problems: list[PolicyProblem] = []
+        try:
+            names = sorted(os.listdir(self._folder))
+        except FileNotFoundError:
             return ()
-        return tuple(
-            (path.name, path.read_text(encoding="utf-8"))
-            for path in sorted(self._folder.glob("*.toml"))
-            if not path.name.startswith(".")
-        )
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise PolicyError([PolicyProblem(str(self._folder), 0, "", reason)]) from error
+        for name in names:
+            if not name.endswith(".toml") or name.startswith("."):
+                continue
+            try:
+                data = read_bounded(self._folder / name, FILE_BYTES_MAX)
+                found.append((name, data.decode("utf-8")))
+            except TokenError as error:  # no regular file, too large, not ours to read
+                problems.append(PolicyProblem(name, 0, "", error.detail))
+            except UnicodeDecodeError as error:
+                line = error.object.count(b"\n", 0, error.start) + 1
+                problems.append(
+                    PolicyProblem(name, line, "", "is no UTF-8 text", "save it as UTF-8")
+                )
+        if problems:
+            raise PolicyError(problems)
+        return tuple(found)
 
     def compile(self, texts: Texts, licenses: Mapping[str, License]) -> Compiled:
         """Judge a policy whole.
@@ -143,7 +169,13 @@ class PolicyKeeper:
             return None
         if body is None:
             return None
-        texts = tuple((str(name), str(text)) for name, text in body["files"])
+        return self.again(tuple((str(name), str(text)) for name, text in body["files"]), licenses)
+
+    def again(self, texts: Texts, licenses: Mapping[str, License]) -> Compiled | None:
+        """Compile a policy that was good before; None, and said in the log, where it is not now.
+
+        Bindings whose license is gone grant nothing; the rest holds.
+        """
         try:
             policy = parse_policy(texts)
             bindings = tuple(each for each in policy.bindings if each.license in licenses)

@@ -234,8 +234,8 @@ class Service:
         agent = self._agent
 
         def check() -> Result:
-            texts = _merged(agent, params["files"])
             try:
+                texts = _merged(agent, params["files"])
                 compiled = agent.keeper.compile(texts, agent.licenses())
             except PolicyError as error:
                 raise _bad_policy(error) from error
@@ -249,8 +249,8 @@ class Service:
         def apply() -> Result:
             agent.licensing.load()
             agent.write_licenses()
-            texts = _merged(agent, params["files"])
             try:
+                texts = _merged(agent, params["files"])
                 compiled = agent.keeper.compile(texts, agent.licenses())
             except PolicyError as error:
                 raise _bad_policy(error) from error
@@ -297,7 +297,7 @@ class Service:
             run_scopes.tidy(agent.tree.root)
             path = f"{run_cgroup(jti)}/{params['pid']}"
             if agent.keeper.allow_run(jti):
-                agent.load_policy()
+                agent.renew_policy()
             agent.tree.create(path)
             return {"schema_version": 1, "cgroup": str(agent.tree.directory(path))}
 
@@ -314,6 +314,12 @@ class Service:
 
 def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
     """The installed files, with those given in place of their namesakes."""
+    if len(dict(files)) != len(files):
+        raise LocalError(
+            ErrorCode.INVALID_PARAMS,
+            "two of the files have one name",
+            "policy.d has room for one of each name: rename one",
+        )
     for name, _text in files:
         if "/" in name or name.startswith(".") or not name.endswith(".toml"):
             raise LocalError(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -144,6 +145,22 @@ class Scene:
         assert "Traceback" not in done.stderr, done.stderr
         return Result(done.returncode, done.stdout, done.stderr)
 
+    def cli_as(self, uid: int, *words: str) -> Result:
+        """Run `licagent` as another user, with the settings that name this agent's socket."""
+        variables = [
+            f"LICAGENT_RUNTIME_DIR={self.agent.folder / 'run'}",
+            f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
+        ]
+        done = subprocess.run(
+            ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "env"]
+            + [*variables, str(COMMAND), *words],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
     def ask(self, *words: str | Path) -> dict[str, Any]:
         """The JSON of a command that must go well."""
         result = self.cli(*words, "--json")
@@ -198,8 +215,8 @@ class Scene:
             yield program, report
 
     def curl(self, *prefix: str, uid: int | None = None) -> subprocess.CompletedProcess[bytes]:
-        """Run curl against the server."""
+        """Run curl against the server, by the command `prefix` if there is one."""
         url = f"http://127.0.0.1:{self.server.port}/"
-        return run_in_cgroup(
-            self.agent.cgroup, [*prefix, "curl", "-sS", "--max-time", "10", url], uid=uid
-        )
+        where = f"LICAGENT_CONFIG={self.agent.config / 'agent.toml'}"
+        argv = ["env", where, *prefix, "curl", "-sS", "--max-time", "10", url]
+        return run_in_cgroup(self.agent.cgroup, argv, uid=uid, limit_s=WAIT_S)
