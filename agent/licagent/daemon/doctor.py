@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from licagent.daemon.agent import Agent
+from licagent.daemon.kernel_side import HookReport
 from licagent.host import posture
-from licagent.kernel.hooks import HOOKS
+from licagent.kernel.hooks import HOOKS, Hook
 from licagent.kernel.layout import Fault
 
 Report = dict[str, Any]
@@ -18,54 +19,52 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way to a resource that none of the attached hooks sees."""
+    """A way to a resource that none of the hooks sees."""
 
     name: str
     detail: str
     kernel_needed: str
-    state: str = "open"
+    needs_lsm: bool = True
 
 
-def _open_routes() -> tuple[Route, ...]:
-    lsm = "bpf" in posture.security_modules()
-    needed = "5.7 with lsm=...,bpf on the kernel command line"
-    note = " (the BPF LSM is on here; the programs for it come with the system packages)"
-    suffix = note if lsm else ""
-    return (
-        Route(
-            "AF_PACKET",
-            "packet sockets pass below every IP hook; they need CAP_NET_RAW" + suffix,
-            needed,
-        ),
-        Route(
-            "AF_XDP, AF_VSOCK, other families",
-            "no IP hook sees them; AF_XDP needs CAP_NET_RAW" + suffix,
-            needed,
-        ),
-        Route(
-            "SCM_RIGHTS",
-            "a connected socket that is passed on keeps its license; `licagent explain` shows "
-            "for whom it was made and who holds it. New connections are decided for who makes "
-            "them" + suffix,
-            needed,
-        ),
-        Route(
-            "pidfd_getfd",
-            "as SCM_RIGHTS; it needs ptrace rights over the owner" + suffix,
-            needed,
-        ),
-        Route(
-            "connected sockets inherited over exec",
-            "a connected socket keeps its license when its process runs another program; new "
-            "connections are decided for the new program" + suffix,
-            needed,
-        ),
-        Route(
-            "TUN, forwarded and virtual-machine packets",
-            "packets that no socket here sends; TUN and bridges need CAP_NET_ADMIN",
-            "tc or netfilter on the router",
-        ),
-    )
+_LSM: Final = "5.7 with bpf among its security modules (lsm=... on its command line)"
+
+OPEN_ROUTES: Final = (
+    Route(
+        "AF_PACKET",
+        "packet sockets pass below every IP hook; they need CAP_NET_RAW",
+        _LSM,
+    ),
+    Route(
+        "AF_XDP, AF_VSOCK, other families",
+        "no IP hook sees them; AF_XDP needs CAP_NET_RAW",
+        _LSM,
+    ),
+    Route(
+        "SCM_RIGHTS",
+        "a connected socket that is passed on keeps its license; `licagent explain` shows for "
+        "whom it was made and who holds it. New connections are decided for who makes them",
+        _LSM,
+    ),
+    Route(
+        "pidfd_getfd",
+        "as SCM_RIGHTS; it needs ptrace rights over the owner",
+        _LSM,
+    ),
+    Route(
+        "connected sockets inherited over exec",
+        "a connected socket keeps its license when its process runs another program; new "
+        "connections are decided for the new program",
+        _LSM,
+    ),
+    Route(
+        "TUN, forwarded and virtual-machine packets",
+        "packets that no socket here sends; TUN and bridges need CAP_NET_ADMIN",
+        "none: tc or netfilter on the router",
+        needs_lsm=False,
+    ),
+)
+"""What stays open whatever is attached; docs/reference/hooks.md is made from it, too."""
 
 
 FAULTS: Final = (
@@ -130,8 +129,7 @@ def checks(agent: Agent) -> list[Report]:
         ),
     ]
     if agent.identity is not None:
-        for problem in agent.identity.problems:
-            found.append(_check("selector", False, "", problem))
+        found += [_check("selector", False, "", problem) for problem in agent.identity.problems]
     for fault, text in FAULTS:
         count = agent.kernel.counters.fault(fault)
         found.append(_check(fault.name.lower(), count == 0, f"no {text}", f"{count} {text}"))
@@ -182,20 +180,36 @@ def coverage(agent: Agent) -> list[Report]:
                 "hook": hook.name,
                 "route": hook.closes,
                 "loader": state.loader,
-                "state": "closed" if state.attached else "open",
-                "detail": "" if state.attached else f"{hook.without}: {state.error}",
+                "state": _hook_state(state),
+                "detail": _hook_detail(hook, state),
                 "kernel_needed": hook.kernel,
             }
         )
-    for route in _open_routes():
-        rows.append(
-            {
-                "hook": None,
-                "route": route.name,
-                "loader": None,
-                "state": route.state,
-                "detail": route.detail,
-                "kernel_needed": route.kernel_needed,
-            }
-        )
+    unused = "; this kernel has the BPF LSM, but this version brings no programs for it"
+    has_lsm = "bpf" in posture.security_modules()
+    rows += [
+        {
+            "hook": None,
+            "route": route.name,
+            "loader": None,
+            "state": "open",
+            "detail": route.detail + (unused if has_lsm and route.needs_lsm else ""),
+            "kernel_needed": route.kernel_needed,
+        }
+        for route in OPEN_ROUTES
+    ]
     return rows
+
+
+def _hook_state(state: HookReport) -> str:
+    if not state.attached:
+        return "open"
+    return "partial" if state.error else "closed"
+
+
+def _hook_detail(hook: Hook, state: HookReport) -> str:
+    if not state.attached:
+        return f"{hook.without}: {state.error}"
+    if state.error:
+        return f"this version's program does not load, an earlier one is at work: {state.error}"
+    return ""

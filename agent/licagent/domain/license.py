@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -95,16 +96,23 @@ def judge(
     if (now_s if earliest_s is None else min(now_s, earliest_s)) < license.not_before_s:
         return Judgement(
             LicenseState.NOT_YET_VALID,
-            f"license {license.jti} does not begin before {license.not_before_s}",
+            f"license {license.jti} does not begin before {_date(license.not_before_s)}",
             "wait, or check the clock with `licagent status`",
         )
     if now_s >= license.expires_at_s:
         return Judgement(
             LicenseState.EXPIRED,
-            f"license {license.jti} ended at {license.expires_at_s}",
+            f"license {license.jti} ended at {_date(license.expires_at_s)}",
             "add its renewal: licagent license add FILE",
         )
     return Judgement(LicenseState.VALID)
+
+
+def _date(unix_s: int) -> str:
+    try:
+        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    except (OverflowError, ValueError, OSError):  # after the year 9999
+        return f"{unix_s} s after 1970"
 
 
 def applicability(

@@ -93,3 +93,11 @@ def test_every_state_has_its_reason() -> None:
         Reason.REVOKED,
         Reason.CONDITION,
     }
+
+
+def test_ends_and_beginnings_are_told_as_dates(make_license: Make) -> None:
+    license_ = make_license(not_before_s=1_000_000_000, expires_at_s=2_000_000_000)
+    host = HostFacts()
+    assert "ended at 2033-05-18T03:33:20Z" in judge(license_, 2_000_000_000, host).detail
+    assert "before 2001-09-09T01:46:40Z" in judge(license_, 0, host).detail
+    assert "s after 1970" in judge(make_license(expires_at_s=2**62), 2**62, host).detail
