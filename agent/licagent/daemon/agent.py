@@ -50,6 +50,8 @@ _log: Final = logging.getLogger(__name__)
 _GLASS_DOCUMENT: Final = "break-glass"
 _GLASS_SCHEMA: Final = "licagent.break-glass/1"
 _MEASURE_QUEUE_MAX: Final = 1024
+_KERNEL_CLOCK_LATE_NS: Final = 20_000_000
+"""More than bpf/clock.h is late at the most, a tick: 10 ms at HZ=100."""
 
 
 class Agent:
@@ -91,6 +93,7 @@ class Agent:
         self.reader: EventReader | None = None
         self.to_measure: deque[Event] = deque(maxlen=_MEASURE_QUEUE_MAX)
         self.last_cut: list[SocketRecord] = []
+        self._cut_at_ns = 0  # trusted time
 
     # --- start and end
 
@@ -150,11 +153,19 @@ class Agent:
 
     def cut(self) -> int:
         """End the sockets whose tag no longer holds; how many there were."""
+        self._cut_at_ns = self.clock.now_ns(posture.boottime_ns()) - _KERNEL_CLOCK_LATE_NS
         self.last_cut = self.kernel.cut()
         pending = [record for record in self.last_cut if not record.destroyed]
         if pending:
             self._destroy_by_netlink(pending)
         return len(self.last_cut)
+
+    def license_end_s(self) -> float | None:
+        """Seconds until the first license end that no cut has followed yet; it may be past."""
+        end_ns = self.licensing.next_end_ns(self._cut_at_ns)
+        if end_ns is None:
+            return None
+        return (end_ns - self.clock.now_ns(posture.boottime_ns())) / 1e9
 
     def _destroy_by_netlink(self, records: list[SocketRecord]) -> None:
         """Where the kernel has no bpf_sock_destroy (before 6.5)."""
@@ -306,10 +317,14 @@ class Agent:
         if change & ClockChange.ADVANCED:
             self.emit("clock", "trusted time moved ahead; license ends were set again")
             self.write_licenses()
+            self.cut()  # what ended by that
 
     def save_clock(self) -> None:
         """Make trusted time durable, so that a reboot gains nothing."""
-        self.clock.observe(self.reading())
+        if self.kernel_side is not None:
+            self.watch_clock()  # a step must not go by unnoticed
+        else:
+            self.clock.observe(self.reading())
         self._clock_store.save(self.clock.state)
 
     # --- break-glass

@@ -201,18 +201,10 @@ class Licensing:
                 died |= table.set(number, LicenseState.REVOKED.reason, 0, NANOSECONDS_MAX)
         return died
 
-    def next_end_ns(self) -> int | None:
-        """CLOCK_BOOTTIME of the next license end that is still to come."""
-        now = _boottime_ns()
-        ends = [
-            end
-            for one in self.held.values()
-            for end in (
-                self._clock.deadline_boottime_ns(one.license.expires_at_s),
-            )
-            if end > now
-        ]
-        return min(ends, default=None)
+    def next_end_ns(self, after_ns: int) -> int | None:
+        """The first license end after `after_ns`, both in unix nanoseconds; it may be past."""
+        ends = (one.license.expires_at_s * 1_000_000_000 for one in self.held.values())
+        return min((end for end in ends if end > after_ns), default=None)
 
     def store(self, text: bytes) -> tuple[License, Path, bool]:
         """Verify a license and keep its file; False in the third place if it was there.

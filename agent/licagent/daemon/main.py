@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
@@ -164,23 +163,30 @@ class Daemon:
 
     async def _ends(self) -> None:
         """Close the sockets of licenses and break-glass that end. The kernel has silenced them."""
+        loop = asyncio.get_running_loop()
         while True:
             self._wake_ends.clear()
-            wait_s = 3600.0
-            end_ns = self._agent.licensing.next_end_ns()
-            if end_ns is not None:
-                left_ns = end_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-                wait_s = min(wait_s, max(left_ns / 1e9, 0.0) + _END_SLACK_S)
-            glass_s = self._agent.glass_left_s()
-            if glass_s is not None:
-                wait_s = min(wait_s, max(glass_s, 0.0) + _END_SLACK_S)
-            try:
-                await asyncio.wait_for(self._wake_ends.wait(), wait_s)
-                continue
-            except TimeoutError:
-                pass
-            loop = asyncio.get_running_loop()
+            wait_s = await loop.run_in_executor(self._thread, self._next_end_s)
+            if wait_s > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake_ends.wait(), wait_s)
+                    continue
             await loop.run_in_executor(self._thread, self._end_what_is_over)
+
+    def _next_end_s(self) -> float:
+        """Seconds until a license or break-glass ends that no cut has followed yet.
+
+        An hour at most. Zero or less: it is over already, and no request may put its cut off.
+        """
+        agent = self._agent
+        wait_s = 3600.0
+        license_s = agent.license_end_s()
+        if license_s is not None:
+            wait_s = min(wait_s, license_s + _END_SLACK_S)
+        glass_s = agent.glass_left_s()
+        if glass_s is not None:
+            wait_s = min(wait_s, glass_s + _END_SLACK_S)
+        return wait_s
 
     def _end_what_is_over(self) -> None:
         left = self._agent.glass_left_s()

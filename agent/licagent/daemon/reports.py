@@ -120,12 +120,23 @@ def status(agent: Agent) -> Report:
 def _reasons(agent: Agent, hooks: list[Any]) -> list[Report]:
     found = []
     for each in hooks:
-        if not each.attached and hook_named(each.name).required:
+        hook = hook_named(each.name)
+        # What only a newer kernel has is in the coverage table; all else should be there.
+        expected = hook.required or posture.kernel_version() >= posture.kernel_version(hook.kernel)
+        if expected and not each.attached:
             found.append(
                 _reason(
                     "hook-missing",
                     f"{each.name} is not attached: {each.error}",
                     "restart licagent, or see `licagent doctor` for what this kernel lacks",
+                )
+            )
+        elif expected and each.error:
+            found.append(
+                _reason(
+                    "hook-old",
+                    f"{each.name} does not load, an earlier program is still at work: {each.error}",
+                    "install licagent again, or see `licagent doctor`",
                 )
             )
     if agent.policy_problem:
@@ -191,7 +202,11 @@ def cut_of(agent: Agent, jti: str) -> int:
     table = agent.kernel.licenses
     return len(
         {
-            record.cookie
+            # Not the cookie: a socket that nobody asked for one has none (sock_gen_cookie).
+            (
+                *(record.protocol, record.is_ipv6, record.source_port, record.destination_port),
+                *(*record.source, *record.destination),
+            )
             for record in agent.last_cut
             for half in (record.tag.network, record.tag.service)
             if half.kind and agent.records.jti_of(table.number_at(half.slot)) == jti
