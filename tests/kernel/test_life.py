@@ -87,15 +87,15 @@ def test_a_thousand_restarts_leave_no_gap(probes: tuple[AgentUnderTest, Probes])
 
 
 def changed_sources(folder: Path) -> Path:
-    """The BPF sources with another constant in them: another program, the same tables."""
+    """The BPF sources laid out for the unlikely case: other programs, the same tables."""
     sources = folder / "bpf"
     shutil.copytree(REPOSITORY / "bpf", sources)
-    clock = sources / "clock.h"
-    text = clock.read_text()
-    assert "LIC_CLOCK_REFRESH_NS 10000000ULL" in text
-    clock.write_text(
-        text.replace("LIC_CLOCK_REFRESH_NS 10000000ULL", "LIC_CLOCK_REFRESH_NS 9000000ULL")
-    )
+    core = sources / "core.h"
+    likely, unlikely = "__builtin_expect(!!(x), 1)", "__builtin_expect(!!(x), 0)"
+    text = core.read_text()
+    assert text.count(likely) == 1
+    assert text.count(unlikely) == 1
+    core.write_text(text.replace(likely, unlikely))
     return sources
 
 

@@ -16,6 +16,7 @@ from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.programs import PYTHON, Program, start
 
 _PROGRAM: Final = str(Path(__file__).with_name("probe_life.py"))
+_STREAMS: Final = str(Path(__file__).with_name("probe_streams.py"))
 KINDS: Final = ("udp", "tcp", "bind")
 WAIT_S: Final = 60.0
 
@@ -29,9 +30,9 @@ def eventually(condition: Callable[[], object], what: str, limit_s: float = WAIT
     return value
 
 
-def free_port() -> int:
-    """A UDP port that nobody has, for a service resource."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
+    """A port that nobody has, for a service resource."""
+    with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
@@ -69,8 +70,8 @@ class Probes:
                 stack.enter_context(CgroupTree(self._root, "licensed")).root,
                 stack.enter_context(CgroupTree(self._root, "unlicensed")).root,
             )
-            outside = stack.enter_context(CgroupTree()).root
-            self.server = self.program(outside, "server")
+            self.outside = stack.enter_context(CgroupTree()).root
+            self.server = self.program(self.outside, "server")
             line = self.server.line()
             assert line is not None, "the server ended"
             self.port = int(line["port"])
@@ -85,10 +86,33 @@ class Probes:
     ) -> None:
         self._stack.close()
 
+    def cgroup(self, name: str) -> Path:
+        """One more subject."""
+        return self._stack.enter_context(CgroupTree(self._root, name)).root
+
     def program(self, cgroup: Path, *arguments: object) -> Program:
         """Start a role of probe_life.py."""
         argv = [*PYTHON, _PROGRAM, *map(str, arguments)]
         return self._stack.enter_context(start(cgroup, argv))
+
+    def open(self, cgroup: Path, *arguments: object) -> tuple[Program, dict[str, Any]]:
+        """Start a role of probe_streams.py; the program and its first line."""
+        argv = [*PYTHON, _STREAMS, *map(str, arguments)]
+        program = self._stack.enter_context(start(cgroup, argv))
+        line = program.line()
+        assert line is not None, f"{arguments} ended at once"
+        return program, line
+
+    def many(self, cgroup: Path, count: int = 8) -> Program:
+        """Open connections that must open."""
+        program, line = self.open(cgroup, "many", self.port, count)
+        assert line == {"alive": count, "broken": {}, "silent": 0}
+        return program
+
+    def once(self, cgroup: Path, kind: str = "tcp", host: str = "127.0.0.1", port: int = 0) -> str:
+        """One attempt (by default on the server); the errno's name, or "" where it passed."""
+        _, line = self.open(cgroup, "once", kind, host, port or self.port)
+        return line["errno"] or ""
 
     def policy(
         self,
@@ -164,4 +188,3 @@ class Probes:
 def _tries(numbers: dict[str, Any]) -> int:
     refused = sum(sum(names.values()) for names in numbers["refused"].values())
     return sum(numbers["passed"].values()) + refused
-
