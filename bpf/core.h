@@ -62,9 +62,9 @@ extern int LINUX_KERNEL_VERSION __kconfig;
  * times.
  */
 #if defined(LICAGENT_BCC) || defined(LICAGENT_PLAIN)
-#define LIC_LOOP(count, step, context)                                                             \
-	for (__u32 lic_index = 0; lic_index < (count); lic_index++)                                \
-		if (step(lic_index, context))                                                      \
+#define LIC_LOOP(count, step, context)                              \
+	for (__u32 lic_index = 0; lic_index < (count); lic_index++) \
+		if (step(lic_index, context))                       \
 			break;
 #define LIC_STEP static __always_inline long
 /* Each step is walked on its own here; more than these are beyond old verifiers' patience. What

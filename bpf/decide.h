@@ -37,7 +37,7 @@ struct lic_decision {
 	__u32 epoch;
 	__u32 resource;
 	__u32 rule;
-	__u32 kind; /* enum lic_tag_kind for the socket's tag */
+	__u32 kind;       /* enum lic_tag_kind for the socket's tag */
 	__u32 generation; /* of the policy it rests on */
 	__u32 reserved;
 	__u64 now_ns; /* CLOCK_BOOTTIME of the decision; 0 when no resource was touched */
@@ -129,10 +129,10 @@ struct lic_search {
 	__u32 digest;
 	__u32 uid;
 	__u32 gid;
-	__u32 shape;      /* index of the shape that is tried */
-	__u32 scope;      /* index of the scope that is tried with it */
+	__u32 shape; /* index of the shape that is tried */
+	__u32 scope; /* index of the scope that is tried with it */
 	__u32 scope_count;
-	__u32 zero;       /* see forget() */
+	__u32 zero; /* see forget() */
 	__u32 scopes[LIC_MAX_SCOPES];
 };
 
@@ -262,8 +262,9 @@ static __always_inline
 #else
 __attribute__((noinline))
 #endif
-int lic_decide(const struct lic_flow *flow, const struct lic_subject *subject,
-	       struct lic_decision *decision)
+	int
+	lic_decide(const struct lic_flow *flow, const struct lic_subject *subject,
+		   struct lic_decision *decision)
 {
 	struct lic_control *ctl = get_control();
 	struct lic_policy *policy;

@@ -79,7 +79,7 @@ enum lic_port_flag {
 };
 
 enum lic_policy_flag {
-	LIC_POLICY_ENFORCE = 1,       /* the agent's own mode; off means observe */
+	LIC_POLICY_ENFORCE = 1, /* the agent's own mode; off means observe */
 	LIC_POLICY_HAS_NETWORKS = 2,
 	LIC_POLICY_HAS_SERVICES = 4,
 	LIC_POLICY_KEEP_EXISTING = 8, /* sockets older than the agent are kept, as shadow usage */
@@ -323,7 +323,7 @@ struct lic_event {
 	__u8 hook; /* enum lic_hook */
 	__u8 reserved;
 	char comm[LIC_COMM_LEN];
-	__u32 device; /* LIC_EVENT_EXEC: the executable */
+	__u32 device;  /* LIC_EVENT_EXEC: the executable */
 	__u32 exec_id; /* LIC_EVENT_DECISION: which exec of the process */
 	__u64 inode;
 	__u64 ctime_ns;

@@ -7,8 +7,8 @@
 
 static __always_inline int is_service_port(__u32 generation, __u8 protocol, __u16 port)
 {
-	__u32 word = ((generation & 1) << 11) | (protocol == LIC_PROTO_UDP ? 1024 : 0) |
-		     (port >> 6);
+	__u32 word =
+		((generation & 1) << 11) | (protocol == LIC_PROTO_UDP ? 1024 : 0) | (port >> 6);
 	__u64 *bits = bpf_map_lookup_elem(MAP(service_ports), &word);
 
 	return bits && (*bits >> (port & 63)) & 1;

@@ -215,8 +215,8 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	return 0;
 }
 
-static __always_inline void fill_record(struct lic_socket_record *record, struct sock_common *common,
-					struct lic_tag *tag)
+static __always_inline void fill_record(struct lic_socket_record *record,
+					struct sock_common *common, struct lic_tag *tag)
 {
 	record->source_port = BPF_CORE_READ(common, skc_num);
 	record->destination_port = bpf_ntohs(BPF_CORE_READ(common, skc_dport));

@@ -24,7 +24,8 @@ def attach_cgroup(hook: Hook, program_fd: int, cgroup: Path, pin: Path) -> None:
     A link whose cgroup is gone answers ENOLINK (bpf_cgroup link_update) and is made anew; so is
     one that was attached to another cgroup.
     """
-    assert hook.attach_type is not None
+    if hook.attach_type is None:
+        raise ValueError(f"{hook.name} is not a cgroup program")
     if pin.exists():
         link = libbpf.open_pin(pin)
         try:
@@ -67,11 +68,11 @@ def attach_tracing(obj: BpfObject, handle: int, pin: Path) -> None:
 def _take_place(fresh: Path, pin: Path) -> None:
     # bpffs renames onto an existing name since it has simple_rename; fall back to unlink first.
     try:
-        os.rename(fresh, pin)
+        fresh.rename(pin)
     except OSError:
         with contextlib.suppress(FileNotFoundError):
             pin.unlink()
-        os.rename(fresh, pin)
+        fresh.rename(pin)
 
 
 def link_is_live(pin: Path, cgroup: int | None) -> bool:

@@ -64,10 +64,8 @@ def _import_bcc() -> Any:
 
 def kernel_version_code() -> int:
     """LINUX_VERSION_CODE of the running kernel."""
-    numbers = (platform.release().split("-")[0].split(".") + ["0", "0"])[:3]
-    major, minor, patch = (
-        int("".join(c for c in part if c.isdigit()) or "0") for part in numbers
-    )
+    numbers = [*platform.release().split("-")[0].split("."), "0", "0"][:3]
+    major, minor, patch = (int("".join(c for c in part if c.isdigit()) or "0") for part in numbers)
     return (major << 16) + (minor << 8) + min(patch, 255)
 
 
@@ -99,8 +97,10 @@ class BccObject:
             *(f"-D{name}_fd={fd}" for name, fd in map_fds.items()),
             *feature_defines(kernel_version_code()),
         ]
-        text = source.read_text(encoding="utf-8")
-        self._object = self._bcc.BPF(text=text, cflags=flags)
+        # bcc wants bytes, and warns of every str.
+        self._object = self._bcc.BPF(
+            text=source.read_bytes(), cflags=[os.fsencode(flag) for flag in flags]
+        )
 
     def program_fd(self, hook: Hook) -> int:
         """Load one program; its descriptor lives as long as this object."""

@@ -43,11 +43,16 @@ class PinFolder:
     """Paths of the agent's pins."""
 
     root: Path
+    schema: int = SCHEMA
 
     @property
     def maps(self) -> Path:
         """Pinned maps of this schema."""
-        return self.root / f"maps-v{SCHEMA}"
+        return self.root / f"maps-v{self.schema}"
+
+    def other_maps(self) -> list[Path]:
+        """Folders of other schemas: what an upgrade or downgrade migrates from."""
+        return [folder for folder in sorted(self.root.glob("maps-v*")) if folder != self.maps]
 
     @property
     def links(self) -> Path:

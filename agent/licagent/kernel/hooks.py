@@ -36,7 +36,7 @@ class Hook:
     required: bool = False
 
 
-def _cgroup(
+def _cgroup(  # noqa: PLR0917 - the columns of the table below, in its order
     name: str,
     object_: str,
     program: str,

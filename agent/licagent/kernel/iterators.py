@@ -87,6 +87,4 @@ class Iterators:
 
 def _records(data: bytes, kind: type[Record]) -> list[Record]:
     size = ctypes.sizeof(kind)
-    return [
-        kind.from_buffer_copy(data, offset) for offset in range(0, len(data) - size + 1, size)
-    ]
+    return [kind.from_buffer_copy(data, offset) for offset in range(0, len(data) - size + 1, size)]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Self
 
 BPF_ANY: Final = 0
 BPF_NOEXIST: Final = 1
@@ -147,6 +147,39 @@ _log: list[str] = []
 _callbacks: list[object] = []
 
 
+_PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
+    "bpf_object__open_file": (c_void_p, c_char_p, c_void_p),
+    "bpf_object__load": (c_int, c_void_p),
+    "bpf_object__close": (None, c_void_p),
+    "bpf_object__next_program": (c_void_p, c_void_p, c_void_p),
+    "bpf_program__name": (c_char_p, c_void_p),
+    "bpf_program__fd": (c_int, c_void_p),
+    "bpf_program__set_autoload": (c_int, c_void_p, ctypes.c_bool),
+    "bpf_program__attach": (c_void_p, c_void_p),
+    "bpf_link__fd": (c_int, c_void_p),
+    "bpf_link__disconnect": (None, c_void_p),
+    "bpf_link__destroy": (c_int, c_void_p),
+    "bpf_link_create": (c_int, c_int, c_int, c_int, c_void_p),
+    "bpf_link_update": (c_int, c_int, c_int, c_void_p),
+    "bpf_iter_create": (c_int, c_int),
+    "bpf_obj_pin": (c_int, c_int, c_char_p),
+    "bpf_obj_get": (c_int, c_char_p),
+    "bpf_obj_get_info_by_fd": (c_int, c_int, c_void_p, c_void_p),
+    "bpf_map_update_elem": (c_int, c_int, c_void_p, c_void_p, c_uint64),
+    "bpf_map_lookup_elem": (c_int, c_int, c_void_p, c_void_p),
+    "bpf_map_delete_elem": (c_int, c_int, c_void_p),
+    "bpf_map_get_next_key": (c_int, c_int, c_void_p, c_void_p),
+    "libbpf_num_possible_cpus": (c_int,),
+    "ring_buffer__new": (c_void_p, c_int, SAMPLE_CALLBACK, c_void_p, c_void_p),
+    "ring_buffer__free": (None, c_void_p),
+    "ring_buffer__consume": (c_int, c_void_p),
+    "ring_buffer__epoll_fd": (c_int, c_void_p),
+    "bpf_map_update_batch": (c_int, c_int, c_void_p, c_void_p, POINTER(c_uint32), c_void_p),
+    "bpf_map_delete_batch": (c_int, c_int, c_void_p, POINTER(c_uint32), c_void_p),
+}
+"""Result and arguments of each function used (bpf.h and libbpf.h of libbpf 1.1)."""
+
+
 @cache
 def library() -> ctypes.CDLL:
     """libbpf.so.1, with its prototypes set.
@@ -160,61 +193,10 @@ def library() -> ctypes.CDLL:
         raise OSError(f"libbpf.so.1 is missing; install libbpf1 or libbpf ({error})") from error
     libc = ctypes.CDLL(None)
 
-    def prototype(name: str, restype: object, *argtypes: object) -> None:
+    for name, (restype, *argtypes) in _PROTOTYPES.items():
         function = getattr(lib, name)
         function.restype = restype
-        function.argtypes = list(argtypes)
-
-    prototype("bpf_object__open_file", c_void_p, c_char_p, c_void_p)
-    prototype("bpf_object__load", c_int, c_void_p)
-    prototype("bpf_object__close", None, c_void_p)
-    prototype("bpf_object__next_program", c_void_p, c_void_p, c_void_p)
-    prototype("bpf_object__next_map", c_void_p, c_void_p, c_void_p)
-    prototype("bpf_program__name", c_char_p, c_void_p)
-    prototype("bpf_program__section_name", c_char_p, c_void_p)
-    prototype("bpf_program__fd", c_int, c_void_p)
-    prototype("bpf_program__set_autoload", c_int, c_void_p, ctypes.c_bool)
-    prototype("bpf_program__attach", c_void_p, c_void_p)
-    prototype("bpf_link__fd", c_int, c_void_p)
-    prototype("bpf_link__disconnect", None, c_void_p)
-    prototype("bpf_link__destroy", c_int, c_void_p)
-    prototype("bpf_map__name", c_char_p, c_void_p)
-    prototype("bpf_map__fd", c_int, c_void_p)
-    prototype("bpf_map__set_autocreate", c_int, c_void_p, ctypes.c_bool)
-    prototype("bpf_link_create", c_int, c_int, c_int, c_int, c_void_p)
-    prototype("bpf_link_update", c_int, c_int, c_int, c_void_p)
-    prototype("bpf_link_detach", c_int, c_int)
-    prototype("bpf_iter_create", c_int, c_int)
-    prototype("bpf_obj_pin", c_int, c_int, c_char_p)
-    prototype("bpf_obj_get", c_int, c_char_p)
-    prototype("bpf_obj_get_info_by_fd", c_int, c_int, c_void_p, c_void_p)
-    prototype("bpf_map_update_elem", c_int, c_int, c_void_p, c_void_p, c_uint64)
-    prototype("bpf_map_lookup_elem", c_int, c_int, c_void_p, c_void_p)
-    prototype("bpf_map_delete_elem", c_int, c_int, c_void_p)
-    prototype("bpf_map_get_next_key", c_int, c_int, c_void_p, c_void_p)
-    for name in ("bpf_map_update_batch", "bpf_map_delete_batch"):
-        count = POINTER(c_uint32)
-        if name == "bpf_map_update_batch":
-            prototype(name, c_int, c_int, c_void_p, c_void_p, count, c_void_p)
-        else:
-            prototype(name, c_int, c_int, c_void_p, count, c_void_p)
-    prototype(
-        "bpf_map_lookup_batch",
-        c_int,
-        c_int,
-        c_void_p,
-        c_void_p,
-        c_void_p,
-        c_void_p,
-        POINTER(c_uint32),
-        c_void_p,
-    )
-    prototype("libbpf_num_possible_cpus", c_int)
-    prototype("ring_buffer__new", c_void_p, c_int, SAMPLE_CALLBACK, c_void_p, c_void_p)
-    prototype("ring_buffer__free", None, c_void_p)
-    prototype("ring_buffer__consume", c_int, c_void_p)
-    prototype("ring_buffer__epoll_fd", c_int, c_void_p)
-
+        function.argtypes = argtypes
     vsnprintf = libc.vsnprintf
     vsnprintf.argtypes = [c_void_p, c_size_t, c_char_p, c_void_p]
 
@@ -299,7 +281,7 @@ class BpfObject:
             library().bpf_object__close(self._handle)
             self._handle = 0
 
-    def __enter__(self) -> BpfObject:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from licagent.kernel import attach, libbpf
+from licagent.kernel import attach, libbpf, migrate
 from licagent.kernel.accounting import leave_memory_limits
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, Hook, HookKind
@@ -105,7 +105,6 @@ class Loader:
             LoadError: the core could not be loaded; what was attached before stays attached.
         """
         start = time.monotonic_ns()
-        limited = leave_memory_limits()
         self.pins.create()
         if loader == "auto":
             try:
@@ -116,8 +115,6 @@ class Loader:
         else:
             report = self._run(loader)
         report.duration_ns = time.monotonic_ns() - start
-        if limited:
-            report.notes.append(limited)
         return report
 
     def _run(self, loader: str) -> Report:
@@ -126,6 +123,7 @@ class Loader:
             hooks = [HookState(hook.name, True, _loader_of(hook, loader)) for hook in HOOKS]
             return Report(loader, hooks, unchanged=True)
         report = Report(loader)
+        self._prepare_maps(report)
         if loader == "prebuilt":
             for name in CORE_OBJECTS:
                 self._load_prebuilt(name, report)
@@ -141,7 +139,22 @@ class Loader:
         for name in BTF_OBJECTS:
             self._load_prebuilt(name, report)
         self._record(wanted if all(state.attached for state in report.hooks) else "")
+        for folder in self.pins.other_maps():
+            migrate.remove(folder)
         return report
+
+    def _prepare_maps(self, report: Report) -> None:
+        """Make the maps, and fill them from an older schema's before any program sees them."""
+        fresh = not (self.pins.maps / "control").exists()
+        path = self.objects / "maps.bpf.o"
+        if path.exists():
+            with BpfObject(path, self.pins.maps) as obj:
+                obj.load()
+        older = self.pins.other_maps()
+        if fresh and older:
+            left = migrate.migrate(older[-1], self.pins.maps)
+            if left:
+                report.notes.append("not carried over from the last version: " + ", ".join(left))
 
     def _load_prebuilt(self, name: str, report: Report) -> None:
         """Load an object whole; where that fails, program by program."""
@@ -199,9 +212,6 @@ class Loader:
         # Imported here: the module is for this process only, and only when asked for.
         from licagent.kernel.bcc_compiler import BccObject, BccUnavailable
 
-        maps_object = self.objects / "maps.bpf.o"
-        with BpfObject(maps_object, self.pins.maps) as obj:
-            obj.load()
         map_fds = {path.name: libbpf.open_pin(path) for path in self.pins.maps.iterdir()}
         try:
             for name in CORE_OBJECTS:
@@ -220,7 +230,7 @@ class Loader:
                         pin = self.pins.links / hook.name
                         attach.attach_cgroup(hook, fd, self.cgroup, pin)
                         state.attached = True
-                    except Exception as error:
+                    except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
                         state.error = str(error)
                     report.hooks.append(state)
         finally:
@@ -275,12 +285,15 @@ def main() -> int:
     parser.add_argument("--cgroup", type=Path, required=True)
     parser.add_argument("--loader", choices=("auto", "prebuilt", "bcc"), default="auto")
     arguments = parser.parse_args()
+    limited = leave_memory_limits()
     try:
         report = Loader(PinFolder(arguments.bpffs), arguments.cgroup).run(arguments.loader)
     except (LoadError, OSError) as error:
-        print(json.dumps({"schema_version": 1, "error": str(error)}))
+        sys.stdout.write(json.dumps({"schema_version": 1, "error": str(error)}) + "\n")
         return 1
-    print(report.to_json())
+    if limited:
+        report.notes.append(limited)
+    sys.stdout.write(report.to_json() + "\n")
     return 0
 
 

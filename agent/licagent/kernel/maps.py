@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -74,7 +75,7 @@ class Map:
         result = libbpf.library().bpf_map_delete_elem(self.fd, key)
         if result == -errno.ENOENT:
             return False
-        libbpf.check(result, f"delete from {self.path.name}")
+        libbpf.check(result, f"remove from {self.path.name}")
         return True
 
     def update_many(self, items: Iterable[tuple[bytes, bytes]]) -> int:
@@ -177,8 +178,6 @@ class MappedArray(Generic[Element]):
     def close(self) -> None:
         """Unmap."""
         del self._elements
-        try:
+        with contextlib.suppress(BufferError):  # a view is still held; it dies with its holder
             self._memory.close()
-        except BufferError:  # a view is still held; it dies with its holder
-            pass
         self.map.close()

@@ -102,7 +102,10 @@ class TableWriter:
         policy.shape_count = len(tables.shapes)
         for index, shape in enumerate(tables.shapes[:MAX_SHAPES]):
             policy.shapes[index] = int(shape)
-        self._policies.update(_U32.pack(generation & 1), ctypes.string_at(ctypes.addressof(policy), ctypes.sizeof(policy)))
+        self._policies.update(
+            _U32.pack(generation & 1),
+            ctypes.string_at(ctypes.addressof(policy), ctypes.sizeof(policy)),
+        )
 
     def _purge(self, keep: int) -> None:
         """Remove the entries of every generation but one, also what a crash left behind."""
@@ -172,9 +175,7 @@ def _rule(rule: Rule, generation: int, slot_of: Callable[[int], int]) -> tuple[b
     )
 
 
-def _service_bits(
-    ports: tuple[PortPrefix, ...], generation: int
-) -> Iterator[tuple[bytes, bytes]]:
+def _service_bits(ports: tuple[PortPrefix, ...], generation: int) -> Iterator[tuple[bytes, bytes]]:
     """The words of `service_ports` for this generation, zeros included."""
     words = [0] * (2 * _WORDS)
     for port in ports:

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying tables from one schema of the maps to the next, before programs change over.
+
+Programs of the new schema look at new maps. Were those empty when the links change over, everything
+would pass until the daemon has compiled its policy again. So the loader copies every table whose
+shape is the same; a schema that changes a shape adds its conversion here. Tags of open sockets
+cannot be copied from outside: the daemon adopts those sockets again, right after.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from licagent.kernel import libbpf
+from licagent.kernel.maps import Map
+
+_COPIED: Final = (
+    # What `control` refers to comes before it: it puts the policy in force.
+    "policies",
+    "networks4",
+    "networks6",
+    "ports",
+    "rules",
+    "service_ports",
+    "paths",
+    "contents",
+    "scope_names",
+    "cgroups",
+    "processes",
+    "licenses",
+    "usage",
+    "control",
+)
+
+
+def migrate(old: Path, new: Path) -> list[str]:
+    """Copy the tables of `old` into the fresh maps of `new`; names of those that could not be.
+
+    Counters and folded events begin anew: the event log has what was told.
+    """
+    left = []
+    for name in _COPIED:
+        if not (old / name).exists() or not (new / name).exists():
+            left.append(name)
+            continue
+        source, target = Map(old / name), Map(new / name)
+        try:
+            if _shape(source) != _shape(target):
+                left.append(name)
+                continue
+            target.update_many(source.items())
+        except libbpf.BpfError:
+            left.append(name)
+        finally:
+            source.close()
+            target.close()
+    return left
+
+
+def _shape(table: Map) -> tuple[int, int, int]:
+    return table.info.type, table.info.key_size, table.info.value_size
+
+
+def remove(folder: Path) -> None:
+    """Unpin the maps of a schema that no program uses any more."""
+    for pin in sorted(folder.iterdir()):
+        pin.unlink()
+    folder.rmdir()
