@@ -97,10 +97,7 @@ class BccObject:
             *(f"-D{name}_fd={fd}" for name, fd in map_fds.items()),
             *feature_defines(kernel_version_code()),
         ]
-        # bcc wants bytes, and warns of every str.
-        self._object = self._bcc.BPF(
-            text=source.read_bytes(), cflags=[os.fsencode(flag) for flag in flags]
-        )
+        self._object = self._bcc.BPF(text=source.read_bytes(), cflags=flags)
 
     def program_fd(self, hook: Hook) -> int:
         """Load one program; its descriptor lives as long as this object."""
