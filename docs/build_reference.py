@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 
-"""Writes what is generated from the commands themselves: reference page, manual, completions.
+"""Writes what is generated from the code: reference pages, manual, completions.
 
-Run it after a change to a command. With --check it changes nothing and ends with 1 if a file
-is not what it would write; a test runs it so.
+Run it after a change to a command, hook, reason, setting or map. With --check it changes nothing
+and ends with 1 if a file is not what it would write; a test runs it so.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import Final
 
 import click
 from click.shell_completion import get_completion_class
+from generator import pages
 
 from licagent.cli.exits import EXITS
 from licagent.cli.main import cli
 from licagent.domain.config import SETTINGS
 
 ROOT: Final = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the formula of kernel memory is the bench's
 EXAMPLES: Final = ROOT / "docs" / "reference" / "examples"
 REGENERATE: Final = "generated from the commands by docs/build_reference.py; do not edit"
 
@@ -230,6 +232,10 @@ def outputs() -> dict[Path, str]:
     packaging = ROOT / "packaging"
     return {
         ROOT / "docs" / "reference" / "commands.md": reference(),
+        ROOT / "docs" / "reference" / "hooks.md": pages.hooks(),
+        ROOT / "docs" / "reference" / "reasons.md": pages.reasons(),
+        ROOT / "docs" / "reference" / "settings.md": pages.settings(),
+        ROOT / "docs" / "reference" / "limits.md": pages.limits(),
         packaging / "man" / "licagent.1": manual(),
         **{packaging / "completions" / name: completion(sh) for sh, name in COMPLETIONS.items()},
     }

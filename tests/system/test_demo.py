@@ -112,6 +112,8 @@ def end(demo: Demo) -> None:
         demo.ended()
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(LIMIT_S + 60)
 def test_everything_it_claims_holds_and_nothing_stays(demo: Demo) -> None:
     status = demo.ended()
     assert status == 0, demo.text[-6000:]
@@ -129,6 +131,7 @@ def test_everything_it_claims_holds_and_nothing_stays(demo: Demo) -> None:
     assert demo.left() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "moment", ["licagent daemon", "A license is revoked", "nothing arrives", "break-glass --for"]
 )

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference pages that are made from the code: hooks, reasons, settings, limits.
+
+`build_reference.py` writes them. Words for people stand here; names, numbers and which of them
+there are come from the code, and one that has no words is an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from generator.structs import MapDefinition, map_definitions
+from licagent.cli.sentences import why
+from licagent.daemon.doctor import OPEN_ROUTES
+from licagent.domain.config import (
+    DEFAULT_PATH,
+    PATH_VARIABLE,
+    PREFIX,
+    SETTINGS,
+    AgentConfig,
+    values,
+)
+from licagent.domain.reason import REASON_ERRNO, Reason
+from licagent.kernel.hooks import CORE_OBJECTS, HOOKS
+
+NOTICE: Final = "generated from the code by docs/build_reference.py; do not edit"
+
+Row = Iterable[object]
+
+
+def page(title: str, *parts: str) -> str:
+    """A page of these paragraphs and tables."""
+    head = ("<!-- SPDX-License-Identifier: Apache-2.0 -->", f"<!-- {NOTICE} -->", f"# {title}")
+    return "\n".join(head) + "\n\n" + "\n\n".join(parts) + "\n"
+
+
+def table(titles: Row, rows: Iterable[Row]) -> str:
+    """A table in Markdown."""
+    lines = [titles, ("---" for _ in titles), *rows] if isinstance(titles, tuple) else []
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+# ------------------------------------------------------------------------------------- hooks
+
+
+def hooks() -> str:
+    """docs/reference/hooks.md."""
+    return page(
+        "Hooks and routes",
+        "What licagent attaches, what each program closes, and what is lost where a kernel lacks "
+        "it. `licagent doctor` prints this table for the host it runs on, with the loader of each "
+        "program and the kernel's answer where it was refused; `licagent status` names what is "
+        "missing. Nothing is passed over in silence: without a required hook the host is "
+        "`degraded` (exit status 150).",
+        "The kernel column is what the kernel's history says is needed. What was tried where is "
+        "in [kernels](../kernels.md).",
+        "## Programs",
+        table(
+            ("hook", "closes", "without it", "required", "loader bcc", "first kernel"),
+            (
+                (
+                    f"`{hook.name}`",
+                    hook.closes,
+                    hook.without,
+                    "yes" if hook.required else "no",
+                    "yes" if hook.object in CORE_OBJECTS else "no, libbpf loads it",
+                    hook.kernel,
+                )
+                for hook in HOOKS
+            ),
+        ),
+        "bcc compiles the enforcement core; where the kernel has BTF, libbpf loads the rest beside "
+        "it. Without BTF there is the core alone.",
+        "## Routes that stay open",
+        "Ways to a resource that none of these programs sees. They need a privilege, or somebody "
+        "who holds a licensed socket and gives it away. A kernel as named could close them; this "
+        "version has no program that does.",
+        table(
+            ("route", "why", "a kernel that could close it"),
+            ((route.name, route.detail, route.kernel_needed) for route in OPEN_ROUTES),
+        ),
+        "A [local proxy](../threat-model.md) is not in the table: what connects through it uses "
+        "the proxy's license, as with every control on sockets.",
+    )
+
+
+# ----------------------------------------------------------------------------------- reasons
+
+_NEXT: Final[Mapping[Reason, str]] = {
+    Reason.LICENSED: "nothing",
+    Reason.NO_RESOURCE: "nothing: what no resource names is not licensed",
+    Reason.FAILSAFE: "nothing: [the failsafe list](policy.md) lets it through",
+    Reason.BREAK_GLASS: "`licagent break-glass --end`, when the emergency is over",
+    Reason.NO_BINDING: "`licagent explain PID` names the selectors that are missing; add a "
+    "binding, or use `licagent run --license ID -- CMD`",
+    Reason.EXPIRED: "add the renewed license: `licagent license add FILE`",
+    Reason.NOT_YET_VALID: "wait; `licagent license show ID` has the beginning, "
+    "`licagent status -v` the trusted time",
+    Reason.LEASE_LOST: "this version has no leases and never gives this reason",
+    Reason.REVOKED: "ask the issuer; `licagent events` has who revoked it and why",
+    Reason.CONDITION: "`licagent explain PID` names the condition: another host, environment or "
+    "region, or a limit that this version cannot hold",
+    Reason.NO_SEAT: "this version has no seats and never gives this reason",
+    Reason.QUOTA: "this version has no quotas and never gives this reason",
+    Reason.MALFORMED: "no ordinary program sends such packets; see who does in `licagent events`",
+}
+
+
+def reasons() -> str:
+    """docs/reference/reasons.md."""
+    known = [reason for reason in Reason if reason is not Reason.NONE]
+    return page(
+        "Reasons",
+        "Each decision has one reason: in events, counters, `explain`, and in the error that a "
+        "refused program sees. Numbers are those of `bpf/licagent.h` and never used again.",
+        table(
+            ("reason", "number", "what it means", "errno", "a program prints", "what to do"),
+            (
+                (
+                    f"`{reason.name.lower()}`",
+                    reason.value,
+                    why(reason.name),
+                    _errno(reason),
+                    _message(reason),
+                    _NEXT[reason],
+                )
+                for reason in known
+            ),
+        ),
+        "The errno is that of connect(2), sendto(2), sendmsg(2), bind(2) or socket(2). Kernels "
+        f"before 5.18 cannot choose it: there a program sees EPERM, `{os.strerror(errno.EPERM)}`, "
+        "whatever the reason is. A packet that is dropped without a call to answer (raw sockets, "
+        "packets of an open connection) fails with EPERM or is lost silently.",
+        "curl hides the errno: `curl -v` has the line `Immediate connect fail for ...: "
+        f"{os.strerror(errno.ENOKEY)}`, without `-v` it prints `Couldn't connect to server` and "
+        "ends with status 7. nc, ssh, psql, Python and most others print it.",
+        "A connection that is open when its license ends is closed with ECONNABORTED "
+        f"(`{os.strerror(errno.ECONNABORTED)}`) by a running daemon. While no daemon runs the "
+        "kernel drops its packets, and it is closed when the daemon is back.",
+        "## Verdicts",
+        table(
+            ("verdict", "meaning"),
+            (
+                ("`allow`", "used under a license, or let through by break-glass"),
+                ("`deny`", "refused before the first byte"),
+                ("`shadow`", "let through in observe; enforce would have refused it"),
+                (
+                    "`cut`",
+                    "a packet of an open connection was dropped: its license ended meanwhile",
+                ),
+            ),
+        ),
+    )
+
+
+def _errno(reason: Reason) -> str:
+    number = REASON_ERRNO.get(reason)
+    return "-" if number is None else errno.errorcode[number]
+
+
+def _message(reason: Reason) -> str:
+    number = REASON_ERRNO.get(reason)
+    return "-" if number is None else f"`{os.strerror(number)}`"
+
+
+# ---------------------------------------------------------------------------------- settings
+
+_SETTINGS: Final = {
+    "mode": "`observe` refuses nothing and reports what it would refuse; `enforce` lets the mode "
+    "of each resource rule",
+    "config_dir": "where `licenses/*.lic`, `policy.d/*.toml` and `trust.jwks` are",
+    "state_dir": "what must survive: records of licenses and revocations, clock, events. One "
+    "daemon at a time",
+    "runtime_dir": "holds the local socket, `licagent.sock`; its path may have 107 bytes",
+    "bpffs_dir": "where programs and maps are pinned, so that they outlive the daemon. A BPF file "
+    "system is mounted if there is none",
+    "cgroup_root": "the cgroup v2 folder in which licenses are asked for; `auto` is the mount, "
+    "that is, every process",
+    "loader": "`prebuilt` objects through libbpf, `bcc`, or `auto`: what the kernel takes first",
+    "labels": "what the host says about itself, for the scope of licenses: `{ environment = "
+    '"production", region = "eu-1" }`; also `org`, `project`',
+    "failsafe": "[what always passes](policy.md); replaces the built-in list",
+    "existing_sockets": "unlicensed connections that are older than the agent: `cut`, or `keep` "
+    "them as shadow usage",
+    "mark_sockets": "mirror the tag in SO_MARK for nftables, tc and routing rules; reserved, this "
+    "version does not do it",
+}
+
+
+def settings() -> str:
+    """docs/reference/settings.md."""
+    defaults = values(AgentConfig())
+    return page(
+        "Settings",
+        f"`{DEFAULT_PATH}`, or the file that `{PATH_VARIABLE}` or `--config` names. Each key is "
+        f"also `{PREFIX}<KEY>` in the environment, which wins over the file. An unknown key or a "
+        "bad value is refused with the file, the line and what to write instead, and the daemon "
+        "does not start with it: `licagent config check` reads the settings as the daemon does and "
+        "shows where each value comes from.",
+        table(
+            ("key", "default", "meaning"),
+            ((f"`{key}`", _default(key, defaults[key]), _SETTINGS[key]) for key in SETTINGS),
+        ),
+        '```toml\nmode = "enforce"\nlabels = { environment = "production", region = "eu-1" }\n```',
+        "Settings are read when the daemon starts. Licenses, policy and trust are read again on "
+        "SIGHUP, and by `licagent policy apply`.",
+    )
+
+
+def _default(key: str, value: str) -> str:
+    if key == "failsafe":
+        return "see [policy](policy.md)"
+    return f"`{value}`" if value else "none"
+
+
+# ------------------------------------------------------------------------------------ limits
+
+_OLD_STAYS: Final = "the policy is not put in force, the old one stays"
+
+
+def limits() -> str:
+    """docs/reference/limits.md."""
+    found = map_definitions()
+    by_name = {each.name: each for each in found}
+    return page(
+        "Limits and memory",
+        "Sizes of keys, values and maps are read from `bpf/licagent.h` and `bpf/maps.h` when this "
+        "page is made. What a host really uses, and the formula against the kernel's own count, "
+        "is printed by `./dev bench --only memory`.",
+        "## What fits",
+        table(
+            ("what", "at most", "beyond it"),
+            (
+                ("rules in force", _half(by_name, "rules"), _OLD_STAYS),
+                ("networks in force, IPv4", _half(by_name, "networks4"), _OLD_STAYS),
+                ("networks in force, IPv6", _half(by_name, "networks6"), _OLD_STAYS),
+                ("port prefixes in force", _half(by_name, "ports"), _OLD_STAYS),
+                ("licenses on a host", _whole(by_name, "licenses"), "the license is refused"),
+                ("paths in selectors", _whole(by_name, "paths"), _OLD_STAYS),
+                (
+                    "measured executables",
+                    _whole(by_name, "contents"),
+                    "further ones match no `unix:sha256`",
+                ),
+                (
+                    "processes",
+                    _whole(by_name, "processes"),
+                    "new ones match no `unix:path` and no `unix:sha256`; `licagent doctor` says so",
+                ),
+                (
+                    "cgroups that selectors name, and those below",
+                    _whole(by_name, "cgroups"),
+                    "new ones match no unit, slice, path or container; `licagent doctor` says so",
+                ),
+                (
+                    "(license, resource, verdict, reason) counted apart",
+                    _whole(by_name, "counters"),
+                    "further ones are counted together; `licagent doctor` says so",
+                ),
+                (
+                    "bytes of events waiting for the daemon",
+                    _whole(by_name, "events"),
+                    "events are dropped and counted; counters stay exact",
+                ),
+            ),
+        ),
+        "Rules, networks and ports have room for two generations, so that a policy is switched in "
+        "one step. A license file has 16 KiB at most, a settings file 1 MiB. Licenses that share "
+        "one rule: 4. Scopes of one cgroup, its own and its ancestors': 8.",
+        "## Kernel memory",
+        table(
+            ("one more", "adds at most", "of which key and value"),
+            (
+                ("rule", _bound(by_name["rules"]), _payload(by_name["rules"])),
+                ("IPv4 network", _bound(by_name["networks4"]), _payload(by_name["networks4"])),
+                ("IPv6 network", _bound(by_name["networks6"]), _payload(by_name["networks6"])),
+                ("port prefix", _bound(by_name["ports"]), _payload(by_name["ports"])),
+                ("running process", _bound(by_name["processes"]), _payload(by_name["processes"])),
+                (
+                    "open socket with a tag",
+                    _bound(by_name["tags"]),
+                    f"{by_name['tags'].value_bytes}",
+                ),
+            ),
+        ),
+        "In bytes, by the formula below. Licenses cost nothing more each: their table is made "
+        "whole.",
+        _formula(),
+        "## Maps",
+        table(
+            ("map", "type", "key", "value", "entries"),
+            (
+                (
+                    f"`{each.name}`",
+                    each.kind,
+                    each.key_bytes or "-",
+                    each.value_bytes or "-",
+                    f"{each.max_entries:,}" if each.max_entries else "one a socket",
+                )
+                for each in found
+            ),
+        ),
+    )
+
+
+def _half(maps: Mapping[str, MapDefinition], name: str) -> str:
+    return f"{maps[name].max_entries // 2:,}"
+
+
+def _whole(maps: Mapping[str, MapDefinition], name: str) -> str:
+    return f"{maps[name].max_entries:,}"
+
+
+def _payload(each: MapDefinition) -> str:
+    return f"{each.key_bytes} + {each.value_bytes}"
+
+
+def _bound(each: MapDefinition) -> str:
+    key, value = _round8(each.key_bytes), _round8(each.value_bytes)
+    match each.kind:
+        case "hash":
+            return f"{48 + key + value:,}"
+        case "LPM trie":
+            return f"{2 * (40 + key + value):,}"
+        case "socket storage":
+            return f"{192 + value:,}"
+    raise LookupError(f"no formula for a {each.kind}")
+
+
+def _round8(count: int) -> int:
+    return (count + 7) // 8 * 8
+
+
+def _formula() -> str:
+    from tests.bench.kernel_memory import FORMULA  # one formula: the bench holds it to be true
+
+    return FORMULA
