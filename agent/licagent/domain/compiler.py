@@ -243,13 +243,16 @@ class _Compiler:
         )
 
     def _unreached(self) -> Iterator[PolicyProblem]:
-        """A problem for each resource that no license entitles through any binding."""
+        """A problem for each enforced resource that no license entitles through any binding.
+
+        One that is only observed may have none yet: finding out who uses it comes first.
+        """
         entitling: dict[str, str] = {}
         for name, license_ in self.licenses.items():
             for entitlement in license_.entitlements:
                 entitling.setdefault(entitlement.resource, name)
         for _, resource in self._resources.values():
-            if resource.name in self._reached:
+            if resource.name in self._reached or not resource.enforce:
                 continue
             name = resource.name
             hint = f"have a license issued that entitles {name}, and bind it"

@@ -8,7 +8,7 @@ import pytest
 
 from licagent.domain import networks
 from licagent.domain.compiler import FailsafeEntry, compile_policy
-from licagent.domain.config import FailsafeSetting
+from licagent.domain.config import RESOLVERS, FailsafeSetting
 from licagent.domain.decision import Decision, Subject, decide
 from licagent.domain.failsafe import failsafe_entries
 from licagent.domain.license import LicenseState
@@ -292,12 +292,15 @@ def test_failsafe_settings_become_entries() -> None:
         FailsafeSetting("out", "any", ("53", "67-68"), "udp"),
         FailsafeSetting("out", "10.0.0.1/32", (), "any"),
         FailsafeSetting("in", "any", ("22",), "tcp"),
+        FailsafeSetting("out", RESOLVERS, ("53",), "tcp"),
     )
-    assert failsafe_entries(settings) == (
+    assert failsafe_entries(settings, ("10.0.0.53", "fd00::53")) == (
         FailsafeEntry("out", None, Protocol.UDP, PortRange(53, 53)),
         FailsafeEntry("out", None, Protocol.UDP, PortRange(67, 68)),
         FailsafeEntry("out", "10.0.0.1/32", None, None),
         FailsafeEntry("in", None, Protocol.TCP, PortRange(22, 22)),
+        FailsafeEntry("out", "10.0.0.53", Protocol.TCP, PortRange(53, 53)),
+        FailsafeEntry("out", "fd00::53", Protocol.TCP, PortRange(53, 53)),
     )
 
 
@@ -342,3 +345,17 @@ def test_many_bindings_and_networks(tables_of: Callable[..., Tables], make_licen
     tables = tables_of(text, license_, failsafe=failsafe)
     assert (len(tables.networks), len(tables.rules)) == (2_000, 10_000)
     assert len(tables.ports) == 2_000 * 6  # five protocols, and DNS
+
+
+def test_an_enforced_resource_that_nobody_can_reach_is_refused(
+    tables_of: Callable[..., Tables],
+) -> None:
+    problem = refused(tables_of, DB)
+    assert problem.line == 1
+    assert "nobody can reach" in problem.message
+
+
+def test_an_observed_resource_may_have_no_binding_yet(tables_of: Callable[..., Tables]) -> None:
+    tables = tables_of(DB.replace("enforce", "observe"))
+    assert tables.rules == ()
+    assert tables.networks
