@@ -17,6 +17,9 @@ BPF_FS_MAGIC: Final = 0xCAFE4A11
 
 _DEFAULT_MOUNT: Final = Path("/sys/fs/bpf")
 
+_PRELOADED: Final = frozenset({"maps.debug", "progs.debug"})
+"""What the kernel itself pins in every new mount (kernel/bpf/preload, CONFIG_BPF_PRELOAD)."""
+
 
 class _StatFs(ctypes.Structure):
     _fields_ = [("f_type", ctypes.c_long), ("_rest", ctypes.c_byte * 256)]
@@ -95,7 +98,9 @@ class PinFolder:
                 pin.unlink()
             folder.rmdir()
         if self.root.is_dir():
-            if os.path.ismount(self.root):
+            # Others may have pinned something beside us: unmounting would detach it.
+            others = {path.name for path in self.root.iterdir()} - _PRELOADED
+            if os.path.ismount(self.root) and not others:
                 libc = ctypes.CDLL(None, use_errno=True)
                 if libc.umount2(os.fsencode(self.root), 0) != 0:
                     number = ctypes.get_errno()
