@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`licagent detach` removes all of ours and nothing of others'."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.kernel.harness.foreign import Foreign, attached, program_exists
+from tests.kernel.harness.probes import Probes, ask, eventually
+
+from licagent.kernel.hooks import HOOKS
+from licagent.kernel.libbpf import AttachType
+
+HOOKED = [hook.attach_type for hook in HOOKS if hook.attach_type is not None]
+
+
+def detach(agent: AgentUnderTest) -> subprocess.CompletedProcess[str]:
+    """`licagent detach`, by root at a shell."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("licagent")), "detach", "--yes"],
+        env=agent.environment,
+        capture_output=True,
+        check=False,
+        timeout=60,
+        text=True,
+    )
+
+
+def ours(agent: AgentUnderTest) -> list[int]:
+    """Ids of all programs that the agent has in the kernel."""
+    rows = agent.call("status")["kernel"]["programs"]
+    return [row["program_id"] for row in rows if row["program_id"]]
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["daemon", "no-daemon"])
+def test_detach_removes_ours_and_nothing_of_others(
+    make_agent: Callable[..., AgentUnderTest], is_killed: bool
+) -> None:
+    agent = make_agent()
+    with Probes(agent.cgroup) as probes, contextlib.ExitStack() as pinned:
+        agent.start()
+        agent.issue("one", ["probe", "offer"])
+        agent.policy(probes.policy("one"))
+        others = [
+            Foreign.attach(agent.cgroup, kind, agent.bpffs / f"somebody_{kind.name.lower()}")
+            for kind in (AttachType.CGROUP_INET_EGRESS, AttachType.CGROUP_INET_INGRESS)
+        ]
+        for other in others:
+            pinned.callback(other.pin.unlink, missing_ok=True)
+        streams = probes.many(probes.cgroups.licensed)
+        assert probes.once(probes.cgroups.unlicensed) == "ENOKEY"
+        programs = ours(agent)
+        assert len(programs) == len(HOOKS)
+        if is_killed:
+            agent.kill()
+
+        done = detach(agent)
+
+        assert done.returncode == 0, done
+        if agent.process is not None:
+            assert agent.process.wait(20) == 0, "the daemon ends: it has nothing left to do"
+            agent.process = None
+        # Nothing of ours is left on the cgroup, in the kernel, or in the file system.
+        foreign = {number for other in others for number in (other.legacy_id, other.link_id)}
+        for kind in HOOKED:
+            assert set(attached(agent.cgroup, kind)) <= foreign
+        eventually(
+            lambda: not any(program_exists(number) for number in programs), "programs are freed"
+        )
+        pins = {path.name for path in agent.bpffs.iterdir() if path.suffix != ".debug"}  # kernel's
+        assert pins == {other.pin.name for other in others}
+        for other in others:
+            assert other.is_untouched()
+
+        # The host is as it was without us.
+        assert probes.once(probes.cgroups.unlicensed) == ""
+        assert ask(streams)["alive"] == 8
+        # Again: nothing to do, and no harm.
+        again = detach(agent)
+        assert again.returncode == 0, again
+        assert all(other.is_untouched() for other in others)
+
+        # What starts again enforces again, beside the others.
+        agent.start()
+        assert probes.once(probes.cgroups.unlicensed) == "ENOKEY"
+        assert ask(streams)["alive"] == 8
+        assert all(other.is_untouched() for other in others)
+
+
+def test_the_detachment_is_on_record(make_agent: Callable[..., AgentUnderTest]) -> None:
+    agent = make_agent()
+    agent.start()
+    assert detach(agent).returncode == 0
+    assert agent.process is not None
+    agent.process.wait(20)
+    agent.process = None
+    agent.start()
+    assert [event for event in agent.events() if event["kind"] == "detach"]
