@@ -24,7 +24,7 @@ def read_bytes(path: Path, limit_bytes: int) -> bytes:
     except OSError as error:
         raise LocalError(ErrorCode.REFUSED, f"{path}: {error.strerror}") from error
     if len(data) > limit_bytes:
-        raise LocalError(ErrorCode.REFUSED, f"{path}: larger than {limit_bytes} bytes")
+        raise _refused(path, f"larger than {limit_bytes} bytes", "too-large")
     return data
 
 
@@ -33,6 +33,18 @@ def read_text(path: Path, limit_bytes: int) -> str:
     try:
         return read_bytes(path, limit_bytes).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise LocalError(
-            ErrorCode.REFUSED, f"{path}: no UTF-8 text (byte {error.start})"
-        ) from error
+        raise _refused(path, f"no UTF-8 text (byte {error.start})", "bad-utf8") from error
+
+
+def read_license(path: Path, limit_bytes: int) -> str:
+    """As `read_text`; zero bytes, which a torn write leaves, are no text of a license either."""
+    text = read_text(path, limit_bytes)
+    if "\0" in text:
+        raise _refused(path, "holds zero bytes, copy it again from the issuer", "truncated")
+    return text
+
+
+def _refused(path: Path, message: str, refusal: str) -> LocalError:
+    # Names of lictoken.errors.Refusal, which also the daemon gives.
+    text = f"{path}: {message} [{refusal}]"
+    return LocalError(ErrorCode.REFUSED, text, details={"refusal": refusal})

@@ -142,7 +142,10 @@ class Service:
                 # rules follow what the license entitles.
                 agent.load_policy()
             result = reports.license_row(agent, found, {})
+            judgement = agent.licensing.judge(found)
             warnings = [agent.policy_problem] if agent.policy_problem else []
+            if not judgement.valid:
+                warnings.append(f"{judgement.detail} [{judgement.state.value}]; {judgement.hint}")
             return {
                 "schema_version": 1,
                 "changed": changed,
@@ -253,6 +256,8 @@ class Service:
                 texts = _merged(agent, params["files"])
                 compiled = agent.keeper.compile(texts, agent.licenses())
             except PolicyError as error:
+                if not params["files"]:  # so will the next start find them
+                    agent.policy_problem = str(error)
                 raise _bad_policy(error) from error
             agent.keeper.install(params["files"])
             changed = agent.compiled is None or agent.compiled.tables != compiled.tables

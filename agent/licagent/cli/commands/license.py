@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from licagent.cli.files import read_text
+from licagent.cli.files import read_license
+from licagent.cli.words import safe
 from licagent.cli.session import Session, with_session
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def add(session: Session, files: tuple[Path, ...]) -> None:
     Each is verified against the trusted keys and refused with a named reason if it does not
     hold. A license that is there already in this generation changes nothing.
     """
-    texts = [read_text(file, MAX_LICENSE_BYTES) for file in files]
+    texts = [read_license(file, MAX_LICENSE_BYTES) for file in files]
     results = [session.call("license.add", text=text) for text in texts]
     result = {
         "changed": any(one.get("changed", True) for one in results),
@@ -170,6 +171,9 @@ def add(session: Session, files: tuple[Path, ...]) -> None:
         ],
     }
     session.emit(result, _added_blocks)
+    for one in results:
+        for warning in one.get("warnings") or ():
+            click.echo(f"licagent: note: {safe(warning)}", err=True)
 
 
 def _added_blocks(result: Row) -> Iterator[Block]:
@@ -179,8 +183,6 @@ def _added_blocks(result: Row) -> Iterator[Block]:
         verb = "added" if row.get("changed", True) else "already there"
         text = f"license {row.get('id')} {verb}: generation {row.get('generation')}"
         yield Line(f"{text}, {row.get('state')}, expires {row.get('expires_at')}")
-        for warning in row.get("warnings") or ():
-            yield Line(f"note: {warning}", "warn", indent=2)
 
 
 @license_group.command("remove")
@@ -210,7 +212,7 @@ def revoke(session: Session, license_id: str | None, reason: str, statement: Pat
     """
     if (license_id is None) == (statement is None):
         raise click.UsageError("give either ID or --statement FILE")
-    text = read_text(statement, MAX_LICENSE_BYTES) if statement else None
+    text = read_license(statement, MAX_LICENSE_BYTES) if statement else None
     if license_id is not None and not reason:
         raise click.UsageError("--reason is needed: it stands in the record")
     result = session.call("license.revoke", id=license_id, statement=text, reason=reason)
