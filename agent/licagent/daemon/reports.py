@@ -14,6 +14,7 @@ from licagent.daemon.policy_keeper import Compiled
 from licagent.domain.config import values
 from licagent.domain.license import LicenseState, refusals
 from licagent.domain.reason import Verdict
+from licagent.host import posture
 from licagent.host.posture import kernel_release
 from licagent.kernel.events import Counter
 from licagent.kernel.hooks import hook as hook_named
