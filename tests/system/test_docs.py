@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tutorial's commands work as they stand, and print what it says they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.kernel.harness.cgroups import CgroupTree, mount_point
+
+from licagent.kernel.bpffs import PinFolder
+
+ROOT = Path(__file__).parents[2]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+FOLDER = "licagent-tutorial"
+CGROUP = "tutorial-cgroup"
+PORT = "8123"
+END = "=== end of block ==="
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(commands, what they print or nothing) in order; not the set-up of the clone."""
+    fences = re.findall(r"^```(\w+)\n(.*?)^```$", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
+    found: list[tuple[str, str]] = []
+    for kind, text in fences:
+        if kind == "sh" and "./dev setup" not in text:
+            found.append((text, ""))
+        elif kind == "text":
+            found[-1] = (found[-1][0], text)
+    return found
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A home and a cgroup name that no other run uses; whatever it left is taken away."""
+    folder = Path(tempfile.mkdtemp(prefix="tutorial-"))
+    yield folder
+    cgroup = mount_point() / f"{CGROUP}-{folder.name}"
+    PinFolder(folder / FOLDER / "bpf").remove()
+    if cgroup.exists():
+        CgroupTree(cgroup.parent, cgroup.name).remove()
+    shutil.rmtree(folder)
+
+
+def adapted(text: str, home: Path, port: int) -> str:
+    """Only what two runs at once would fight over: the port and the cgroup's name."""
+    return text.replace(PORT, str(port)).replace(CGROUP, f"{CGROUP}-{home.name}")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def matches(wanted: str, printed: str) -> bool:
+    """Whether some line is as wanted, where `...` and the width of gaps may be anything."""
+    pattern = re.escape(wanted.strip()).replace(re.escape("..."), ".*")
+    pattern = re.sub(r"(?:\\ )+", r"\\s+", pattern)
+    return any(re.fullmatch(pattern, line.strip()) for line in printed.splitlines())
+
+
+def test_the_tutorial_works_as_written(home: Path) -> None:
+    port = free_port()
+    commands = blocks()
+    assert len(commands) > 8
+    # Nothing may be made or removed outside of the folder that the first block goes to.
+    script = "".join(
+        f"{adapted(text, home, port)}\ncase $PWD in ~|~/{FOLDER}) ;; *) exit 1; esac\n"
+        f"echo; echo '{END}'\n"
+        for text, _wanted in commands
+    )
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LICAGENT_", "LICPLANE_")) and not name.endswith("_proxy")
+    }
+    done = subprocess.run(
+        ["bash"],
+        input=script,
+        env=environment | {"HOME": str(home), "no_proxy": "*"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    printed = done.stdout.split(END)
+    assert len(printed) == len(commands) + 1, done.stdout[-4000:]
+    for (text, wanted), output in zip(commands, printed, strict=False):
+        for line in wanted.splitlines():
+            expected = adapted(f"{line}\n", home, port)
+            assert matches(expected, output), f"{text}\nprinted\n{output}\nwithout\n{line}"
+    assert list(home.iterdir()) == [], printed[-2]
+    assert not (mount_point() / f"{CGROUP}-{home.name}").exists()
+    assert str(home) not in Path("/proc/mounts").read_text()
