@@ -24,6 +24,7 @@ from licagent.kernel import attach, libbpf, migrate
 from licagent.kernel.accounting import leave_memory_limits
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, Hook, HookKind
+from licagent.kernel.hooks import hook as hook_named
 from licagent.kernel.libbpf import BpfError, BpfObject
 from licagent.kernel.maps import Map
 
@@ -106,16 +107,33 @@ class Loader:
         """
         start = time.monotonic_ns()
         self.pins.create()
-        if loader == "auto":
-            try:
-                report = self._run("prebuilt")
-            except (LoadError, OSError) as error:
-                report = self._run("bcc")
-                report.notes.append(f"prebuilt objects do not load here: {error}")
-        else:
-            report = self._run(loader)
+        report = self._auto() if loader == "auto" else self._run(loader)
         report.duration_ns = time.monotonic_ns() - start
         return report
+
+    def _auto(self) -> Report:
+        """By prebuilt objects; by bcc where one that is required does not load."""
+        report = None
+        try:
+            report = self._run("prebuilt")
+            why = "; ".join(
+                f"{state.name}: {state.error}"
+                for state in report.hooks
+                if hook_named(state.name).required and not state.attached
+            )
+            if not why:
+                return report
+        except (LoadError, OSError) as error:
+            why = str(error)
+        try:
+            compiled = self._run("bcc")
+        except (LoadError, OSError) as error:
+            if report is None:
+                raise LoadError(f"neither prebuilt ({why}) nor by bcc ({error})") from error
+            report.notes.append(f"nor does bcc take their place: {error}")
+            return report
+        compiled.notes.append(f"prebuilt objects do not load here: {why}")
+        return compiled
 
     def _run(self, loader: str) -> Report:
         wanted = build_id(loader)
@@ -131,8 +149,8 @@ class Loader:
             self._load_bcc(report)
         missing = [
             state
-            for state, hook in zip(report.hooks, HOOKS, strict=False)
-            if hook.required and not state.attached
+            for state in report.hooks
+            if hook_named(state.name).required and not state.attached
         ]
         if len(missing) == sum(hook.required for hook in HOOKS):
             raise LoadError("; ".join(sorted({state.error for state in missing})))
