@@ -113,6 +113,14 @@ class AgentUnderTest:
             time.sleep(0.02)
         raise AssertionError(f"the daemon does not answer: {self.log()}")
 
+    def answers(self) -> bool:
+        """Whether the daemon answers now."""
+        try:
+            self.call("config.check")
+        except (LocalError, OSError):
+            return False
+        return True
+
     def log(self) -> str:
         """The end of the daemon's log."""
         return (self.folder / "daemon.log").read_text(errors="replace")[-4000:]
