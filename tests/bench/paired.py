@@ -104,9 +104,10 @@ def run(command: str, variants: list[Variant], *options: str) -> Paired:
     return Paired({v["name"]: v["rounds_ns"] for v in found["variants"]})
 
 
-def check_refused(variant: Variant) -> None:
-    """Show that the variant does its job: another user is refused. RuntimeError if it is not."""
-    command = _command("tcp-connect", [variant], uid=CLIENT_UID + 7)
+def check_refused(variant: Variant, *, uid: int = CLIENT_UID + 7, binary: Path = BINARY) -> None:
+    """Show that the variant does its job: another client is refused. RuntimeError if it is not."""
+    command = _command("tcp-connect", [variant], uid=uid)
+    command[0] = str(binary)
     done = subprocess.run(
         [*command, "--rounds", "1"], capture_output=True, text=True, check=False, timeout=60
     )

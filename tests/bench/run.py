@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import daemon_cases, paired, table, traffic_cases
+from tests.bench import daemon_cases, iperf3_case, paired, table, traffic_cases
 from tests.bench.context import Bench
 from tests.bench.places import Places, kept_awake
 from tests.bench.table import Row
@@ -26,8 +26,9 @@ CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "connect": traffic_cases.connect,
     "round-trip": traffic_cases.round_trip,
     "udp": traffic_cases.udp,
-    "iperf3": traffic_cases.iperf3,
+    "iperf3": iperf3_case.iperf3,
     "no-resource": traffic_cases.unlicensed,
+    "selectors": traffic_cases.selectors,
     "scale": traffic_cases.scale,
     "revocation": daemon_cases.revocation,
     "start": daemon_cases.start,

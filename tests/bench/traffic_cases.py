@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import subprocess
-import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from tests.bench import paired
-from tests.bench.paired import Paired, Spread
-from tests.bench.places import CLIENT_UID, IPERF_PORT, NO_RESOURCE, SERVER
+from tests.bench.places import NO_RESOURCE
 from tests.bench.table import Row, ratio_row
 
 if TYPE_CHECKING:
     from tests.bench.context import Bench
-    from tests.bench.paired import Variant
+    from tests.bench.paired import Paired, Variant
 
 OPERATIONS: Final = {
     "tcp-connect": ("TCP connect + close", 600),
@@ -58,27 +52,42 @@ def nftables(bench: Bench) -> list[Row]:
     return rows
 
 
+def _floors(words: str, measured: Paired, agent: str) -> tuple[dict[str, str], list[Row]]:
+    """Facts and rows: how much of the agent's ratio is the kernel's price for having hooks."""
+    ratios = {
+        "floor": (measured.ratio("floor", "bare"), "empty programs over bare"),
+        "tag": (measured.ratio("tag", "bare"), "empty programs and a tag over bare"),
+        "own": (measured.ratio(agent, "tag"), "agent over empty programs and a tag"),
+    }
+    facts = {name: f"{ratio.median:.3f} x" for name, (ratio, _) in ratios.items()}
+    return facts, [ratio_row(f"{words}: {what}", ratio, None) for ratio, what in ratios.values()]
+
+
 def licensed(bench: Bench, command: str, bar: float | None, *, nft_bar: bool = True) -> list[Row]:
-    """One operation: the agent over bare, and over nftables."""
+    """One operation: the agent over bare, and over nftables; then where its cost comes from."""
     words = f"{OPERATIONS[command][0]}, licensed"
-    variants = [bench.variant(name) for name in ("bare", "large", "nft")]
+    variants = [bench.variant(name) for name in ("bare", "large", "nft", "floor", "tag")]
     measured = _measure(bench, command, variants)
-    first = ratio_row(words, measured.ratio("large", "bare"), bar)
+    facts, floors = _floors(words, measured, "large")
     rows = [
-        Row(
+        ratio_row(
             f"{words} ({_costs(measured)})",
-            first.measured,
-            first.spread,
-            first.bar,
-            first.passed,
+            measured.ratio("large", "bare"),
+            bar,
+            key=command,
+            facts=facts,
         ),
-        ratio_row(f"{words}: agent over nftables", measured.ratio("large", "nft"), 1.0)
-        if nft_bar
-        else ratio_row(f"{words}: agent over nftables", measured.ratio("large", "nft"), None),
+        ratio_row(
+            f"{words}: agent over nftables",
+            measured.ratio("large", "nft"),
+            1.0 if nft_bar else None,
+            key=f"{command}/nftables",
+        ),
         ratio_row(f"{words}: nftables over bare", measured.ratio("nft", "bare"), None),
+        *floors,
     ]
     if command in {"tcp-connect", "tcp-rtt"}:
-        remote = _measure(bench, command, variants, "--remote")
+        remote = _measure(bench, command, variants[:3], "--remote")
         words += ", server on another CPU"
         rows.append(ratio_row(words, remote.ratio("large", "bare"), None))
         rows.append(ratio_row(f"{words}: agent over nftables", remote.ratio("large", "nft"), None))
@@ -107,14 +116,29 @@ def udp(bench: Bench) -> list[Row]:
 def unlicensed(bench: Bench) -> list[Row]:
     """Traffic to no resource while the agent enforces."""
     rows = []
-    variants = [bench.variant(name, NO_RESOURCE) for name in ("bare", "large")]
-    for command, bar in (("tcp-rtt", 1.03), ("udp-sendto", 1.03), ("udp-send", 1.03)):
+    variants = [bench.variant(name, NO_RESOURCE) for name in ("bare", "large", "floor", "tag")]
+    bars = {"tcp-rtt": 1.03, "udp-sendto": 1.03, "udp-send": 1.03, "tcp-connect": None}
+    for command, bar in bars.items():
         measured = _measure(bench, command, variants)
         words = f"{OPERATIONS[command][0]} to no resource"
-        rows.append(ratio_row(words, measured.ratio("large", "bare"), bar))
-    connects = _measure(bench, "tcp-connect", variants)
-    words = f"{OPERATIONS['tcp-connect'][0]} to no resource"
-    rows.append(ratio_row(words, connects.ratio("large", "bare"), None))
+        facts, floors = _floors(words, measured, "large")
+        ratio = measured.ratio("large", "bare")
+        rows += [ratio_row(words, ratio, bar, key="no-resource", facts=facts), *floors]
+    return rows
+
+
+def selectors(bench: Bench) -> list[Row]:
+    """The client named by its cgroup and by its program instead of its user, 1,000 bindings."""
+    rows = []
+    variants = [bench.variant(name) for name in ("bare", "thousand", "by-cgroup", "by-path")]
+    kinds = {"thousand": "unix:uid", "by-cgroup": "cgroup:path", "by-path": "unix:path"}
+    for command in ("tcp-connect", "tcp-rtt", "udp-sendto", "udp-send"):
+        measured = _measure(bench, command, variants)
+        for name, kind in kinds.items():
+            ratio = measured.ratio(name, "bare")
+            rows.append(
+                ratio_row(f"{OPERATIONS[command][0]}, licensed by {kind}, over bare", ratio, None)
+            )
     return rows
 
 
@@ -126,76 +150,5 @@ def scale(bench: Bench) -> list[Row]:
     for command in ("tcp-connect", "tcp-rtt", "udp-sendto", "udp-send"):
         measured = _measure(bench, command, variants)
         ratio = measured.ratio("large", "small")
-        rows.append(ratio_row(f"{OPERATIONS[command][0]}: {sizes}", ratio, 1.15))
+        rows.append(ratio_row(f"{OPERATIONS[command][0]}: {sizes}", ratio, 1.15, key="scale"))
     return rows
-
-
-def iperf3(bench: Bench) -> list[Row]:
-    """iperf3's throughput.
-
-    The bar is judged with both ends on one CPU, where throughput is the work that a byte costs.
-    On two CPUs it is who wakes whom and how far the window opened: there the same cgroup twice
-    differs by tens of percent, a fixed window (256 KiB) tames that somewhat.
-    """
-    variants = [bench.variant("bare"), bench.variant("large")]
-    pairs = 20 if bench.quick else 100
-    command = ["iperf3", "-s", "-B", SERVER, "-p", str(IPERF_PORT)]
-    server = subprocess.Popen(
-        ["nsenter", f"--net={bench.places.plain.path}", *command], stdout=subprocess.DEVNULL
-    )
-    try:
-        _await_listener(bench)
-        one = _iperf3_rates(variants, pairs, "-n", "1G", "-A", "0,0")
-        two = _iperf3_rates(variants, pairs // 4, "-n", "2G", "-A", "0,1", "-w", "256K")
-    finally:
-        server.kill()
-        server.wait()
-    gbits = sorted(one["bare"])[pairs // 2] / 1e9
-    ratio, other = (
-        Spread.of([a / b for a, b in zip(rates["large"], rates["bare"], strict=True)])
-        for rates in (one, two)
-    )
-    stream = paired.run("tcp-stream", variants, "--rounds", bench.rounds(100), "--server-cpu", "0")
-    return [
-        ratio_row(f"iperf3 on loopback (bare {gbits:.1f} Gbit/s)", ratio, 0.97, at_least=True),
-        ratio_row("iperf3 on loopback, two CPUs, window 256 KiB", other, None),
-        ratio_row("bulk TCP of the probe, rate over bare", stream.ratio("bare", "large"), None),
-    ]
-
-
-def _iperf3_rates(variants: list[Variant], pairs: int, *options: str) -> dict[str, list[float]]:
-    rates: dict[str, list[float]] = {v.name: [] for v in variants}
-    _iperf3_rate(variants[0], *options)  # the first run after a start is slower
-    for i in range(pairs):
-        for variant in variants if i % 2 else variants[::-1]:
-            rates[variant.name].append(_iperf3_rate(variant, *options))
-    return rates
-
-
-def _await_listener(bench: Bench) -> None:
-    deadline = time.monotonic() + 10
-    show = ["nsenter", f"--net={bench.places.plain.path}", "ss", "-Hltn"]
-    while f":{IPERF_PORT}" not in subprocess.getoutput(shlex.join(show)):
-        if time.monotonic() > deadline:
-            raise RuntimeError("the iperf3 server does not listen after 10 s")
-        time.sleep(0.05)
-
-
-def _iperf3_rate(variant: Variant, *options: str) -> float:
-    script = 'echo $$ > "$CGROUP/cgroup.procs" && exec "$@"'
-    user = ["setpriv", f"--reuid={CLIENT_UID}", "--clear-groups"]
-    client = ["iperf3", "-c", SERVER, "-p", str(IPERF_PORT), "-J", *options]
-    command = ["sh", "-c", script, "sh", "nsenter", f"--net={variant.netns}", *user, *client]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "CGROUP": str(variant.cgroup)},
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    found: dict[str, Any] = json.loads(done.stdout or b"{}")
-    if done.returncode or "end" not in found or "sum_received" not in found["end"]:
-        raise RuntimeError(
-            f"iperf3 failed in {variant.name}: {found.get('error', done.returncode)}"
-        )
-    rate: float = found["end"]["sum_received"]["bits_per_second"]
-    return rate

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ipaddress
 from typing import TYPE_CHECKING, Final
 
+from tests.bench.paired import BINARY
 from tests.bench.places import CLIENT_UID, IPERF_PORT, PORT, SERVER
 
 if TYPE_CHECKING:
@@ -36,19 +37,29 @@ def _resource(name: str, networks: list[str], ports: str) -> str:
     )
 
 
-def _binding(license: str, uid: int) -> str:
-    return f'[[binding]]\nlicense = "{license}"\nselectors = ["unix:uid:{uid}"]\n'
+def _binding(license: str, selector: str) -> str:
+    return f'[[binding]]\nlicense = "{license}"\nselectors = ["{selector}"]\n'
 
 
-def load(agent: AgentUnderTest, *, bindings: int, networks: int) -> None:
+def client_selector(client: str) -> str:
+    """How a policy names the measured client: by `uid`, by `cgroup`, or by `path`."""
+    return {
+        "uid": f"unix:uid:{CLIENT_UID}",
+        "cgroup": "cgroup:path:/work",
+        "path": f"unix:path:{BINARY}",
+    }[client]
+
+
+def load(agent: AgentUnderTest, *, bindings: int, networks: int, client: str = "uid") -> None:
     """Give `agent` the bench's own destinations, then as many others as asked for."""
+    selector = client_selector(client)
     text = [_resource("bench", [f"{SERVER}/32"], f'"{PORT}", "{IPERF_PORT}"')]
     agent.issue("bench", ["bench"])
-    text.append(_binding("bench", CLIENT_UID))
+    text.append(_binding("bench", selector))
     for trial in range(LIVE_RESOURCES):
         text.append(_resource(f"live-{trial}", [f"{live_address(trial)}/32"], f'"{PORT}"'))
         agent.issue(live_license(trial), [f"live-{trial}"])
-        text.append(_binding(live_license(trial), CLIENT_UID))
+        text.append(_binding(live_license(trial), selector))
     agent.policy("".join(text), "00-bench")
     _filler(agent, bindings, networks)
 
@@ -72,6 +83,8 @@ def _filler(agent: AgentUnderTest, bindings: int, networks: int) -> None:
         text.append(_resource(f"filler-{i}", cidrs[i::count], '"443", "5432"'))
         agent.issue(f"filler-{i}", [f"filler-{i}"])
     agent.policy("".join(text), "10-resources")
-    lines = [_binding(f"filler-{i % count}", 100_000 + i // count) for i in range(bindings)]
+    lines = [
+        _binding(f"filler-{i % count}", f"unix:uid:{100_000 + i // count}") for i in range(bindings)
+    ]
     for at in range(0, bindings, BINDINGS_PER_FILE):
         agent.policy("".join(lines[at : at + BINDINGS_PER_FILE]), f"20-bindings-{at:06}")
