@@ -318,6 +318,8 @@ class Agent:
             self.emit("clock", "trusted time moved ahead; license ends were set again")
             self.write_licenses()
             self.cut()  # what ended by that
+            # At once: the next saving is up to a minute away, and a kill would undo the step.
+            self._clock_store.save(self.clock.state)
 
     def save_clock(self) -> None:
         """Make trusted time durable, so that a reboot gains nothing."""
