@@ -51,7 +51,7 @@ class Row:
         return OBSTACLES[self.key].format_map(facts)
 
 
-def ratio_row(  # noqa: PLR0913 - the columns
+def ratio_row(
     what: str,
     ratio: Spread,
     bar: float | None,

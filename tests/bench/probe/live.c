@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /* live: many sockets that keep talking; the receiver notes when each one's last byte came.
- * rate: a steady number of new connections a second.
+ * rate: a steady number of new connections a second, by one process or each by a new one.
  *
  * live says READY on stdout once every socket has carried data for half a second, goes on until
  * its stdin ends, then prints for each socket the CLOCK_MONOTONIC time of its last received byte
@@ -17,6 +17,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 struct shared {
@@ -146,6 +147,18 @@ int live_main(struct options *o)
 	return 0;
 }
 
+/* 0 when a process made for it has connected. vfork: the cost is the daemon's, not fork's. */
+static int connect_in_child(int fd, const struct variant *v)
+{
+	int status = 1, pid = vfork();
+
+	if (!pid)
+		_exit(connect(fd, (void *)&v->to, v->to_len) ? 1 : 0);
+	if (pid < 0 || waitpid(pid, &status, 0) != pid)
+		die("cannot run a process", NULL);
+	return status;
+}
+
 int rate_main(struct options *o)
 {
 	struct variant *v = &o->variants[0];
@@ -159,7 +172,7 @@ int rate_main(struct options *o)
 
 		if (next > now_ns())
 			sleep_until(next);
-		if (connect(fd, (void *)&v->to, v->to_len)) {
+		if (o->fork ? connect_in_child(fd, v) : connect(fd, (void *)&v->to, v->to_len)) {
 			failed++;
 		} else {
 			made++;

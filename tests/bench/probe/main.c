@@ -23,7 +23,7 @@ static const char usage[] =
 	"  --rtt spin|block       how remote tcp-rtt waits\n"
 	"  --rst                  tcp-connect closes with RST\n"
 	"  --sockets N --pace-us N --direction up|down   for live\n"
-	"  --rate N --seconds S   for rate\n"
+	"  --rate N --seconds S   for rate; --fork: each connection from a new process\n"
 	"  --json\n";
 
 static struct variant *add(struct options *o, const char *name)
@@ -66,7 +66,7 @@ static void parse_variant(struct options *o, char *text)
 static void parse(struct options *o, int argc, char **argv)
 {
 	enum { VARIANT = 256, ADDR, PORT, NETNS, SERVER_CGROUP, UID, ROUNDS, BATCHES, OPS, REMOTE,
-	       RTT, RST, SOCKETS, PACE, DIRECTION, RATE, SECONDS, JSON, CPU, SERVER_CPU };
+	       RTT, RST, SOCKETS, PACE, DIRECTION, RATE, SECONDS, FORK, JSON, CPU, SERVER_CPU };
 	static const struct option known[] = {
 		{"cgroup-a", 1, 0, 'a'}, {"cgroup-b", 1, 0, 'b'}, {"cgroup-c", 1, 0, 'c'},
 		{"variant", 1, 0, VARIANT}, {"addr", 1, 0, ADDR}, {"port", 1, 0, PORT},
@@ -74,7 +74,8 @@ static void parse(struct options *o, int argc, char **argv)
 		{"rounds", 1, 0, ROUNDS}, {"batches", 1, 0, BATCHES}, {"ops", 1, 0, OPS},
 		{"remote", 0, 0, REMOTE}, {"rtt", 1, 0, RTT}, {"rst", 0, 0, RST},
 		{"sockets", 1, 0, SOCKETS}, {"pace-us", 1, 0, PACE}, {"direction", 1, 0, DIRECTION},
-		{"rate", 1, 0, RATE}, {"seconds", 1, 0, SECONDS}, {"json", 0, 0, JSON},
+		{"rate", 1, 0, RATE}, {"seconds", 1, 0, SECONDS}, {"fork", 0, 0, FORK},
+		{"json", 0, 0, JSON},
 		{"cpu", 1, 0, CPU}, {"server-cpu", 1, 0, SERVER_CPU}, {0}};
 	int key;
 
@@ -100,6 +101,7 @@ static void parse(struct options *o, int argc, char **argv)
 		case DIRECTION: o->direction = optarg; break;
 		case RATE: o->rate = atoi(optarg); break;
 		case SECONDS: o->seconds = atof(optarg); break;
+		case FORK: o->fork = true; break;
 		case JSON: o->json = true; break;
 		case CPU: o->client_cpu = atoi(optarg); break;
 		case SERVER_CPU: o->server_cpu = atoi(optarg); break;

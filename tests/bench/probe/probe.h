@@ -33,7 +33,7 @@ struct options {
 	const char *address, *netns, *server_cgroup, *direction, *rtt;
 	int port, rounds, ops, batches, client_cpu, server_cpu, uid, sockets, rate, pace_us;
 	double seconds;
-	bool remote, json, rst, same_process_uid;
+	bool remote, json, rst, fork, same_process_uid;
 };
 
 static inline uint64_t now_ns(void)
