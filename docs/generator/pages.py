@@ -229,7 +229,7 @@ def limits() -> str:
     by_name = {each.name: each for each in found}
     return page(
         "Limits and memory",
-        "Sizes of keys, values and maps are read from `bpf/licagent.h` and `bpf/maps.h` when this "
+        "Sizes of keys, values and maps are read from `bpf/` when this "
         "page is made. What a host really uses, and the formula against the kernel's own count, "
         "is printed by `./dev bench --only memory`.",
         "## What fits",

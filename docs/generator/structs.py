@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of the structs in bpf/licagent.h and of the maps in bpf/maps.h, read from the text."""
+"""Sizes of the structs in bpf/licagent.h and of the maps in bpf/, read from the text."""
 
 from __future__ import annotations
 
@@ -54,12 +54,15 @@ def _constants(text: str) -> dict[str, int]:
 
 
 def _layouts() -> dict[str, _Layout]:
-    text = _without_comments((BPF / "licagent.h").read_text(encoding="utf-8"))
+    text = _without_comments((BPF / "licagent.h").read_text(encoding="utf-8")) + sources()
     constants = _constants(text)
     known = {name: _Layout(width, width) for name, width in _WIDTHS.items()}
     for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL):
+        fields = re.findall(r"(?:struct )?(\w+) (\w+)(?:\[(\w+)\])?;", body)
+        if any(kind not in known for kind, _field, _count in fields):
+            continue  # of the kernel's, not of a map
         size, alignment = 0, 1
-        for kind, _field, count in re.findall(r"(?:struct )?(\w+) (\w+)(?:\[(\w+)\])?;", body):
+        for kind, _field, count in fields:
             each = known[kind]
             size = -(-size // each.alignment) * each.alignment
             size += each.size * (int(constants.get(count, count)) if count else 1)
@@ -73,9 +76,15 @@ def struct_sizes() -> dict[str, int]:
     return {name: each.size for name, each in _layouts().items() if name.startswith("lic_")}
 
 
+def sources() -> str:
+    """Everything that defines maps: bpf/maps.h first, then what one object has for itself."""
+    files = [BPF / "maps.h", *sorted(BPF.glob("*.bpf.c"))]
+    return _without_comments("".join(file.read_text(encoding="utf-8") for file in files))
+
+
 def map_definitions() -> tuple[MapDefinition, ...]:
-    """Every map, in the order of bpf/maps.h."""
-    text = _without_comments((BPF / "maps.h").read_text(encoding="utf-8"))
+    """Every map, in the order of the sources."""
+    text = sources()
     layouts = _layouts()
     constants = _constants((BPF / "licagent.h").read_text(encoding="utf-8"))
     found = []
