@@ -153,8 +153,10 @@ class Scene:
             f"PYTHONPATH={os.environ.get('PYTHONPATH', '')}",
         ]
         done = subprocess.run(
-            ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "env"]
-            + [*variables, str(COMMAND), *words],
+            [
+                *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"),
+                *("env", *variables, str(COMMAND), *words),
+            ],
             cwd="/",
             capture_output=True,
             text=True,
