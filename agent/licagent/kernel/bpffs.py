@@ -15,6 +15,11 @@ from licagent.kernel.layout import SCHEMA
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """include/uapi/linux/magic.h."""
 
+_MNT_DETACH: Final = 2  # umount2(2)
+
+_MADE_BY_KERNEL: Final = frozenset({"maps.debug", "progs.debug"})
+"""Files that every BPF file system has from the start (populate_bpffs)."""
+
 _DEFAULT_MOUNT: Final = Path("/sys/fs/bpf")
 
 _PRELOADED: Final = frozenset({"maps.debug", "progs.debug"})
@@ -77,6 +82,10 @@ class PinFolder:
             _mount(mount)
         for folder in (self.root, self.maps, self.links):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def _is_empty(self) -> bool:
+        """Whether nobody else has pinned anything on our own mount."""
+        return {entry.name for entry in self.root.iterdir()} <= _MADE_BY_KERNEL
 
     def exists(self) -> bool:
         """Whether anything of the agent is pinned here."""
