@@ -22,6 +22,7 @@ from licagent.kernel.layout import Event, Hook, RepeatKey
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp", 255: "other"}
 _DESCRIBED_MAX: Final = 512
 _DESCRIBED_FOR_S: Final = 5.0
+_CGROUPS_MAX: Final = 4096
 _TICK_NS: Final = 20_000_000
 """Start times are told in clock ticks, of at most 10 ms."""
 
@@ -86,6 +87,7 @@ class DecisionBook:
         self._tree = tree
         self._users = users
         self._described: OrderedDict[tuple[int, int], tuple[float, Process | None]] = OrderedDict()
+        self._cgroups: dict[int, str] = {}
 
     def record(self, event: Event) -> Record:
         """One decision as a record (docs/reference/events.md)."""
@@ -138,7 +140,7 @@ class DecisionBook:
 
     def _process(self, event: Event) -> Record:
         found = self._describe(event.pid, event.exec_id, event.at_ns) if event.pid else None
-        cgroup = self._tree.path_of(event.cgroup) if event.cgroup else None
+        cgroup = self._cgroup(event.cgroup) if event.cgroup else None
         if found is not None and cgroup is None:
             cgroup = found.cgroup
         names = names_of(cgroup) if cgroup else None
@@ -157,6 +159,21 @@ class DecisionBook:
             "container": names.container if names else None,
             "cgroup": cgroup,
         }
+
+    def _cgroup(self, number: int) -> str | None:
+        """The path of a cgroup, also when it is gone by now.
+
+        An id is never used again and a cgroup v2 folder is never renamed (kernfs ids are 64 bits;
+        cgroup_rename() is v1's), so what was found once holds.
+        """
+        known = self._cgroups.get(number)
+        if known is None:
+            known = self._tree.path_of(number)
+            if known is not None:
+                if len(self._cgroups) >= _CGROUPS_MAX:
+                    self._cgroups.clear()
+                self._cgroups[number] = known
+        return known
 
     def _describe(self, pid: int, exec_id: int, at_ns: int) -> Process | None:
         key = (pid, exec_id)

@@ -34,6 +34,9 @@ _REFRESH_S: Final = 5.0
 _CLOCK_S: Final = 10.0
 _SAVE_CLOCK_S: Final = 60.0
 _SETTLE_S: Final = 1.0
+_EVENTS_PAUSE_S: Final = 0.02
+_BUSY_EVENTS: Final = 10
+_BUSY_PAUSE_S: Final = 0.05
 _MEASURE_S: Final = 0.2
 _END_SLACK_S: Final = 0.02
 
@@ -44,6 +47,27 @@ _EXIT_REFUSED: Final = 7
 _EXIT_BUSY: Final = 8
 
 T = TypeVar("T")
+
+
+async def readable(fd: int) -> None:
+    """Return when a descriptor can be read.
+
+    It is watched only while somebody waits: the watch is level-triggered, and one that stays
+    would turn the loop without end until the data is taken.
+    """
+    loop = asyncio.get_running_loop()
+    ready = loop.create_future()
+
+    def tell() -> None:
+        loop.remove_reader(fd)
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_reader(fd, tell)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(fd)
 
 
 class Daemon:
@@ -125,20 +149,14 @@ class Daemon:
         reader = self._agent.reader
         if reader is None:
             raise RuntimeError("the agent was not started")
-        ready = asyncio.Event()
         loop = asyncio.get_running_loop()
-        loop.add_reader(reader.fileno(), ready.set)
-        try:
-            while True:
-                await ready.wait()
-                ready.clear()
-                await loop.run_in_executor(self._thread, reader.consume)
-                if self._agent.to_measure:  # at once: many programs end soon
-                    await loop.run_in_executor(self._thread, self._agent.measure_started)
-                # Many events are one wake-up: the ring is level-triggered again after this.
-                await asyncio.sleep(0.02)
-        finally:
-            loop.remove_reader(reader.fileno())
+        while True:
+            await readable(reader.fileno())
+            count = await loop.run_in_executor(self._thread, reader.consume)
+            if self._agent.to_measure:  # at once: many programs end soon
+                await loop.run_in_executor(self._thread, self._agent.measure_started)
+            # Many events are one wake-up; the ring holds thousands.
+            await asyncio.sleep(_EVENTS_PAUSE_S if count < _BUSY_EVENTS else _BUSY_PAUSE_S)
 
     async def _every(self, interval_s: float, action: Callable[[], object]) -> None:
         loop = asyncio.get_running_loop()
