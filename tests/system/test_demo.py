@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import select
 import shutil
 import signal
@@ -129,6 +131,24 @@ def test_everything_it_claims_holds_and_nothing_stays(demo: Demo) -> None:
     ):
         assert words in demo.text
     assert demo.left() == []
+    picture = shape("\n".join(drawn()))
+    assert len(picture) > 20
+    missing = [line for line in picture if line not in shape(demo.text)]
+    assert not missing, "the README's picture is out of date: run docs/pictures/render.py"
+
+
+def drawn() -> list[str]:
+    """The lines of the README's picture."""
+    picture = (ROOT / "docs" / "pictures" / "demo.svg").read_text()
+    lines = re.findall(r"<text[^>]*>(.*?)</text>", picture)
+    return [html.unescape(re.sub(r"<[^>]+>", "", line)) for line in lines]
+
+
+def shape(text: str) -> list[str]:
+    """Its lines without what differs from run to run: times, ports, process ids, folders."""
+    text = re.sub(r"licagent-demo\.\w+", "licagent-demo", text)
+    text = re.sub(r"(?<= )/\S*/licagent-demo", "licagent-demo", text)
+    return re.sub(r"\d+", "0", text).splitlines()
 
 
 @pytest.mark.slow
