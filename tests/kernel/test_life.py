@@ -8,6 +8,7 @@ bind without a pause, and licensed streams that stay open. What they meet is the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,14 @@ from typing import Final
 
 import pytest
 from tests.kernel.harness.agent import AgentUnderTest
-from tests.kernel.harness.probes import Probes
+from tests.kernel.harness.probes import Probes, ask, eventually
 from tests.kernel.harness.programs import REPOSITORY
+
+from licagent.domain.reason import Reason
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.layout import SCHEMA, Control
+from licagent.kernel.licenses import LicenseTable
+from licagent.kernel.maps import MappedArray
 
 LICENSE: Final = "life"
 RESTARTS: Final = 1000
@@ -45,6 +52,39 @@ def programs(agent: AgentUnderTest) -> dict[str, int]:
     """Kernel ids of the attached programs by hook."""
     rows = agent.call("status")["kernel"]["programs"]
     return {row["hook"]: row["program_id"] for row in rows if row["attached"]}
+
+
+def test_the_probes_notice_a_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
+    """What the other tests rest on: the kernel's tables are opened and closed for a moment."""
+    agent, running = probes
+    control = MappedArray(PinFolder(agent.bpffs).maps / "control", Control)
+    try:
+        word = control[0].generation
+        control[0].generation = 0
+        running.wait_for_rounds()
+        control[0].generation = word
+    finally:
+        control.close()
+    with pytest.raises(AssertionError, match="denied uses passed"):
+        running.check()
+
+
+def test_the_probes_notice_a_broken_license(probes: tuple[AgentUnderTest, Probes]) -> None:
+    agent, running = probes
+    table = LicenseTable(PinFolder(agent.bpffs))
+    try:
+        (number,) = table.numbers()
+        held = table.get(number)
+        assert held is not None
+        table.set(number, Reason.CONDITION, held.not_before_ns, held.not_after_ns)
+        calls = ask(running.licensed)["passed"]["tcp"]
+        eventually(lambda: ask(running.licensed)["refused"], "the probe meets it")
+        table.set(number, Reason.LICENSED, held.not_before_ns, held.not_after_ns)
+        eventually(lambda: ask(running.licensed)["passed"]["tcp"] > calls + 4, "it goes on")
+    finally:
+        table.close()
+    with pytest.raises(AssertionError, match="licensed uses failed"):
+        running.check()
 
 
 def test_kill_9_and_restart_leave_no_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
@@ -129,6 +169,41 @@ def test_an_upgrade_to_changed_programs_leaves_no_gap(
         for hook, program in now.items():
             assert program not in {old[hook] for old in seen}, f"{hook} was not replaced"
         seen.append(now)
+    assert agent.count(verdict="cut") == 0
+
+
+def test_an_upgrade_to_another_schema_of_the_tables_leaves_no_gap(
+    probes: tuple[AgentUnderTest, Probes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A newer licagent whose pinned maps are others: its programs start on tables that are full."""
+    agent, running = probes
+    sources = changed_sources(tmp_path)
+    header, package = sources / "licagent.h", tmp_path / "agent" / "licagent"
+    shutil.copytree(REPOSITORY / "agent" / "licagent", package)
+    layout = package / "kernel" / "layout.py"
+    for file, old, new in (
+        (header, f"LIC_SCHEMA {SCHEMA} ", f"LIC_SCHEMA {SCHEMA + 1} "),
+        (layout, f"SCHEMA: Final = {SCHEMA}\n", f"SCHEMA: Final = {SCHEMA + 1}\n"),
+    ):
+        assert old in file.read_text()
+        file.write_text(file.read_text().replace(old, new))
+    objects = tmp_path / "objects"
+    subprocess.run(["make", "-s", "-C", str(sources), f"OUTPUT={objects}"], check=True)
+
+    for _ in ("upgrade", "downgrade", "upgrade"):
+        agent.kill()
+        if "LICAGENT_BPF_OBJECTS" in os.environ:
+            monkeypatch.undo()
+        else:
+            monkeypatch.setenv("LICAGENT_BPF_OBJECTS", str(objects))
+            monkeypatch.setenv("LICAGENT_BPF_SOURCES", str(sources))
+            monkeypatch.setenv("PYTHONPATH", f"{package.parent}", prepend=":")
+        agent.start()
+        running.check()
+    maps = [path.name for path in agent.bpffs.glob("maps-v*")]
+    assert maps == [f"maps-v{SCHEMA + 1}"], "what was migrated from is gone"
     assert agent.count(verdict="cut") == 0
 
 
