@@ -339,6 +339,7 @@ enum lic_hook {
 	LIC_HOOK_SOCKET = 7,
 	LIC_HOOK_ADOPT = 8,
 	LIC_HOOK_EXEC = 9,
+	LIC_HOOK_INTERFACE = 10,
 };
 
 /* Lost work, per CPU. Index of the `faults` map. */

@@ -8,6 +8,7 @@
  * The usual packet costs one storage look-up and three array look-ups, and allocates nothing.
  */
 #include "core.h"
+#include "outgoing.h"
 #include "packet.h"
 #include "report.h"
 #include "service.h"
@@ -16,46 +17,6 @@
 
 #define LIC_TCP_SYN_SENT 2
 #define LIC_TCP_LISTEN 10
-
-/* One packet of a socket without a decision of its own. 1: let through. */
-static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_buff *skb,
-					 const struct lic_subject *subject)
-{
-	__u32 generation = ctl->generation;
-	struct lic_decision decision;
-	struct lic_flow flow;
-	__u32 transport = 0;
-	int parsed;
-
-	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS))
-		return 1;
-	parsed = parse_destination(skb, &flow, &transport);
-	if (parsed == LIC_PARSE_FAILED)
-		return 1; /* neither IPv4 nor IPv6 */
-	normalise(ctl, &flow, 0, 0);
-	lic_decide(&flow, subject, &decision);
-	if (parsed == LIC_PARSE_NO_PORT && decision.reason == LIC_REASON_NO_RESOURCE) {
-		/* Which port is hidden: refused where any port of that network is licensed. */
-		struct lic_net4_key key4 = { .prefix_bits = 64, .generation = generation };
-		struct lic_net6_key key6 = { .prefix_bits = 160, .generation = generation };
-		void *class;
-
-		if (flow.is_ipv6) {
-			__builtin_memcpy(key6.address, flow.address, sizeof(key6.address));
-			class = bpf_map_lookup_elem(MAP(networks6), &key6);
-		} else {
-			key4.address = flow.address[0];
-			class = bpf_map_lookup_elem(MAP(networks4), &key4);
-		}
-		if (class && policy_flags(ctl) & LIC_POLICY_ENFORCE) {
-			decision.verdict = LIC_VERDICT_DENY;
-			decision.reason = LIC_REASON_MALFORMED;
-			decision.now_ns = now_ns();
-		}
-	}
-	report(&decision, subject, 0, &flow, LIC_HOOK_EGRESS, skb, 0);
-	return decision.verdict != LIC_VERDICT_DENY;
-}
 
 static __always_inline int tag_holds(struct lic_control *ctl, struct __sk_buff *skb,
 				     struct lic_tag *tag, __u32 hook)
@@ -137,7 +98,7 @@ int licagent_egress(struct __sk_buff *skb)
 			return 1;
 		packet_subject(skb, &subject);
 	}
-	return decide_packet(ctl, skb, &subject);
+	return decide_packet(ctl, skb, &subject, skb->protocol, 0, LIC_HOOK_EGRESS);
 }
 
 /* Is this packet for a service port, at a socket that has no leave to serve it? */

@@ -51,29 +51,32 @@ static __always_inline int parse_transport(struct __sk_buff *skb, __u32 offset,
 	return LIC_PARSE_OK;
 }
 
-/* The destination of an outgoing packet. *transport is the offset of its transport header. */
-static __always_inline int parse_destination(struct __sk_buff *skb, struct lic_flow *flow,
-					     __u32 *transport)
+/*
+ * The destination of an outgoing packet, whose IP header is at `start`. *transport is the offset
+ * of its transport header. `ethertype` in network order.
+ */
+static __always_inline int parse_ip(struct __sk_buff *skb, __u32 ethertype, __u32 start,
+				    struct lic_flow *flow, __u32 *transport)
 {
 	__builtin_memset(flow, 0, sizeof(*flow));
-	if (skb->protocol == bpf_htons(LIC_ETH_P_IP)) {
+	if (ethertype == bpf_htons(LIC_ETH_P_IP)) {
 		struct lic_ipv4 ip;
 
-		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+		if (bpf_skb_load_bytes(skb, start, &ip, sizeof(ip)))
 			return LIC_PARSE_FAILED;
 		flow->address[0] = ip.destination;
 		flow->protocol = fold_protocol(ip.protocol);
-		*transport = (ip.version_ihl & 15) * 4;
+		*transport = start + (ip.version_ihl & 15) * 4;
 		if (ip.fragment & bpf_htons(0x1fff)) /* not the first fragment */
 			return LIC_PARSE_NO_PORT;
 		return parse_transport(skb, *transport, flow);
 	}
-	if (skb->protocol == bpf_htons(LIC_ETH_P_IPV6)) {
-		__u32 offset = sizeof(struct lic_ipv6);
+	if (ethertype == bpf_htons(LIC_ETH_P_IPV6)) {
+		__u32 offset = start + sizeof(struct lic_ipv6);
 		struct lic_ipv6 ip;
 		__u8 next;
 
-		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+		if (bpf_skb_load_bytes(skb, start, &ip, sizeof(ip)))
 			return LIC_PARSE_FAILED;
 		flow->is_ipv6 = 1;
 		flow->address[0] = ip.destination[0];
@@ -108,6 +111,13 @@ static __always_inline int parse_destination(struct __sk_buff *skb, struct lic_f
 		return parse_transport(skb, offset, flow);
 	}
 	return LIC_PARSE_FAILED;
+}
+
+/* The same where the packet begins with its IP header, as in cgroup programs. */
+static __always_inline int parse_destination(struct __sk_buff *skb, struct lic_flow *flow,
+					     __u32 *transport)
+{
+	return parse_ip(skb, skb->protocol, 0, flow, transport);
 }
 
 /* A TCP reset without payload, which tells the peer of a cut socket that it is over. */

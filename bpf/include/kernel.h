@@ -159,6 +159,18 @@ struct socket {
 	struct sock *sk;
 };
 
+struct header_ops;
+
+struct net_device {
+	const struct header_ops *header_ops;
+	unsigned short type;
+	unsigned short hard_header_len;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+};
+
 struct tcp_sock;
 struct udp_sock;
 

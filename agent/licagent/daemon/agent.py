@@ -7,6 +7,7 @@ interleave; the event loop only waits for it.
 
 from __future__ import annotations
 
+import gc
 import logging
 import socket
 import time
@@ -50,6 +51,7 @@ _log: Final = logging.getLogger(__name__)
 _GLASS_DOCUMENT: Final = "break-glass"
 _GLASS_SCHEMA: Final = "licagent.break-glass/1"
 _MEASURE_QUEUE_MAX: Final = 1024
+_LARGE_POLICY_RULES: Final = 10_000
 _KERNEL_CLOCK_LATE_NS: Final = 20_000_000
 """More than bpf/clock.h is late at the most, a tick: 10 ms at HZ=100."""
 
@@ -106,6 +108,7 @@ class Agent:
         pins = PinFolder(self.config.bpffs_dir)
         report = load_programs(pins, self.tree.root, self.config.loader)
         self.kernel_side = KernelSide(pins, self.tree.id_of("/"), report)
+        self.kernel_side.cover_interfaces()
         self.identity = IdentityKeeper(
             self.kernel_side.identity,
             self.kernel_side.iterators,
@@ -195,12 +198,14 @@ class Agent:
 
     def apply(self, compiled: Compiled) -> int:
         """Switch to a compiled policy, everywhere at once; its generation."""
+        gc.unfreeze()
         kernel, identity = self.kernel, self._identity()
         tables = compiled.tables
         for number in {number for rule in tables.rules for number in rule.licenses}:
             kernel.licenses.slot(number)
         self.licensing.write(kernel.licenses)
         identity.prepare(tables)
+        kernel.cover_interfaces()
         kernel.control.measure = bool(tables.digests)
         generation = kernel.tables.switch(
             tables,
@@ -216,6 +221,10 @@ class Agent:
         kernel.adopt()
         self.cut()
         self.emit("policy", f"policy generation {generation} is in force", generation=generation)
+        if len(tables.rules) > _LARGE_POLICY_RULES:
+            # It stays for long, and walking it would stop everything for 0.2 s now and then.
+            gc.collect()
+            gc.freeze()
         return generation
 
     def follow_resolvers(self) -> None:

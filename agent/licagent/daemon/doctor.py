@@ -11,7 +11,7 @@ from typing import Any, Final
 from licagent.daemon.agent import Agent
 from licagent.daemon.kernel_side import HookReport
 from licagent.host import posture
-from licagent.kernel.hooks import HOOKS, Hook
+from licagent.kernel.hooks import HOOKS, Hook, HookKind
 from licagent.kernel.layout import Fault
 
 Report = dict[str, Any]
@@ -31,13 +31,13 @@ _LSM: Final = "5.7 with bpf among its security modules (lsm=... on its command l
 
 OPEN_ROUTES: Final = (
     Route(
-        "AF_PACKET",
-        "packet sockets pass below every IP hook; they need CAP_NET_RAW",
+        "AF_PACKET with PACKET_QDISC_BYPASS, AF_XDP",
+        "their frames go straight to the driver, past the qdisc; they need CAP_NET_RAW",
         _LSM,
     ),
     Route(
-        "AF_XDP, AF_VSOCK, other families",
-        "no IP hook sees them; AF_XDP needs CAP_NET_RAW",
+        "AF_VSOCK, other families",
+        "no IP hook sees them",
         _LSM,
     ),
     Route(
@@ -210,6 +210,8 @@ def _hook_state(state: HookReport) -> str:
 def _hook_detail(hook: Hook, state: HookReport) -> str:
     if not state.attached:
         return f"{hook.without}: {state.error}"
+    if state.error and hook.kind is HookKind.INTERFACE:
+        return state.error
     if state.error:
         return f"this version's program does not load, an earlier one is at work: {state.error}"
     return ""

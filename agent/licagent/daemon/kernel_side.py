@@ -17,8 +17,9 @@ from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
 from licagent.kernel.events import Counters
-from licagent.kernel.hooks import HOOKS
+from licagent.kernel.hooks import HOOKS, Hook, HookKind
 from licagent.kernel.identity import IdentityTables
+from licagent.kernel.interfaces import Coverage, InterfaceLinks
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import SocketRecord
 from licagent.kernel.licenses import LicenseTable
@@ -90,6 +91,10 @@ class KernelSide:
         self.counters = Counters(pins)
         self.counters.prepare()
         self.iterators = Iterators(pins)
+        self._interfaces = InterfaceLinks(
+            pins, next(hook.name for hook in HOOKS if hook.kind is HookKind.INTERFACE)
+        )
+        self._coverage = Coverage()
 
     def hooks(self) -> list[HookReport]:
         """The hooks as they are attached now: asked of the kernel, not remembered."""
@@ -97,6 +102,9 @@ class KernelSide:
         found = []
         for hook in HOOKS:
             state = states.get(hook.name, {})
+            if hook.kind is HookKind.INTERFACE:
+                found.append(self._interface_hook(hook, state))
+                continue
             link_id = program_id = None
             pin = self.pins.links / hook.name
             live = False
@@ -119,6 +127,25 @@ class KernelSide:
             loader = str(state.get("loader", ""))
             found.append(HookReport(hook.name, live, loader, error, link_id, program_id))
         return found
+
+    def _interface_hook(self, hook: Hook, state: dict[str, Any]) -> HookReport:
+        """Attached if it is on some interface; with an error if one is without it."""
+        if self._coverage.failed or self._interfaces.is_broken(self._coverage):
+            self.cover_interfaces()  # interfaces come and go between two rounds
+        program_id = self._interfaces.program_id()
+        error = str(state.get("error", "")) or self._coverage.error
+        if not error and program_id is None:
+            error = "detached by somebody else"
+        attached = program_id is not None and any(self._coverage.covered.values())
+        loader = str(state.get("loader", ""))
+        return HookReport(hook.name, attached, loader, error, None, program_id)
+
+    def cover_interfaces(self) -> None:
+        """Attach to the interfaces that came, and forget those that went, in all namespaces."""
+        found = Coverage()
+        in_each_namespace(lambda: self._interfaces.cover(found))
+        self._interfaces.prune(found)
+        self._coverage = found
 
     def adopt(self) -> None:
         """Tag what is untagged: sockets older than the agent or than the policy."""

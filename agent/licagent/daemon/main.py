@@ -170,6 +170,7 @@ class Daemon:
     def _refresh(self) -> None:
         if self._agent.identity is not None:
             self._agent.identity.refresh()
+        self._agent.kernel.cover_interfaces()
         self._agent.follow_resolvers()
 
     async def _measure(self) -> None:

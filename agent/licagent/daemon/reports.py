@@ -17,6 +17,7 @@ from licagent.domain.reason import Verdict
 from licagent.host import posture
 from licagent.host.posture import kernel_release
 from licagent.kernel.events import Counter
+from licagent.kernel.hooks import HookKind
 from licagent.kernel.hooks import hook as hook_named
 from licagent.kernel.layout import Fault, SocketRecord, TagKind
 from licagent.local.errors import ErrorCode, LocalError
@@ -130,6 +131,14 @@ def _reasons(agent: Agent, hooks: list[Any]) -> list[Report]:
                     "hook-missing",
                     f"{each.name} is not attached: {each.error}",
                     "restart licagent, or see `licagent doctor` for what this kernel lacks",
+                )
+            )
+        elif expected and each.error and hook.kind is HookKind.INTERFACE:
+            found.append(
+                _reason(
+                    "hook-partial",
+                    f"{each.name} is not everywhere: {each.error}",
+                    "it is tried again every few seconds; see `licagent doctor`",
                 )
             )
         elif expected and each.error:

@@ -65,6 +65,14 @@ def attach_tracing(obj: BpfObject, handle: int, pin: Path) -> None:
     _take_place(fresh, pin)
 
 
+def pin_program(program_fd: int, pin: Path) -> None:
+    """Pin a program in the place of an earlier one."""
+    fresh = pin.with_name(pin.name + "__new")  # no dots: bpffs reserves them
+    fresh.unlink(missing_ok=True)
+    libbpf.pin_fd(program_fd, fresh)
+    _take_place(fresh, pin)
+
+
 def _take_place(fresh: Path, pin: Path) -> None:
     # bpffs renames onto an existing name since it has simple_rename; fall back to unlink first.
     try:

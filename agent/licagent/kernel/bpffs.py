@@ -67,6 +67,11 @@ class PinFolder:
         """Pinned links."""
         return self.root / "links"
 
+    @property
+    def programs(self) -> Path:
+        """Pinned programs: those that the daemon itself attaches, wherever that is needed."""
+        return self.root / "programs"
+
     def create(self) -> None:
         """Make the folder, and mount a BPF file system where there is none yet.
 
@@ -80,7 +85,7 @@ class PinFolder:
         mount.mkdir(parents=True, exist_ok=True)
         if not is_bpffs(mount):
             _mount(mount)
-        for folder in (self.root, self.maps, self.links):
+        for folder in (self.root, self.maps, self.links, self.programs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _is_empty(self) -> bool:
@@ -102,7 +107,10 @@ class PinFolder:
                 pin.unlink()
                 removed.append(pin.name)
             self.links.rmdir()
-        for folder in sorted(self.root.glob("maps-v*")):
+        folders = sorted(self.root.glob("maps-v*"))
+        if self.programs.is_dir():
+            folders.append(self.programs)
+        for folder in folders:
             for pin in sorted(folder.iterdir()):
                 pin.unlink()
             folder.rmdir()

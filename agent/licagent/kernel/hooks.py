@@ -19,6 +19,8 @@ class HookKind(StrEnum):
     CGROUP = "cgroup"
     TRACING = "tracing"
     ITERATOR = "iterator"
+    INTERFACE = "interface"
+    """By one link for each network interface; the name is that of the pinned program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,12 +256,21 @@ HOOKS: Final[tuple[Hook, ...]] = (
         without="programs notice by failing sends; no bytes pass",
         kernel="6.5, with BTF (bpf_sock_destroy)",
     ),
+    Hook(
+        name="tc_egress",
+        object="interface",
+        program="licagent_interface",
+        kind=HookKind.INTERFACE,
+        closes="AF_PACKET through the qdisc of an interface, by user and cgroup alone",
+        without="packet sockets (they need CAP_NET_RAW) reach everything",
+        kernel="6.6, with BTF (TCX)",
+    ),
 )
 
 CORE_OBJECTS: Final = ("connect", "bind", "socket", "packet")
 """What either loader can make; the others need BTF and libbpf."""
 
-BTF_OBJECTS: Final = ("identity", "sockets")
+BTF_OBJECTS: Final = ("identity", "sockets", "interface")
 
 
 def hook(name: str) -> Hook:

@@ -33,6 +33,7 @@ class Hook(IntEnum):
     SOCKET = 7
     ADOPT = 8
     EXEC = 9
+    INTERFACE = 10
 
 
 class TagKind(IntEnum):

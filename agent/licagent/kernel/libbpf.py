@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterator
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
@@ -20,6 +21,13 @@ from typing import Any, Final, Self
 BPF_ANY: Final = 0
 BPF_NOEXIST: Final = 1
 BPF_EXIST: Final = 2
+
+_LINK_CGROUP: Final = 3
+_LINK_TCX: Final = 11
+"""enum bpf_link_type, include/uapi/linux/bpf.h."""
+
+_BEFORE: Final = 1 << 3
+"""BPF_F_BEFORE; without a program to relate to: before all others."""
 
 
 class AttachType(IntEnum):
@@ -39,6 +47,7 @@ class AttachType(IntEnum):
     TRACE_RAW_TP = 23
     TRACE_ITER = 28
     CGROUP_INET_SOCK_RELEASE = 34
+    TCX_EGRESS = 47
 
 
 class BpfError(OSError):
@@ -61,6 +70,12 @@ class _OpenOpts(ctypes.Structure):
     ]
 
 
+class _LinkCreateOpts(ctypes.Structure):
+    """struct bpf_link_create_opts up to the flags."""
+
+    _fields_ = [("sz", c_size_t), ("flags", c_uint32), ("_pad", c_uint32)]
+
+
 class _ProgInfo(ctypes.Structure):
     """struct bpf_prog_info up to the name and verifier figures used here."""
 
@@ -81,7 +96,10 @@ class _ProgInfo(ctypes.Structure):
 
 
 class _LinkInfo(ctypes.Structure):
-    """struct bpf_link_info, with the cgroup member of its union."""
+    """struct bpf_link_info, with the cgroup member of its union.
+
+    The tcx member is a 32-bit ifindex in the place of the cgroup id.
+    """
 
     _fields_ = [
         ("type", c_uint32),
@@ -126,6 +144,7 @@ class LinkInfo:
     id: int
     program_id: int
     cgroup_id: int  # 0 once the cgroup is gone, or for links that are not on a cgroup
+    ifindex: int = 0  # 0 once the interface is gone, or for links that are not on an interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +325,20 @@ def link_cgroup(program_fd: int, cgroup_fd: int, attach_type: AttachType) -> int
     )
 
 
+def link_interface(program_fd: int, ifindex: int) -> int:
+    """Attach a program to what an interface of the caller's network namespace sends (TCX).
+
+    Before all others: a program that lets a packet through ends the row of those after it.
+    """
+    options = _LinkCreateOpts()
+    options.sz = ctypes.sizeof(options)
+    options.flags = _BEFORE
+    return check(
+        library().bpf_link_create(program_fd, ifindex, int(AttachType.TCX_EGRESS), byref(options)),
+        f"attach to interface {ifindex}",
+    )
+
+
 def update_link(link_fd: int, program_fd: int) -> None:
     """Replace a link's program in one step."""
     check(library().bpf_link_update(link_fd, program_fd, None), "update link")
@@ -338,7 +371,13 @@ def link_info(fd: int) -> LinkInfo:
     """What the kernel says of a link."""
     info = _LinkInfo()
     _info(fd, info, "link info")
-    return LinkInfo(id=info.id, program_id=info.prog_id, cgroup_id=info.cgroup_id)
+    first = int(info.cgroup_id).to_bytes(8, sys.byteorder)[:4]
+    return LinkInfo(
+        id=info.id,
+        program_id=info.prog_id,
+        cgroup_id=info.cgroup_id if info.type == _LINK_CGROUP else 0,
+        ifindex=int.from_bytes(first, sys.byteorder) if info.type == _LINK_TCX else 0,
+    )
 
 
 def map_info(fd: int) -> MapInfo:

@@ -25,6 +25,7 @@ from licagent.kernel.accounting import leave_memory_limits
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, Hook, HookKind
 from licagent.kernel.hooks import hook as hook_named
+from licagent.kernel.interfaces import InterfaceLinks
 from licagent.kernel.libbpf import BpfError, BpfObject
 from licagent.kernel.maps import Map
 
@@ -219,6 +220,9 @@ class Loader:
             try:
                 if hook.kind is HookKind.CGROUP:
                     attach.attach_cgroup(hook, obj.program_fd(handle), self.cgroup, pin)
+                elif hook.kind is HookKind.INTERFACE:
+                    # The daemon attaches it: it knows the host's network namespaces.
+                    InterfaceLinks(self.pins, hook.name).install(obj.program_fd(handle))
                 else:
                     attach.attach_tracing(obj, handle, pin)
                 state.attached = True
@@ -276,7 +280,9 @@ class Loader:
     def _all_live(self) -> bool:
         cgroup = attach.cgroup_id(self.cgroup)
         return all(
-            attach.link_is_live(
+            (self.pins.programs / hook.name).exists()
+            if hook.kind is HookKind.INTERFACE
+            else attach.link_is_live(
                 self.pins.links / hook.name, cgroup if hook.kind is HookKind.CGROUP else None
             )
             for hook in HOOKS
