@@ -201,10 +201,15 @@ leave() {
         exit 1
     fi
     if [[ -n ${ENDED_WELL-} ]]; then
-        claim 'no process, no cgroup, no BPF program, no mount and no file is left' true
+        claim 'no process, no cgroup, no BPF program, no mount and no file is left' nothing_left
         printf '\n%sEverything held, in %d s.%s\n' "$bold" "$SECONDS" "$plain"
     fi
     exit "$status"
+}
+
+# A cgroup goes only when no process is in it, and programs when nothing holds their links.
+nothing_left() {
+    [[ ! -e $CGROUP && ! -e $FOLDER ]] && ! grep -qF -e "$FOLDER" /proc/mounts
 }
 
 # end_all CGROUP: ends every process in it and below, and waits until they are gone.

@@ -76,6 +76,14 @@ def hooks() -> str:
         ),
         "bcc compiles the enforcement core; where the kernel has BTF, libbpf loads the rest beside "
         "it. Without BTF there is the core alone.",
+        "`tc_egress` is the one program that is attached to interfaces: the daemon puts it on all "
+        "of all network namespaces that have a process or a mount, before a policy comes into "
+        "force, and looks every few seconds for new ones. An interface that comes while the daemon "
+        "is dead has none. It meets a packet socket by its frames only, so there `unix:uid`, "
+        "`unix:user`, `host` and the selectors of cgroups hold, and `unix:gid`, `unix:group`, "
+        "`unix:path` and `unix:sha256` never do. Encapsulated packets (MPLS, PPPoE, tunnels) are "
+        "not looked into. It needs TCX; the older way to tc, clsact, is not used, because it has "
+        "no links that end with the agent's pins.",
         "## Routes that stay open",
         "Ways to a resource that none of these programs sees. They need a privilege, or somebody "
         "who holds a licensed socket and gives it away. A kernel as named could close them; this "

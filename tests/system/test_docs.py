@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.harness.cgroups import CgroupTree, mount_point
+from tests.system.harness.scene import STRANGER, Scene, eventually
 
 from licagent.kernel.bpffs import PinFolder
 
@@ -103,3 +105,29 @@ def test_the_tutorial_works_as_written(home: Path) -> None:
     assert list(home.iterdir()) == [], printed[-2]
     assert not (mount_point() / f"{CGROUP}-{home.name}").exists()
     assert str(home) not in Path("/proc/mounts").read_text()
+
+
+def test_every_key_of_an_event_is_in_the_reference(scene: Scene) -> None:
+    page = (ROOT / "docs" / "reference" / "events.md").read_text()
+    documented = set(re.findall(r"`([a-z_]+)`", page))
+    with scene.program(STRANGER) as (program, _report):
+        eventually(lambda: scene.cli("events", "--json", "--pid", str(program.pid)).lines)
+    scene.cli("break-glass", "--for", "1m", "--reason", "test")
+    scene.cli("break-glass", "--end")
+    scene.cli("license", "revoke", "acme", "--reason", "test")
+    records = scene.cli("events", "--json").lines
+    assert {record["kind"] for record in records} >= {"decision", "policy", "break-glass"}
+    for record in records:
+        keys = {*record, *(record.get("process") or {}), *(record.get("network") or {})}
+        assert keys <= documented, keys - documented
+        assert record["kind"] in documented | {"break-glass"}
+
+
+def test_the_example_of_an_event_has_the_keys_of_a_real_one(scene: Scene) -> None:
+    example = json.loads((ROOT / "docs/reference/examples/events.json").read_text())
+    with scene.program(STRANGER) as (program, _report):
+        wanted = ("events", "--json", "--verdict", "deny", "--pid", str(program.pid))
+        real = eventually(lambda: scene.cli(*wanted).lines)[0]
+    assert list(real) == list(example)
+    assert list(real["process"]) == list(example["process"])
+    assert list(real["network"]) == list(example["network"])

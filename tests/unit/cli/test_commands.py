@@ -43,8 +43,8 @@ def test_json_is_the_daemons_answer(daemon, run, examples, arguments, name):
                                "1.0 MiB sent, 7.0 MiB received", "ENOKEY",
                                "missing: no binding for billing-api matches this process",
                                "to get it: bind license acme-billing-2026"]),
-        (["events"], [("2026-03-02T11:41:07Z DENY   curl[5120] (user alice, unit session-4.scope)"
-                      " was refused orders-db at tcp 10.0.5.7:5432:"
+        (["events"], [("2026-03-02T11:41:07.000Z DENY   curl[5120] (user alice, unit"
+                      " session-4.scope) was refused orders-db at tcp 10.0.5.7:5432:"
                       " no binding gives it a license, 12 times")]),
         (["usage"], ["acme-orders-2026", "3405", "1.0 MiB", "7.0 MiB"]),
         (["license", "list"], ["acme-orders-2026", "valid", "304 d 15 h", "orders-db"]),
