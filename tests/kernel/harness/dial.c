@@ -12,6 +12,9 @@
  *   fexec PATH     the same by a descriptor (fexecve)
  *   memfd PATH     the same by a copy in memory
  *   move FOLDER    go into a cgroup
+ *   use WHAT ADDRESS PORT
+ *                  WHAT: connect-udp, connect-tcp, connect-icmp, bind-udp, bind-tcp; the address
+ *                  is of IPv4 or IPv6, whichever the text is
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -82,10 +85,35 @@ static int move(const char *folder)
 	return result;
 }
 
+static int use(const char *what, const char *host, int port)
+{
+	struct sockaddr_in four = { .sin_family = AF_INET, .sin_port = htons(port) };
+	struct sockaddr_in6 six = { .sin6_family = AF_INET6, .sin6_port = htons(port) };
+	int is_six = !!strchr(host, ':'), sock, result, binds, type, protocol = 0;
+	struct sockaddr *address = is_six ? (void *)&six : (void *)&four;
+	socklen_t length = is_six ? sizeof(six) : sizeof(four);
+
+	if (inet_pton(is_six ? AF_INET6 : AF_INET, host,
+		      is_six ? (void *)&six.sin6_addr : (void *)&four.sin_addr) != 1)
+		return EINVAL;
+	binds = !strncmp(what, "bind", 4);
+	type = strstr(what, "-tcp") ? SOCK_STREAM : SOCK_DGRAM;
+	if (strstr(what, "-icmp"))
+		protocol = is_six ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+	sock = socket(is_six ? AF_INET6 : AF_INET, type | SOCK_CLOEXEC, protocol);
+	if (sock < 0)
+		return errno;
+	result = binds ? bind(sock, address, length) : connect(sock, address, length);
+	result = result ? errno : 0;
+	close(sock);
+	return result;
+}
+
 static int obey(char *word, char *argument, char **argv)
 {
+	int result = 0, status, port;
+	char what[32], host[64];
 	pthread_t thread;
-	int result = 0, status;
 	pid_t child;
 
 	if (!strcmp(word, "dial"))
@@ -105,6 +133,11 @@ static int obey(char *word, char *argument, char **argv)
 	}
 	if (!strcmp(word, "move"))
 		return move(argument);
+	if (!strcmp(word, "use")) {
+		if (sscanf(argument, "%31s %63s %d", what, host, &port) != 3)
+			return ENOSYS;
+		return use(what, host, port);
+	}
 	if (!strcmp(word, "exec"))
 		execv(argument, argv);
 	else if (!strcmp(word, "fexec"))

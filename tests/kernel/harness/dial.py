@@ -99,15 +99,19 @@ class Dialer:
         """Its process id, the same over exec."""
         return self.program.pid
 
-    def answer(self) -> str:
-        """The next line it writes: "OK", or the errno's name. AssertionError at its end."""
+    def number(self) -> int:
+        """The errno it writes next, 0 for none. AssertionError at its end."""
         stdout = self.program.process.stdout
         assert stdout is not None
         line = stdout.readline()
         if not line:
             assert self.program.process.stderr is not None
             raise AssertionError(f"it ended: {self.program.process.stderr.read()!r}")
-        number = int(line)
+        return int(line)
+
+    def answer(self) -> str:
+        """The same as a word: "OK", or the errno's name."""
+        number = self.number()
         return errno.errorcode[number] if number else "OK"
 
     def say(self, command: str) -> None:
@@ -125,10 +129,10 @@ class Dialer:
         """A command that makes it another program, which says nothing of it."""
         self.say(command)
 
-    def until(self, wanted: str) -> None:
+    def until(self, wanted: str, command: str = "dial") -> None:
         """Ask until it answers `wanted`; AssertionError with the last answer after LIMIT_S."""
         end = time.monotonic() + LIMIT_S
-        while (said := self.ask()) != wanted:
+        while (said := self.ask(command)) != wanted:
             assert time.monotonic() < end, f"it says {said} instead of {wanted} for {LIMIT_S} s"
             time.sleep(0.02)
 
