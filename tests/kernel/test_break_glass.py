@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from tests.kernel.harness.programs import start
 
 from licagent.domain.failsafe import read_resolvers
 
-pytest_plugins = ["tests.kernel.harness.fixtures"]
+pytest_plugins = ["tests.kernel.harness.fixtures", "tests.kernel.harness.kept"]
 
 OPEN_S: Final = 4
 """How long a test leaves the glass broken."""
@@ -27,9 +27,9 @@ Pair = tuple[AgentUnderTest, Probes]
 
 
 @pytest.fixture
-def pair(make_agent: Callable[..., AgentUnderTest]) -> Iterator[Pair]:
+def pair(fresh_agent: AgentUnderTest) -> Iterator[Pair]:
     """A running agent with a policy, and probes that are not started yet."""
-    agent = make_agent()
+    agent = fresh_agent
     with Probes(agent.cgroup) as probes:
         agent.start()
         agent.issue("one", ["probe", "offer"])
@@ -115,9 +115,10 @@ def test_an_edit_of_the_kernels_table_is_no_break_glass(pair: Pair) -> None:
 
 @pytest.mark.parametrize("where", ["agent", "resource"])
 def test_observe_lets_through_and_lists_shadow_usage(
-    make_agent: Callable[..., AgentUnderTest], where: str
+    fresh_agent: AgentUnderTest, where: str
 ) -> None:
-    agent = make_agent(mode="observe" if where == "agent" else "enforce")
+    agent = fresh_agent
+    agent.mode = "observe" if where == "agent" else "enforce"
     with Probes(agent.cgroup) as probes:
         agent.start()
         agent.issue("one", ["probe", "offer"])
@@ -182,9 +183,9 @@ for family, kind, host, port in json.loads(sys.argv[1]):
 
 
 @pytest.fixture
-def locked(make_agent: Callable[..., AgentUnderTest], netns: Netns) -> Iterator[tuple[Any, ...]]:
+def locked(fresh_agent: AgentUnderTest, netns: Netns) -> Iterator[tuple[Any, ...]]:
     """Everything is licensed, and the unlicensed cgroup has a namespace of its own."""
-    agent = make_agent()
+    agent = fresh_agent
     with Probes(agent.cgroup) as probes:
         agent.start()
         agent.issue("all", ["everywhere", "every-port"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,8 @@ from licagent.domain.clock import ClockState
 from licagent.local.errors import LocalError
 from licagent.store.clockstate import ClockStore
 from licagent.store.statedir import StateDir
+
+pytest_plugins = ["tests.kernel.harness.kept"]
 
 DAY_S: Final = 86_400
 HOUR_S: Final = 3600
@@ -98,13 +100,10 @@ class Clocked:
 
 
 @pytest.fixture
-def clocked(
-    make_agent: Callable[..., AgentUnderTest], shim: Path, tmp_path: Path
-) -> Iterator[Clocked]:
+def clocked(fresh_agent: AgentUnderTest, shim: Path, tmp_path: Path) -> Iterator[Clocked]:
     """A running daemon with the true time, not synchronised."""
-    agent = make_agent()
-    with Probes(agent.cgroup) as probes:
-        found = Clocked(agent, probes, shim, tmp_path / "setting")
+    with Probes(fresh_agent.cgroup) as probes:
+        found = Clocked(fresh_agent, probes, shim, tmp_path / "setting")
         found.turn()
         found.start()
         yield found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,6 +18,8 @@ from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.layout import NANOSECONDS_MAX
 from licagent.kernel.licenses import LicenseTable
 
+pytest_plugins = ["tests.kernel.harness.kept"]
+
 SHORT_S: Final = 4
 """Life of a license that a test sees to its end."""
 SETTLED_S: Final = 1.0
@@ -27,9 +29,9 @@ Pair = tuple[AgentUnderTest, Probes]
 
 
 @pytest.fixture
-def pair(make_agent: Callable[..., AgentUnderTest]) -> Iterator[Pair]:
+def pair(fresh_agent: AgentUnderTest) -> Iterator[Pair]:
     """A running agent of the test's own, and probes that are not started yet."""
-    agent = make_agent()
+    agent = fresh_agent
     with Probes(agent.cgroup) as probes:
         agent.start()
         yield agent, probes
@@ -154,8 +156,7 @@ def test_a_revocation_is_seen_by_the_next_packet_with_no_daemon_to_close_the_soc
     # What `license revoke` stores first, without what it does next.
     table = LicenseTable(PinFolder(agent.bpffs))
     try:
-        (number,) = table.numbers()
-        table.set(number, Reason.REVOKED, 0, NANOSECONDS_MAX)
+        table.set(agent._numbered["one"], Reason.REVOKED, 0, NANOSECONDS_MAX)
     finally:
         table.close()
 
