@@ -127,6 +127,7 @@ class Service:
 
         def add() -> Result:
             try:
+                agent.licensing.load_trust()  # its key may have come since the last reading
                 found, _path, changed = agent.licensing.store(params["text"].encode())
             except (TokenError, StoreError) as error:
                 raise _refused(error) from error
@@ -194,6 +195,7 @@ class Service:
             count = 0
             if params["statement"]:
                 try:
+                    agent.licensing.load_trust()
                     found, changed = agent.licensing.take_statement(
                         params["statement"].encode(), by
                     )
