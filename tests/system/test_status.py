@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tomllib
 from collections.abc import Callable
 
 from tests.system.harness.scene import HOLDER, STRANGER, Scene, eventually
@@ -123,7 +124,9 @@ def test_a_host_that_observes_says_so_and_lists_shadow_usage(
     )
     assert found[0]["resource"] == "db"
     assert found[0]["user"] == str(STRANGER)
-    assert found[0]["suggestion"].startswith("[[binding]] license = ")
+    (proposed,) = tomllib.loads(found[0]["suggestion"])["binding"]
+    assert proposed["license"] == "<a license for db>"
+    assert f"unix:uid:{STRANGER}" in proposed["selectors"]
     assert scene.ask("status")["state"] == "observing"
     scene.agent.stop()
     result = scene.cli("status")

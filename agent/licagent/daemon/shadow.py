@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class ShadowBook:
 
 
 def suggestion(resource: str, user: str, executable: str, unit: str) -> str:
-    """A binding that would allow this use, as one line of TOML to complete with a license."""
+    """A binding that would allow this use, as TOML to complete with a license."""
     selectors = []
     if unit:
         selectors.append(f"systemd:unit:{unit}")
@@ -78,5 +79,7 @@ def suggestion(resource: str, user: str, executable: str, unit: str) -> str:
         selectors.append(f"unix:path:{executable}")
     if user and not unit:
         selectors.append(f"unix:uid:{user}" if user.isdigit() else f"unix:user:{user}")
-    listed = ", ".join(f'"{selector}"' for selector in selectors or ["host"])
-    return f'[[binding]] license = "<a license for {resource}>" selectors = [{listed}]'
+    # Strings of JSON are strings of TOML; a path may hold quotes.
+    listed = ", ".join(map(json.dumps, selectors or ["host"]))
+    license_ = json.dumps(f"<a license for {resource}>")
+    return f"[[binding]]\nlicense = {license_}\nselectors = [{listed}]"

@@ -133,7 +133,9 @@ def _shadow(result: Row) -> Iterator[Block]:
     )
     suggestions = dict.fromkeys(row["suggestion"] for row in rows if row.get("suggestion"))
     for suggestion in suggestions:
-        yield Line(f"to license it: {suggestion}", "dim", indent=2)
+        yield Line("to license it:", indent=2)
+        for line in str(suggestion).splitlines():
+            yield Line(line, "dim", indent=4)
 
 
 def _missing(result: Row) -> Iterator[Block]:
