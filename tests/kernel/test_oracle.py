@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from tests.kernel.harness import programs
 from tests.kernel.harness.agent import ISSUER, AgentUnderTest
 from tests.kernel.harness.dial import Dialer, binding, install, program_folder
-from tests.kernel.harness.namespaces import Netns
 from tests.kernel.harness.oracle import Count, Flow, Oracle, Who, outcome
 from tests.kernel.harness.random_policies import (
     CGROUPS,
@@ -34,6 +33,7 @@ from tests.kernel.harness.random_policies import (
     flows,
     policies,
 )
+from tests.kernel.harness.sides import everywhere
 
 from licagent.domain.policy import PolicyError
 from licagent.local.errors import LocalError
@@ -73,16 +73,6 @@ def issue_all(agent: AgentUnderTest) -> dict[str, License]:
         (agent.config / "licenses" / f"{jti}.lic").write_text(text)
         licenses[jti] = verify_license(text.encode(), trust)
     return licenses
-
-
-def everywhere() -> Netns:
-    """A namespace in which every address is one of its own."""
-    made = Netns.new()
-    made.ip("route", "add", "local", "0.0.0.0/0", "dev", "lo")
-    made.ip("-6", "route", "add", "local", "::/0", "dev", "lo")
-    made.sysctl("ipv4/ping_group_range", "0 2147483647")
-    made.sysctl("ipv4/ip_unprivileged_port_start", "0")
-    return made
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +155,7 @@ def counted(agent: AgentUnderTest) -> Counter[Count]:
 
 @given(data=st.data())
 @settings(
-    max_examples=50,
+    max_examples=30,
     # A failure names policy and flow; making them smaller takes minutes.
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.kernel.harness import programs
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.cgroups import CgroupTree
-from tests.kernel.harness.dial import install, program_folder
+from tests.kernel.harness.dial import Dialer, install, program_folder
 from tests.kernel.harness.namespaces import Netns
 from tests.kernel.harness.recorder import Recorder
+from tests.kernel.harness.sides import Sides, everywhere
 from tests.kernel.harness.subjects import Rules, path_of, sha256, until
 from tests.kernel.harness.walk import Surroundings, World
 
@@ -105,3 +107,22 @@ def by_content(rules: Rules, dial: Path) -> Rules:
     rules.allow(sha256(dial))
     until("OK", rules, dial)
     return rules
+
+
+@pytest.fixture(scope="session")
+def everywhere_netns() -> Iterator[Netns]:
+    """A namespace in which every address is one of its own."""
+    with everywhere() as made:
+        yield made
+
+
+@pytest.fixture
+def sides(agent: AgentUnderTest, dial: Path, everywhere_netns: Netns) -> Iterator[Sides]:
+    """A licensed and an unlicensed process in that namespace."""
+    with (
+        CgroupTree(agent.cgroup) as yes,
+        CgroupTree(agent.cgroup) as no,
+        Dialer(programs.start(yes.root, [str(dial)], namespace=everywhere_netns)) as licensed,
+        Dialer(programs.start(no.root, [str(dial)], namespace=everywhere_netns)) as unlicensed,
+    ):
+        yield Sides(agent, licensed, unlicensed, f"cgroup:path:/{yes.root.name}", yes.root, no.root)
