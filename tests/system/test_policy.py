@@ -50,7 +50,7 @@ BAD = {
         "acme",
     ),
     "unreachable resource": (
-        '[[resource]]\nname = "lost"\nkind = "service"\nports = ["19"]\n',
+        '[[resource]]\nname = "lost"\nkind = "service"\nmode = "enforce"\nports = ["19"]\n',
         1,
         "",
         "lost",

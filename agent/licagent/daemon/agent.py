@@ -118,6 +118,9 @@ class Agent:
         self.reader = EventReader(pins, self._take_event)
         for record in self.log.last(1000):
             self.shadow.take(record)
+        cut = self.log.tail_cut
+        if cut is not None:
+            self.emit("events", f"{cut.bytes_cut} bytes of a torn event were cut off {cut.segment}")
         self._restore_glass()
         self.licensing.load()
         self.write_licenses()
@@ -191,10 +194,12 @@ class Agent:
         except PolicyError as error:
             self.policy_problem = str(error)
             _log.error("the installed policy is refused, the last good one stays: %s", error)
-            if self.compiled is None:
-                recalled = self.keeper.recall(self.licenses())
-                if recalled is not None:
-                    self.apply(recalled)
+            if self.compiled is not None:
+                self.renew_policy()  # licenses may have come or gone
+                return
+            last = self.keeper.recall(self.licenses())
+            if last is not None:
+                self.apply(last)
 
     def apply(self, compiled: Compiled) -> int:
         """Switch to a compiled policy, everywhere at once; its generation."""

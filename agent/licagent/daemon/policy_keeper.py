@@ -31,6 +31,7 @@ from lictoken.limits import read_bounded
 _log: Final = logging.getLogger(__name__)
 
 _DOCUMENT: Final = "last-good-policy"
+_SPARE: Final = "last-good-policy-spare"
 _SCHEMA: Final = "licagent.policy/1"
 _RUN_DOCUMENT: Final = "run-licenses"
 _RUN_SCHEMA: Final = "licagent.run/1"
@@ -122,19 +123,27 @@ class PolicyKeeper:
             return self._compiled(texts, policy, licenses)
 
     def _compiled(
-        self, texts: Texts, policy: Policy, licenses: Mapping[str, License]
+        self,
+        texts: Texts,
+        policy: Policy,
+        licenses: Mapping[str, License],
+        *,
+        lenient: bool = False,
     ) -> Compiled:
         self._users.forget()
         self._resolvers = read_resolvers()
-        tables = self._tables(policy, licenses)
+        tables = self._tables(policy, licenses, lenient=lenient)
         extra = _run_bindings(policy, licenses, self._run_licenses)
         if extra:
             # Judged without them first: they must not make an unreachable resource look well.
-            tables = self._tables(replace(policy, bindings=policy.bindings + extra), licenses)
+            widened = replace(policy, bindings=policy.bindings + extra)
+            tables = self._tables(widened, licenses, lenient=lenient)
         self._numbering.save()
         return Compiled(tuple(texts), policy, tables)
 
-    def _tables(self, policy: Policy, licenses: Mapping[str, License]) -> Tables:
+    def _tables(
+        self, policy: Policy, licenses: Mapping[str, License], *, lenient: bool
+    ) -> Tables:
         return compile_policy(
             policy,
             licenses,
@@ -142,6 +151,7 @@ class PolicyKeeper:
             self._user,
             failsafe_entries(self._failsafe, self._resolvers),
             groups=self._group,
+            lenient=lenient,
         )
 
     def resolvers_changed(self) -> bool:
@@ -161,35 +171,45 @@ class PolicyKeeper:
 
     def remember(self, texts: Texts) -> None:
         """Keep a policy that is in force, for a boot at which the files are broken."""
-        self._state.write_document(_DOCUMENT, _SCHEMA, {"files": [list(pair) for pair in texts]})
+        body = {"files": [list(pair) for pair in texts]}
+        for name in (_SPARE, _DOCUMENT):
+            self._state.write_document(name, _SCHEMA, body)
 
     def recall(self, licenses: Mapping[str, License]) -> Compiled | None:
-        """The last good policy. Bindings whose license is gone grant nothing; the rest holds."""
+        """The last good policy, as `again` compiles it; None where there is none.
+
+        Where there was one and both copies are damaged, the installed files stand in for it, as
+        far as they can be read: a host must not open because its state was lost.
+        """
+        was_there = False
+        for document in (_DOCUMENT, _SPARE):
+            try:
+                body = self._state.read_document(document, _SCHEMA)
+            except DocumentDamaged as error:
+                _log.error("%s", error)
+                was_there = True
+                continue
+            if body is not None:
+                texts = tuple((str(name), str(text)) for name, text in body["files"])
+                return self.again(texts, licenses)
         try:
-            body = self._state.read_document(_DOCUMENT, _SCHEMA)
-        except DocumentDamaged as error:
-            _log.error("%s", error)
+            return self.again(self.installed(), licenses) if was_there else None
+        except PolicyError as error:
+            _log.error("the installed policy cannot stand in for the last good one: %s", error)
             return None
-        if body is None:
-            return None
-        return self.again(tuple((str(name), str(text)) for name, text in body["files"]), licenses)
 
     def again(self, texts: Texts, licenses: Mapping[str, License]) -> Compiled | None:
         """Compile a policy that was good before; None, and said in the log, where it is not now.
 
-        Bindings whose license is gone grant nothing; the rest holds.
+        Bindings whose license, user or entitlement is gone grant nothing. All resources are
+        enforced all the same: a host must not open because its licenses are lost.
         """
         try:
             with no_garbage_collection():
-                return self._again(texts, licenses)
+                return self._compiled(texts, parse_policy(texts), licenses, lenient=True)
         except PolicyError as error:
             _log.error("the last good policy does not compile any more: %s", error)
             return None
-
-    def _again(self, texts: Texts, licenses: Mapping[str, License]) -> Compiled:
-        policy = parse_policy(texts)
-        bindings = tuple(each for each in policy.bindings if each.license in licenses)
-        return self._compiled(texts, replace(policy, bindings=bindings), licenses)
 
     def install(self, files: Texts) -> None:
         """Write policy files into policy.d, each whole or not at all."""

@@ -157,6 +157,16 @@ def _reasons(agent: Agent, hooks: list[Any]) -> list[Report]:
                 "see `licagent policy check`; the last good policy stays in force",
             )
         )
+    if agent.compiled is None:
+        left = agent.kernel.control.generation
+        what = f"generation {left} of an earlier start goes on" if left else "nothing is enforced"
+        found.append(
+            _reason(
+                "no-policy",
+                f"there is no good policy, and none of an earlier start can be read: {what}",
+                "mend the installed policy, then: licagent policy apply",
+            )
+        )
     if agent.licensing.trust_problem:
         found.append(
             _reason(

@@ -70,14 +70,20 @@ def compile_policy(
     failsafe: Sequence[FailsafeEntry] = (),
     *,
     groups: AccountLookup = lambda _name: None,
+    lenient: bool = False,
 ) -> Tables:
     """The tables of `policy`, with `licenses` by their id (jti), whatever their state.
 
     Raises PolicyError with every problem found. An entitlement that this version cannot
     honour (`license.refusals`) leaves its rules without that license: they still match, so
     that no wider binding takes their place, and with none left deny with Reason.CONDITION.
+
+    `lenient` is for a policy that was good once and is to be enforced although a license, a
+    user or an entitlement has gone meanwhile: what is wrong then grants nothing, and every
+    resource is still enforced.
     """
-    return _Compiler(policy, licenses, Folder(numbering, users, groups)).compile(failsafe)
+    compiler = _Compiler(policy, licenses, Folder(numbering, users, groups))
+    return compiler.compile(failsafe, lenient=lenient)
 
 
 class _Grant(NamedTuple):
@@ -113,7 +119,7 @@ class _Compiler:
     _shapes: set[Shape] = field(default_factory=set)
     _reached: set[str] = field(default_factory=set)
 
-    def compile(self, failsafe: Sequence[FailsafeEntry]) -> Tables:
+    def compile(self, failsafe: Sequence[FailsafeEntry], *, lenient: bool) -> Tables:
         for resource in self.policy.resources:
             number = self.folder.numbering.number("resource", resource.name)
             self._resources[resource.name] = (number, resource)
@@ -129,7 +135,8 @@ class _Compiler:
             classes.write(SERVICE_CLASS, services)
         except TooManyPortsError:
             self.problems.append(_too_many_ports(self.policy.resources))
-        if self.problems:
+            lenient = False  # there are no tables to enforce
+        if self.problems and not lenient:
             raise PolicyError(self.problems)
         return Tables(
             networks=tuple(networks),
@@ -293,7 +300,7 @@ class _Compiler:
         ordered = sorted(
             honoured.values(), key=lambda grant: (-grant.license.expires_at_s, grant.license.number)
         )
-        return tuple(grant.license.number for grant in ordered)
+        return tuple(grant.license.number for grant in ordered[:MAX_LICENSES_PER_RULE])
 
     def _network_claims(self) -> Iterator[Claim]:
         for number, resource in self._resources.values():

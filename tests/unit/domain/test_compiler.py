@@ -359,3 +359,24 @@ def test_an_observed_resource_may_have_no_binding_yet(tables_of: Callable[..., T
     tables = tables_of(DB.replace("enforce", "observe"))
     assert tables.rules == ()
     assert tables.networks
+
+
+def test_a_policy_that_was_good_is_enforced_when_its_licenses_are_gone(
+    counting: type[Any], make_license: Make
+) -> None:
+    policy = parse_policy(
+        [("a.toml", DB + binding("unix:user:gone") + binding("host", license_id="b"))]
+    )
+
+    def compiled(licenses: dict[str, License], **options: Any) -> Tables:
+        return compile_policy(policy, licenses, counting(), lambda _name: None, **options)
+
+    with pytest.raises(PolicyError):
+        compiled({})
+    tables = compiled({}, lenient=True)
+    assert tables.networks
+    assert not tables.rules
+    assert use(tables).reason is Reason.NO_BINDING
+    # What is still good of it grants as before.
+    left = compiled({"b": make_license("b", 2, "db")}, lenient=True)
+    assert [rule.licenses for rule in left.rules] == [(2,)]
