@@ -195,8 +195,6 @@ _SETTINGS: Final = {
     "failsafe": "[what always passes](policy.md); replaces the built-in list",
     "existing_sockets": "unlicensed connections that are older than the agent: `cut`, or `keep` "
     "them as shadow usage",
-    "mark_sockets": "mirror the tag in SO_MARK for nftables, tc and routing rules; reserved, this "
-    "version does not do it",
 }
 
 

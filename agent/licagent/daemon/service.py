@@ -13,6 +13,7 @@ from licagent.daemon.decisions import Record
 from licagent.daemon.doctor import doctor
 from licagent.daemon.policy_keeper import run_cgroup
 from licagent.domain.policy import PolicyError
+from licagent.kernel.libbpf import BpfError
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.local.fanout import Fanout, Missed
 from licagent.local.peer import Peer
@@ -261,10 +262,17 @@ class Service:
                 if not params["files"]:  # so will the next start find them
                     agent.policy_problem = str(error)
                 raise _bad_policy(error) from error
-            agent.keeper.install(params["files"])
             changed = agent.compiled is None or agent.compiled.tables != compiled.tables
             if changed:
-                agent.apply(compiled)
+                try:
+                    agent.apply(compiled)
+                except BpfError as error:  # a table is full: nothing was switched
+                    raise LocalError(
+                        ErrorCode.REFUSED,
+                        f"the policy does not fit the kernel's tables: {error}",
+                        "the last policy stays in force; docs/reference/limits.md has the sizes",
+                    ) from error
+            agent.keeper.install(params["files"])
             agent.policy_problem = ""
             return {
                 "schema_version": 1,

@@ -79,7 +79,6 @@ class AgentConfig:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     failsafe: tuple[FailsafeSetting, ...] = DEFAULT_FAILSAFE  # what no policy can deny
     existing_sockets: str = "cut"  # unlicensed sockets older than the agent: cut | keep
-    mark_sockets: bool = False  # mirror the tag in SO_MARK
 
     @property
     def licenses_dir(self) -> Path:
@@ -178,17 +177,6 @@ def _socket_folder(value: Any) -> object:
 
 def _cgroup_root(value: Any) -> object:
     return None if value == "auto" else _path(value)
-
-
-def _boolean(value: Any) -> object:
-    if not isinstance(value, bool):
-        raise _Bad(f"{value!r} is not true or false")
-    return value
-
-
-def _boolean_text(text: str) -> object:
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-    return words.get(text.strip().lower(), text)
 
 
 _LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._/-]{0,62}")
@@ -290,7 +278,6 @@ SETTINGS: Final[Mapping[str, _Setting]] = MappingProxyType(
         "labels": _Setting(_labels, _labels_text),
         "failsafe": _Setting(_failsafe, _failsafe_text),
         "existing_sockets": _words("cut", "keep"),
-        "mark_sockets": _Setting(_boolean, _boolean_text),
     }
 )
 """Every key of agent.toml; LICAGENT_<KEY> in the environment is the same key."""

@@ -49,7 +49,6 @@ def test_every_key_can_be_set_in_the_file():
         cgroup_root = "/e"
         loader = "bcc"
         existing_sockets = "keep"
-        mark_sockets = true
         failsafe = [
             { cidr = "10.0.0.0/8", ports = ["53", "60-70"], protocol = "udp" },
             { direction = "in", ports = ["22"], protocol = "tcp" },
@@ -69,7 +68,6 @@ def test_every_key_can_be_set_in_the_file():
         cgroup_root=Path("/e"),
         loader="bcc",
         existing_sockets="keep",
-        mark_sockets=True,
         failsafe=(
             FailsafeSetting("out", "10.0.0.0/8", ("53", "60-70"), "udp"),
             FailsafeSetting("in", "any", ("22",), "tcp"),
@@ -89,7 +87,6 @@ ENVIRONMENT = {
     "cgroup_root": ("/e", Path("/e")),
     "loader": ("prebuilt", "prebuilt"),
     "existing_sockets": ("keep", "keep"),
-    "mark_sockets": ("yes", True),
     "labels": ("region=eu, role=db", {"region": "eu", "role": "db"}),
     "failsafe": ('[{ cidr = "::1/128" }]', (FailsafeSetting("out", "::1/128", (), "any"),)),
 }
@@ -120,7 +117,6 @@ def test_the_cgroup_root_may_be_found_by_itself():
         ('state_dir = "var/lib"', "not an absolute path (start it with /)"),
         ('state_dir = "/a\\u0000b"', "not an absolute path"),
         ("state_dir = 5", "5 is not a path"),
-        ('mark_sockets = "true"', "'true' is not true or false"),
         ("labels = 1", "labels must be a table"),
         ('labels = { "A b" = "x" }', "'A b' is no label name"),
         ("labels = { a = 1 }", "label a: 1 is not a text"),
@@ -147,9 +143,9 @@ def test_what_is_wrong_is_named_with_line_and_suggestion(text, problem):
 
 
 def test_all_problems_are_named_at_once():
-    found = problems('mod = 1\nloader = "gcc"\n', LICAGENT_MODE="off", LICAGENT_MARK_SOCKETS="2")
+    found = problems('mod = 1\nloader = "gcc"\n', LICAGENT_MODE="off", LICAGENT_EXISTING_SOCKETS="2")
     assert len(found) == 4
-    assert found[2].startswith("environment: LICAGENT_MARK_SOCKETS")
+    assert found[2].startswith("environment: LICAGENT_EXISTING_SOCKETS")
 
 
 def test_variables_that_are_near_a_key_are_slips_and_others_are_not_ours():
@@ -199,7 +195,6 @@ def test_describe_names_every_value_and_where_it_comes_from():
     assert rows["mode"] == ("enforce", "f.toml:1")
     assert rows["labels"] == ("a=b,b=c", "LICAGENT_LABELS")
     assert rows["cgroup_root"] == ("auto", "default")
-    assert rows["mark_sockets"] == ("false", "default")
     assert "in tcp any 22" in rows["failsafe"][0]
 
 
