@@ -120,7 +120,7 @@ class AgentUnderTest:
 
     def call(self, method: str, **params: object) -> dict[str, Any]:
         """One method of the local API."""
-        client = LocalClient(self.folder / "run" / "licagent.sock", timeout_s=30.0)
+        client = LocalClient(self.folder / "run" / "licagent.sock", timeout_s=120.0)
         return client.call(method, params)
 
     def status(self) -> dict[str, Any]:

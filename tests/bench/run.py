@@ -34,6 +34,7 @@ CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "start": daemon_cases.start,
     "daemon": daemon_cases.daemon,
     "memory": daemon_cases.memory,
+    "policy": daemon_cases.policy,
 }
 
 EXTRA: Final = ("nftables",)

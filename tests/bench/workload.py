@@ -37,7 +37,8 @@ def _resource(name: str, networks: list[str], ports: str) -> str:
     )
 
 
-def _binding(license: str, selector: str) -> str:
+def binding(license: str, selector: str) -> str:
+    """A binding as policy files write it."""
     return f'[[binding]]\nlicense = "{license}"\nselectors = ["{selector}"]\n'
 
 
@@ -55,11 +56,11 @@ def load(agent: AgentUnderTest, *, bindings: int, networks: int, client: str = "
     selector = client_selector(client)
     text = [_resource("bench", [f"{SERVER}/32"], f'"{PORT}", "{IPERF_PORT}"')]
     agent.issue("bench", ["bench"])
-    text.append(_binding("bench", selector))
+    text.append(binding("bench", selector))
     for trial in range(LIVE_RESOURCES):
         text.append(_resource(f"live-{trial}", [f"{live_address(trial)}/32"], f'"{PORT}"'))
         agent.issue(live_license(trial), [f"live-{trial}"])
-        text.append(_binding(live_license(trial), selector))
+        text.append(binding(live_license(trial), selector))
     agent.policy("".join(text), "00-bench")
     _filler(agent, bindings, networks)
 
@@ -84,7 +85,7 @@ def _filler(agent: AgentUnderTest, bindings: int, networks: int) -> None:
         agent.issue(f"filler-{i}", [f"filler-{i}"])
     agent.policy("".join(text), "10-resources")
     lines = [
-        _binding(f"filler-{i % count}", f"unix:uid:{100_000 + i // count}") for i in range(bindings)
+        binding(f"filler-{i % count}", f"unix:uid:{100_000 + i // count}") for i in range(bindings)
     ]
     for at in range(0, bindings, BINDINGS_PER_FILE):
         agent.policy("".join(lines[at : at + BINDINGS_PER_FILE]), f"20-bindings-{at:06}")
