@@ -108,7 +108,7 @@ class Agent:
         pins = PinFolder(self.config.bpffs_dir)
         report = load_programs(pins, self.tree.root, self.config.loader)
         self.kernel_side = KernelSide(pins, self.tree.id_of("/"), report)
-        self.kernel_side.cover_interfaces()
+        self.kernel_side.interfaces.begin()
         self.identity = IdentityKeeper(
             self.kernel_side.identity,
             self.kernel_side.iterators,
@@ -205,12 +205,13 @@ class Agent:
         """Switch to a compiled policy, everywhere at once; its generation."""
         gc.unfreeze()
         kernel, identity = self.kernel, self._identity()
+        covering = kernel.interfaces.begin()
         tables = compiled.tables
         for number in {number for rule in tables.rules for number in rule.licenses}:
             kernel.licenses.slot(number)
         self.licensing.write(kernel.licenses)
         identity.prepare(tables)
-        kernel.cover_interfaces()
+        kernel.interfaces.await_round(covering)
         kernel.control.measure = bool(tables.digests)
         generation = kernel.tables.switch(
             tables,
@@ -414,6 +415,7 @@ class Agent:
             if hook.attached
         ]
         self.emit("detach", f"{len(hooks)} programs detached: nothing is enforced any more")
+        self.kernel.interfaces.close()  # it would attach again
         self.kernel.pins.remove()
         return hooks
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from licagent.daemon.interface_keeper import InterfaceKeeper
 from licagent.host.namespaces import NamespaceError, network_namespaces, run_inside
 from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
@@ -19,7 +20,7 @@ from licagent.kernel.control import ControlWord
 from licagent.kernel.events import Counters
 from licagent.kernel.hooks import HOOKS, Hook, HookKind
 from licagent.kernel.identity import IdentityTables
-from licagent.kernel.interfaces import Coverage, InterfaceLinks
+from licagent.kernel.interfaces import InterfaceLinks
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import SocketRecord
 from licagent.kernel.licenses import LicenseTable
@@ -91,10 +92,8 @@ class KernelSide:
         self.counters = Counters(pins)
         self.counters.prepare()
         self.iterators = Iterators(pins)
-        self._interfaces = InterfaceLinks(
-            pins, next(hook.name for hook in HOOKS if hook.kind is HookKind.INTERFACE)
-        )
-        self._coverage = Coverage()
+        name = next(hook.name for hook in HOOKS if hook.kind is HookKind.INTERFACE)
+        self.interfaces = InterfaceKeeper(InterfaceLinks(pins, name), in_each_namespace)
 
     def hooks(self) -> list[HookReport]:
         """The hooks as they are attached now: asked of the kernel, not remembered."""
@@ -129,23 +128,10 @@ class KernelSide:
         return found
 
     def _interface_hook(self, hook: Hook, state: dict[str, Any]) -> HookReport:
-        """Attached if it is on some interface; with an error if one is without it."""
-        if self._coverage.failed or self._interfaces.is_broken(self._coverage):
-            self.cover_interfaces()  # interfaces come and go between two rounds
-        program_id = self._interfaces.program_id()
-        error = str(state.get("error", "")) or self._coverage.error
-        if not error and program_id is None:
-            error = "detached by somebody else"
-        attached = program_id is not None and any(self._coverage.covered.values())
+        program_id, attached, problem = self.interfaces.state()
+        error = str(state.get("error", "")) or problem
         loader = str(state.get("loader", ""))
         return HookReport(hook.name, attached, loader, error, None, program_id)
-
-    def cover_interfaces(self) -> None:
-        """Attach to the interfaces that came, and forget those that went, in all namespaces."""
-        found = Coverage()
-        in_each_namespace(lambda: self._interfaces.cover(found))
-        self._interfaces.prune(found)
-        self._coverage = found
 
     def adopt(self) -> None:
         """Tag what is untagged: sockets older than the agent or than the policy."""
@@ -165,6 +151,7 @@ class KernelSide:
 
     def close(self) -> None:
         """Close everything; enforcement goes on."""
+        self.interfaces.close()
         self.tables.close()
         self.identity.close()
         self.counters.close()

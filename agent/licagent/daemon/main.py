@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
 from licagent.daemon.kernel_side import KernelUnavailable
+from licagent.daemon.link_watch import on_link_changes
 from licagent.daemon.service import Service
 from licagent.domain.config import AgentConfig
 from licagent.host.cgroups import CgroupError
@@ -128,6 +129,7 @@ class Daemon:
             self._every(_REFRESH_S, self._refresh),
             self._every(_CLOCK_S, self._agent.watch_clock),
             self._every(_SAVE_CLOCK_S, self._agent.save_clock),
+            on_link_changes(self._cover_interfaces, at_least_every_s=_REFRESH_S),
             self._measure(),
             self._ends(),
             self._reloads(),
@@ -170,8 +172,14 @@ class Daemon:
     def _refresh(self) -> None:
         if self._agent.identity is not None:
             self._agent.identity.refresh()
-        self._agent.kernel.cover_interfaces()
         self._agent.follow_resolvers()
+
+    async def _cover_interfaces(self) -> None:
+        interfaces = self._agent.kernel.interfaces
+        try:
+            await asyncio.wrap_future(interfaces.begin())
+        except OSError as error:
+            _log.error("interfaces cannot be covered: %s", error)
 
     async def _measure(self) -> None:
         """New executables at once, installed ones in slices."""
