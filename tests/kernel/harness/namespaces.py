@@ -49,6 +49,12 @@ class Netns:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
+        self._inhabitant: subprocess.Popen[bytes] | None = None
+
+    def inhabit(self) -> Self:
+        """Let a process live in it as long as it is held: an agent finds it by that."""
+        self._inhabitant = self.run(lambda: subprocess.Popen(["sleep", "infinity"]))
+        return self
 
     @classmethod
     def new(cls) -> Self:
@@ -75,6 +81,9 @@ class Netns:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._inhabitant is not None:
+            self._inhabitant.kill()
+            self._inhabitant.wait()
         os.close(self.descriptor)
 
     def run(self, action: Callable[[], _Value]) -> _Value:

@@ -95,9 +95,9 @@ class World:
         if network == "host":
             return keep(recorder.Recorder(local)), None
         if network == "fresh":
-            space = keep(namespaces.fresh())
+            space = keep(namespaces.fresh()).inhabit()
             return keep(recorder.Recorder((*local, addresses.FRESH4), space)), space
-        client, server = (keep(end) for end in namespaces.veth_pair())
+        client, server = (keep(end).inhabit() for end in namespaces.veth_pair())
         hosts = (addresses.SERVER4, addresses.SERVER6)
         made = keep(recorder.Recorder(hosts, server))
         for host in hosts:

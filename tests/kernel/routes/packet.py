@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routes below IP: AF_PACKET and TUN. No cgroup hook sees them."""
+"""Routes below IP: AF_PACKET and TUN. No cgroup hook sees them; tc sees what passes a qdisc."""
 
 from __future__ import annotations
 
@@ -25,6 +25,10 @@ from tests.kernel.routes.registry import route
 
 SOL_PACKET: Final = 263
 NO_MAC: Final = "00:00:00:00:00:00"
+THROUGH_QDISC: Final = "AF_PACKET through the qdisc"
+PAST_QDISC: Final = "AF_PACKET with PACKET_QDISC_BYPASS"
+"""As the coverage table names them."""
+
 TUNSETIFF: Final = 0x400454CA
 IFF_TUN_NO_PI: Final = 0x1001
 
@@ -36,49 +40,105 @@ def _packet(context: Context, source: str) -> tuple[int, bytes]:
     return packets.ETHERTYPE4, packets.ipv4(source, context.address, datagram)
 
 
-def _send_frame(context: Context, source: str, link: str, *, bypass: bool) -> None:
-    ethertype, packet = _packet(context, source)
+def _fragments(context: Context, source: str) -> list[bytes]:
+    datagram = packets.udp((source, SOURCE_PORT), context.target, context.token)
+    return [
+        packets.ipv4(source, context.address, datagram[:8], more_fragments=True),
+        packets.ipv4(source, context.address, datagram[8:], fragment_offset_bytes=8),
+    ]
+
+
+def _send(
+    context: Context,
+    link: str,
+    ethertype: int,
+    packet: bytes,
+    *,
+    bypass: bool = False,
+    protocol: int = 0,
+) -> None:
     ends = (NO_MAC, NO_MAC) if link == "lo" else (SERVER_MAC, CLIENT_MAC)
     with context.make(socket.AF_PACKET, socket.SOCK_RAW) as sock:
         if bypass:
             with context.at("option"):
                 sock.setsockopt(SOL_PACKET, calls.PACKET_QDISC_BYPASS, 1)
         with context.at("send"):
-            sock.bind((link, 0))
+            sock.bind((link, protocol))
             sock.send(packets.ethernet(*ends, ethertype, packet))
 
 
-@route("udp4", network="veth", open_as="AF_PACKET")
+def _send_frame(
+    context: Context,
+    source: str,
+    link: str,
+    *,
+    bypass: bool = False,
+    protocol: int = 0,
+    vlan_tags: int = 0,
+) -> None:
+    ethertype, packet = _packet(context, source)
+    for _ in range(vlan_tags):
+        packet = struct.pack("!HH", 0, ethertype) + packet  # priority 0, VLAN 0
+        ethertype = packets.ETHERTYPE_VLAN
+    _send(context, link, ethertype, packet, bypass=bypass, protocol=protocol)
+
+
+@route("udp4", network="veth", open_as=THROUGH_QDISC)
 def packet_raw4(context: Context) -> None:
     """A whole Ethernet frame on an AF_PACKET socket."""
-    _send_frame(context, CLIENT4, CLIENT_LINK, bypass=False)
+    _send_frame(context, CLIENT4, CLIENT_LINK)
 
 
-@route("udp6", network="veth", open_as="AF_PACKET")
+@route("udp6", network="veth", open_as=THROUGH_QDISC)
 def packet_raw6(context: Context) -> None:
     """A whole Ethernet frame with IPv6 in it on an AF_PACKET socket."""
-    _send_frame(context, CLIENT6, CLIENT_LINK, bypass=False)
+    _send_frame(context, CLIENT6, CLIENT_LINK)
 
 
-@route("udp4", network="veth", open_as="AF_PACKET")
+@route("udp4", network="veth", open_as=THROUGH_QDISC)
+def packet_vlan4(context: Context) -> None:
+    """A frame with two VLAN tags that name no VLAN: the receiver takes them off."""
+    _send_frame(context, CLIENT4, CLIENT_LINK, vlan_tags=2)
+
+
+@route("udp4", network="veth", open_as=THROUGH_QDISC)
+def packet_many_vlans4(context: Context) -> None:
+    """A frame with more VLAN tags than anybody looks behind."""
+    _send_frame(context, CLIENT4, CLIENT_LINK, vlan_tags=20)
+
+
+@route("udp4", network="veth", open_as=THROUGH_QDISC)
+def packet_other_protocol4(context: Context) -> None:
+    """A frame with IPv4 in it, on a socket that says it sends ARP."""
+    _send_frame(context, CLIENT4, CLIENT_LINK, protocol=packets.ETHERTYPE_ARP)
+
+
+@route("udp4", network="veth", open_as=THROUGH_QDISC)
+def packet_fragments4(context: Context) -> None:
+    """A datagram in two fragments, each a frame: the second has no port in it."""
+    for fragment in _fragments(context, CLIENT4):
+        _send(context, CLIENT_LINK, packets.ETHERTYPE4, fragment)
+
+
+@route("udp4", network="veth", open_as=PAST_QDISC)
 def packet_bypass4(context: Context) -> None:
     """The same with PACKET_QDISC_BYPASS, which skips tc as well."""
     _send_frame(context, CLIENT4, CLIENT_LINK, bypass=True)
 
 
-@route("udp4", network="fresh", address=FRESH4, open_as="AF_PACKET")
+@route("udp4", network="fresh", address=FRESH4, open_as=THROUGH_QDISC)
 def packet_loopback4(context: Context) -> None:
     """A frame on loopback."""
-    _send_frame(context, FRESH_SOURCE4, "lo", bypass=False)
+    _send_frame(context, FRESH_SOURCE4, "lo")
 
 
-@route("udp4", network="fresh", address=FRESH4, open_as="AF_PACKET")
+@route("udp4", network="fresh", address=FRESH4, open_as=PAST_QDISC)
 def packet_loopback_bypass4(context: Context) -> None:
     """A frame on loopback with PACKET_QDISC_BYPASS."""
     _send_frame(context, FRESH_SOURCE4, "lo", bypass=True)
 
 
-@route("udp4", network="veth", open_as="AF_PACKET")
+@route("udp4", network="veth", open_as=THROUGH_QDISC)
 def packet_datagram4(context: Context) -> None:
     """An AF_PACKET socket of type SOCK_DGRAM: the kernel writes the Ethernet header."""
     ethertype, packet = _packet(context, CLIENT4)

@@ -40,7 +40,8 @@ class Route:
     needs: frozenset[str] = frozenset()
     """holder, other, child, outside: what the harness must have ready beside the server."""
     open_as: str = ""
-    """Non-empty: no cgroup hook sees this route; the coverage table must name it so."""
+    """Non-empty: no cgroup hook sees this route; the coverage table must name it so, and say
+    whether something else closes it here."""
     proof: Mapping[str, object] = field(default_factory=dict)
     """Details a bare run must report, so that the route is known to be what it says."""
     rounds: int = 1
