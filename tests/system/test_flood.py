@@ -82,13 +82,14 @@ def told(scene: Scene) -> Counter[str]:
 
 
 @pytest.mark.parametrize(
-    ("ports", "processes", "threads", "rounds"),
+    "shape",  # ports, processes, threads, rounds
     [(4, 5, 1, 50_000), (4, 1, 5, 50_000), (40, 20, 1, 1250)],
     ids=["processes", "threads", "many"],
 )
 def test_a_million_denials_are_counted_to_the_unit_and_told_in_few_events(
-    flooded: Scene, flood: Path, ports: int, processes: int, threads: int, rounds: int
+    flooded: Scene, flood: Path, shape: tuple[int, int, int, int]
 ) -> None:
+    ports, processes, threads, rounds = shape
     denied = pour(flooded, flood, ports=ports, processes=processes, threads=threads, rounds=rounds)
     assert denied == MILLION
     assert counted(flooded) == {f"r{number}": MILLION // ports for number in range(ports)}

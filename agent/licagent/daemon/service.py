@@ -44,6 +44,7 @@ class Service:
         self._on_kernel = on_kernel
         self._fanout = fanout
         self._stop = stop
+        self._reading: dict[str, asyncio.Future[Result]] = {}
 
     def register(self, server: LocalServer) -> None:
         """Register every method."""
@@ -67,15 +68,31 @@ class Service:
 
     # --- reads
 
+    async def _shared(self, name: str, action: Callable[[], Result]) -> Result:
+        """The result of `action`, one run of which answers all who ask meanwhile.
+
+        So a crowd of readers costs the kernel thread one report at a time, and a revocation
+        waits for one. Nobody sees a state from before a change that was acknowledged to him:
+        the thread does one thing after the other, and what ran before the change is answered
+        before it.
+        """
+        running = self._reading.get(name)
+        if running is None:
+            running = asyncio.ensure_future(self._on_kernel(action))
+            self._reading[name] = running
+            running.add_done_callback(lambda _done: self._reading.pop(name, None))
+        # Shielded: the one who asked first may leave before the others have their answer.
+        return await asyncio.shield(running)
+
     async def _status(self, _params: Params, _peer: Peer) -> Result:
-        return await self._on_kernel(lambda: reports.status(self._agent))
+        return await self._shared("status", lambda: reports.status(self._agent))
 
     async def _explain(self, params: Params, _peer: Peer) -> Result:
         pid, socket = params["pid"], params["socket"]
         return await self._on_kernel(lambda: explain.explain(self._agent, pid, socket))
 
     async def _license_list(self, _params: Params, _peer: Peer) -> Result:
-        return await self._on_kernel(lambda: reports.license_list(self._agent))
+        return await self._shared("license.list", lambda: reports.license_list(self._agent))
 
     async def _license_show(self, params: Params, _peer: Peer) -> Result:
         return await self._on_kernel(lambda: reports.license_show(self._agent, params["id"]))
@@ -84,7 +101,7 @@ class Service:
         return reports.policy_show(self._agent)
 
     async def _doctor(self, _params: Params, _peer: Peer) -> Result:
-        return await self._on_kernel(lambda: doctor(self._agent))
+        return await self._shared("doctor", lambda: doctor(self._agent))
 
     async def _usage(self, params: Params, _peer: Peer) -> Result:
         return await self._on_kernel(lambda: reports.usage(self._agent, params["by"]))
