@@ -122,9 +122,13 @@ static __always_inline void check_ancestors(struct cgroup *cgroup, __u64 root, i
 		length = bpf_probe_read_kernel_str(name, sizeof(name), BPF_CORE_READ(at, kn, name));
 		if (length < 0 || !ends_in_slice(name, length))
 			*all_slices = 0;
-		/* user@1000.service: what is below belongs to that user */
-		if (length > 5 && name[0] == 'u' && name[1] == 's' && name[2] == 'e' &&
-		    name[3] == 'r' && name[4] == '@')
+		/*
+		 * user@1000.service: what is below belongs to that user. A name as long as a
+		 * container's id is one: what it makes below itself is no container of ours.
+		 */
+		if ((length > 5 && name[0] == 'u' && name[1] == 's' && name[2] == 'e' &&
+		     name[3] == 'r' && name[4] == '@') ||
+		    (length > 64 && !ends_in_slice(name, length)))
 			*in_user = 1;
 	}
 	*all_slices = 0; /* too deep to be sure */

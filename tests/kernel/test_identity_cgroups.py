@@ -136,12 +136,8 @@ def test_who_only_looks_like_it_may_not(
 @pytest.mark.parametrize("path", CONTAINERS_IN_CONTAINERS)
 @pytest.mark.parametrize("when", WHEN)
 def test_what_a_container_makes_in_its_own_part_of_the_tree_is_no_other_container(
-    when: str, path: str, places: Places, dial: Path, request: pytest.FixtureRequest
+    when: str, path: str, places: Places, dial: Path
 ) -> None:
-    if when != WHEN[0]:
-        why = "cgroup_mkdir does not ask yet whether an ancestor is a container"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
-
     assert answer(when, f"container:id:{CONTAINER}", path, places, dial) == NO_LICENSE
 
 

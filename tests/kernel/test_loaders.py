@@ -19,8 +19,12 @@ from tests.kernel.harness.dial import answer_of, dialer
 from tests.kernel.harness.subjects import NO_LICENSE, Rules
 
 from licagent.kernel import libbpf
+from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS
+from licagent.kernel.layout import MAP_SIZES
+from licagent.kernel.libbpf import BpfError
 from licagent.kernel.loader import object_folder, source_folder
+from licagent.kernel.maps import check_layout
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 
@@ -305,3 +309,15 @@ def test_bcc_needs_no_kernel_headers(folder: Path) -> None:
         if hook.required:
             assert states[hook.name]["attached"], states[hook.name]
             assert states[hook.name]["loader"] == "bcc"
+
+
+def test_maps_of_another_shape_are_refused_before_anything_is_written(
+    make_agent: Callable[..., AgentUnderTest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = make_agent()
+    agent.start()
+    maps = PinFolder(agent.bpffs).maps
+    check_layout(maps)
+    monkeypatch.setitem(MAP_SIZES, "tags", (4, 8))
+    with pytest.raises(BpfError, match="licagent detach"):
+        check_layout(maps)

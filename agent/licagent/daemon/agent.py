@@ -79,9 +79,7 @@ class Agent:
         self.licensing = Licensing(
             config.licenses_dir, config.trust_path, self.records, self.clock, self.host
         )
-        self.keeper = PolicyKeeper(
-            config.policy_dir, self.state, self.numbering, config.failsafe
-        )
+        self.keeper = PolicyKeeper(config.policy_dir, self.state, self.numbering, config.failsafe)
         self.log = EventLog(self.state.subdirectory("events"))
         self.shadow = ShadowBook()
         self.names = NameBook(self.records.jti_of)
@@ -418,4 +416,3 @@ class Agent:
         self.kernel.interfaces.close()  # it would attach again
         self.kernel.pins.remove()
         return hooks
-

@@ -31,8 +31,10 @@ Record = dict[str, Any]
 
 def rfc3339(unix_s: float) -> str:
     """UTC with milliseconds and a Z (RFC 3339)."""
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace(
-        "+00:00", "Z"
+    return (
+        datetime.fromtimestamp(unix_s, UTC)
+        .isoformat(timespec="milliseconds")
+        .replace("+00:00", "Z")
     )
 
 

@@ -203,11 +203,11 @@ def _advice(
     missing: list[str] = []
     how: list[str] = []
     if reason is Reason.NO_BINDING:
-        for binding in _candidates(agent, resource):
-            missing.append(
-                f"binding {binding.name} asks for "
-                + " and ".join(str(selector) for selector in binding.selectors)
-            )
+        missing.extend(
+            f"binding {binding.name} asks for "
+            + " and ".join(str(selector) for selector in binding.selectors)
+            for binding in _candidates(agent, resource)
+        )
         if not missing:
             missing.append(f"no binding reaches {resource.name} for anybody")
         who = f"unix:user:{process.user}" if process.user else f"unix:uid:{process.uid}"
@@ -243,4 +243,3 @@ def _candidates(agent: Agent, resource: Resource) -> list[Any]:
         and any(each.resource == resource.name for each in held.license.entitlements)
         and (binding.resources is None or resource.name in binding.resources)
     ][:10]
-

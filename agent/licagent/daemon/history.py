@@ -65,9 +65,7 @@ def _is_plain(params: Mapping[str, Any]) -> bool:
     return not any(params[key] for key in ("since", "verdict", "license", "resource", "pid"))
 
 
-def _matching(
-    log: EventLog, params: Mapping[str, Any], after: int, end: int
-) -> Iterator[Record]:
+def _matching(log: EventLog, params: Mapping[str, Any], after: int, end: int) -> Iterator[Record]:
     since = moment(params["since"])
     for record in log.read(after):
         if record["seq"] >= end:

@@ -24,6 +24,7 @@ from licagent.kernel.interfaces import InterfaceLinks
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import SocketRecord
 from licagent.kernel.licenses import LicenseTable
+from licagent.kernel.maps import check_layout
 from licagent.kernel.tables import TableWriter
 
 _LOADER_TIMEOUT_S: Final = 120
@@ -84,6 +85,7 @@ class KernelSide:
     def __init__(self, pins: PinFolder, root_cgroup: int, report: dict[str, Any]) -> None:
         self.pins = pins
         self.report = report
+        check_layout(pins.maps)
         self.control = ControlWord(pins)
         self.control.root_cgroup = root_cgroup
         self.licenses = LicenseTable(pins)
@@ -161,7 +163,7 @@ class KernelSide:
 
 def in_each_namespace(action: Callable[[], None]) -> None:
     """Run `action` inside every network namespace of the host, ours first."""
-    own = os.stat("/proc/self/ns/net").st_ino
+    own = Path("/proc/self/ns/net").stat().st_ino
     action()
     with network_namespaces() as namespaces:
         for namespace in namespaces:

@@ -7,7 +7,8 @@ import contextlib
 import gc
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -141,9 +142,7 @@ class PolicyKeeper:
         self._numbering.save()
         return Compiled(tuple(texts), policy, tables)
 
-    def _tables(
-        self, policy: Policy, licenses: Mapping[str, License], *, lenient: bool
-    ) -> Tables:
+    def _tables(self, policy: Policy, licenses: Mapping[str, License], *, lenient: bool) -> Tables:
         return compile_policy(
             policy,
             licenses,
@@ -245,12 +244,14 @@ def no_garbage_collection() -> Iterator[None]:
 
 def run_cgroup(jti: str) -> str:
     """The cgroup of `licagent run --license JTI`, below the agent's root."""
-    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else f"_{ord(c):x}_" for c in jti)
+    safe = "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_.") else f"_{ord(c):x}_" for c in jti
+    )
     return f"/{RUN_FOLDER}/{safe}"
 
 
 def _run_bindings(
-    policy: Policy, licenses: Mapping[str, License], wanted: Set[str]
+    policy: Policy, licenses: Mapping[str, License], wanted: AbstractSet[str]
 ) -> tuple[Binding, ...]:
     """For `licagent run`: whoever root put into a license's own cgroup runs under it."""
     named = {resource.name for resource in policy.resources}

@@ -12,7 +12,7 @@ from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import rfc3339
 from licagent.daemon.policy_keeper import Compiled
 from licagent.domain.config import values
-from licagent.domain.license import LicenseState, refusals
+from licagent.domain.license import refusals
 from licagent.domain.reason import Verdict
 from licagent.host import posture
 from licagent.host.posture import kernel_release
@@ -175,18 +175,18 @@ def _reasons(agent: Agent, hooks: list[Any]) -> list[Report]:
                 f"put the issuers' keys into {agent.config.trust_path}",
             )
         )
-    for each in agent.licensing.refused:
-        found.append(
-            _reason("license-refused", f"{each.file}: {each.detail} ({each.reason})", each.hint)
+    found.extend(
+        _reason("license-refused", f"{each.file}: {each.detail} ({each.reason})", each.hint)
+        for each in agent.licensing.refused
+    )
+    found.extend(
+        _reason(
+            "state-damaged",
+            f"a damaged file was set aside: {path}",
+            "look into it, then remove it",
         )
-    for path in agent.state.damaged():
-        found.append(
-            _reason(
-                "state-damaged",
-                f"a damaged file was set aside: {path}",
-                "look into it, then remove it",
-            )
-        )
+        for path in agent.state.damaged()
+    )
     return found
 
 
@@ -250,7 +250,7 @@ def license_row(
         "state": judgement.state.value,
         "reason": judgement.detail or None,
         "expires_at": rfc3339(license_.expires_at_s),
-        "remaining_s": max(0, int(license_.expires_at_s - now)) if judgement.state is LicenseState.VALID else 0,
+        "remaining_s": max(0, int(license_.expires_at_s - now)) if judgement.valid else 0,
         "holders": holders.get(license_.number, 0),
         "allowed": sum(each.count for each in mine if each.verdict is Verdict.ALLOW),
         "denied": sum(each.count for each in mine if each.verdict is Verdict.DENY),
@@ -284,9 +284,11 @@ def license_show(agent: Agent, jti: str) -> Report:
     holders = holders_by_license(agent)
     statement = agent.licensing.revocation(found)
     compiled = agent.compiled
-    bindings = [each.name for each in compiled.policy.bindings if each.license == jti] if (
-        compiled
-    ) else []
+    bindings = (
+        [each.name for each in compiled.policy.bindings if each.license == jti]
+        if (compiled)
+        else []
+    )
     return {
         "schema_version": 1,
         "license": {

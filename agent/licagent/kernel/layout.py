@@ -2,11 +2,13 @@
 """The structs of bpf/licagent.h, field by field.
 
 tests/unit/kernel/test_layout.py compares sizes, offsets and enumerations with the BTF of the
-built objects, and `check_sizes` compares with the kernel's maps when the daemon opens them.
+built objects, and `licagent.kernel.maps.check_layout` with the kernel's maps when the daemon opens
+them.
 """
 
 from __future__ import annotations
 
+import ctypes
 from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum
 from typing import Final
@@ -318,3 +320,25 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "lic_socket_record": SocketRecord,
 }
 """Struct name in BTF -> its mirror here."""
+
+MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
+    "control": (4, ctypes.sizeof(Control)),
+    "policies": (4, ctypes.sizeof(Policy)),
+    "networks4": (12, 4),
+    "networks6": (24, 4),
+    "ports": (16, 8),
+    "rules": (32, 24),
+    "service_ports": (4, 8),
+    "licenses": (4, ctypes.sizeof(License)),
+    "usage": (4, ctypes.sizeof(Usage)),
+    "paths": (ctypes.sizeof(PathKey), 4),
+    "contents": (ctypes.sizeof(ContentKey), 4),
+    "processes": (4, ctypes.sizeof(Process)),
+    "scope_names": (ctypes.sizeof(ScopeKey), 4),
+    "cgroups": (8, ctypes.sizeof(Cgroup)),
+    "tags": (4, ctypes.sizeof(Tag)),
+    "counters": (ctypes.sizeof(CounterKey), 8),
+    "repeats": (ctypes.sizeof(RepeatKey), ctypes.sizeof(Repeat)),
+    "faults": (4, 8),
+}
+"""Bytes of key and value of each map that this package reads or writes."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from licagent.kernel import libbpf
+from licagent.kernel.layout import MAP_SIZES
 
 _BATCH: Final = 4096
 
@@ -181,3 +182,23 @@ class MappedArray(Generic[Element]):
         with contextlib.suppress(BufferError):  # a view is still held; it dies with its holder
             self._memory.close()
         self.map.close()
+
+
+def check_layout(folder: Path) -> None:
+    """Compare the pinned maps with this version's structs, before anything is written to them.
+
+    Raises:
+        BpfError: EPROTO, with the first map of another shape: the pins are of another build.
+    """
+    for name, expected in MAP_SIZES.items():
+        table = Map(folder / name)
+        try:
+            found = (table.info.key_size, table.info.value_size)
+        finally:
+            table.close()
+        if found != expected:
+            raise libbpf.BpfError(
+                errno.EPROTO,
+                f"{name} has keys and values of {found} bytes, this version {expected}: "
+                "run `licagent detach`, then start again",
+            )

@@ -143,7 +143,8 @@ def test_what_is_wrong_is_named_with_line_and_suggestion(text, problem):
 
 
 def test_all_problems_are_named_at_once():
-    found = problems('mod = 1\nloader = "gcc"\n', LICAGENT_MODE="off", LICAGENT_EXISTING_SOCKETS="2")
+    text = 'mod = 1\nloader = "gcc"\n'
+    found = problems(text, LICAGENT_MODE="off", LICAGENT_EXISTING_SOCKETS="2")
     assert len(found) == 4
     assert found[2].startswith("environment: LICAGENT_EXISTING_SOCKETS")
 

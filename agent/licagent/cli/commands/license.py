@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from licagent.cli.files import read_license
-from licagent.cli.words import safe
 from licagent.cli.session import Session, with_session
+from licagent.cli.words import safe
 
 if TYPE_CHECKING:
     from licagent.cli.output import Block
