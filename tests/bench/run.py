@@ -37,6 +37,9 @@ CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "policy": daemon_cases.policy,
 }
 
+BUSY_LOAD: Final = 0.5
+"""Runnable threads before the start above which figures are said to be disturbed."""
+
 EXTRA: Final = ("nftables",)
 """Cases whose rows others repeat: run only when asked for by name."""
 
@@ -64,6 +67,9 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that the clean-up runs
     paired.build()
+    load = table.load()
+    if load > BUSY_LOAD:
+        print(f"bench: load {load}: other programs will show in the figures", file=sys.stderr)
     rows: list[Row] = []
     broken = False
     names = arguments.only or [name for name in CASES if name not in EXTRA]
@@ -92,7 +98,7 @@ def main() -> int:
     if target is None and not arguments.only and not arguments.quick:
         target = paired.ROOT / "docs" / "benchmarks.md"
     if target is not None:
-        target.write_text(table.markdown(rows, quick=arguments.quick), encoding="utf-8")
+        target.write_text(table.markdown(rows, quick=arguments.quick, load=load), encoding="utf-8")
         print(f"bench: wrote {target}", file=sys.stderr)
     if broken:
         return 2

@@ -94,7 +94,7 @@ def _obstacles(rows: list[Row]) -> list[str]:
     return [f"{row.what}: {row.obstacle}" for row in rows if row.obstacle]
 
 
-def markdown(rows: list[Row], *, quick: bool) -> str:
+def markdown(rows: list[Row], *, quick: bool, load: float) -> str:
     """docs/benchmarks.md."""
     lines = [
         "<!-- SPDX-License-Identifier: Apache-2.0 -->",
@@ -103,6 +103,7 @@ def markdown(rows: list[Row], *, quick: bool) -> str:
         "Written by `./dev bench`; do not edit. `tests/bench/README.md` says how it is measured.",
         "",
         *(f"- {fact}" for fact in machine_facts()),
+        f"- Load before the run: {load} (above 0.5 other programs show in the figures)",
     ]
     if quick:
         lines.append("- A quick run (`--quick`): fewer rounds, wider intervals.")
@@ -129,6 +130,11 @@ def markdown(rows: list[Row], *, quick: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
+def load() -> float:
+    """The last minute's load average."""
+    return float(Path("/proc/loadavg").read_text(encoding="ascii").split()[0])
+
+
 def machine_facts() -> list[str]:
     """Where and what the figures were taken from."""
     model = "unknown CPU"
@@ -137,11 +143,10 @@ def machine_facts() -> list[str]:
             model = line.partition(":")[2].strip()
             break
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    load = Path("/proc/loadavg").read_text(encoding="ascii").split()[0]
     return [
         f"Machine: {model}, {os.cpu_count()} CPUs, {memory_gib:.0f} GiB, {platform.machine()}",
         f"Kernel: {platform.release()}",
-        f"Date: {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, load when written {load}",
+        f"Date: {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}",
         f"Commit: {_commit()}",
     ]
 

@@ -19,6 +19,7 @@ static const char usage[] =
 	"  --server-cgroup DIR    where the server's sockets are made (default: where you are)\n"
 	"  --uid N                user of the client\n"
 	"  --rounds N --batches N --ops N   N rounds, each the median of N batches of N operations\n"
+	"  --limit S              no more rounds after S seconds, once there are 20\n"
 	"  --remote               server in a process on --server-cpu (1); default: inline\n"
 	"  --rtt spin|block       how remote tcp-rtt waits\n"
 	"  --rst                  tcp-connect closes with RST\n"
@@ -66,7 +67,7 @@ static void parse_variant(struct options *o, char *text)
 static void parse(struct options *o, int argc, char **argv)
 {
 	enum { VARIANT = 256, ADDR, PORT, NETNS, SERVER_CGROUP, UID, ROUNDS, BATCHES, OPS, REMOTE,
-	       RTT, RST, SOCKETS, PACE, DIRECTION, RATE, SECONDS, FORK, JSON, CPU, SERVER_CPU };
+	       RTT, RST, SOCKETS, PACE, DIRECTION, RATE, SECONDS, LIMIT, FORK, JSON, CPU, SERVER_CPU };
 	static const struct option known[] = {
 		{"cgroup-a", 1, 0, 'a'}, {"cgroup-b", 1, 0, 'b'}, {"cgroup-c", 1, 0, 'c'},
 		{"variant", 1, 0, VARIANT}, {"addr", 1, 0, ADDR}, {"port", 1, 0, PORT},
@@ -74,7 +75,7 @@ static void parse(struct options *o, int argc, char **argv)
 		{"rounds", 1, 0, ROUNDS}, {"batches", 1, 0, BATCHES}, {"ops", 1, 0, OPS},
 		{"remote", 0, 0, REMOTE}, {"rtt", 1, 0, RTT}, {"rst", 0, 0, RST},
 		{"sockets", 1, 0, SOCKETS}, {"pace-us", 1, 0, PACE}, {"direction", 1, 0, DIRECTION},
-		{"rate", 1, 0, RATE}, {"seconds", 1, 0, SECONDS}, {"fork", 0, 0, FORK},
+		{"rate", 1, 0, RATE}, {"seconds", 1, 0, SECONDS}, {"fork", 0, 0, FORK}, {"limit", 1, 0, LIMIT},
 		{"json", 0, 0, JSON},
 		{"cpu", 1, 0, CPU}, {"server-cpu", 1, 0, SERVER_CPU}, {0}};
 	int key;
@@ -101,6 +102,7 @@ static void parse(struct options *o, int argc, char **argv)
 		case DIRECTION: o->direction = optarg; break;
 		case RATE: o->rate = atoi(optarg); break;
 		case SECONDS: o->seconds = atof(optarg); break;
+		case LIMIT: o->limit = atof(optarg); break;
 		case FORK: o->fork = true; break;
 		case JSON: o->json = true; break;
 		case CPU: o->client_cpu = atoi(optarg); break;
@@ -122,6 +124,7 @@ int main(int argc, char **argv)
 			    .pace_us = 5000, .direction = "up", .rate = 1000, .seconds = 10};
 	struct rlimit files = {.rlim_cur = 65536, .rlim_max = 65536};
 	batch_fn run;
+	uint64_t start;
 
 	parse(&o, argc, argv);
 	signal(SIGPIPE, SIG_IGN);
@@ -153,7 +156,12 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	latency_servers(&o);
+	start = now_ns();
 	for (int round = -1; round < o.rounds; round++) { /* the first is thrown away */
+		if (o.limit && round >= MIN_ROUNDS && now_ns() - start > o.limit * 1e9)
+			o.rounds = round;
+		if (round >= o.rounds)
+			break;
 		for (int i = 0; i < o.count; i++) {
 			struct variant *v = &o.variants[round & 1 ? o.count - 1 - i : i];
 			double ns;

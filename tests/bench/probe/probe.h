@@ -10,6 +10,7 @@
 
 #define MAX_VARIANTS 6
 #define DEFAULT_PORT 18080
+#define MIN_ROUNDS 20
 
 /* One way of running the same operation: a cgroup, a network namespace and a destination. */
 struct variant {
@@ -32,7 +33,7 @@ struct options {
 	int count;
 	const char *address, *netns, *server_cgroup, *direction, *rtt;
 	int port, rounds, ops, batches, client_cpu, server_cpu, uid, sockets, rate, pace_us;
-	double seconds;
+	double seconds, limit;
 	bool remote, json, rst, fork, same_process_uid;
 };
 
