@@ -40,7 +40,9 @@ async def on_link_changes(
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), at_least_every_s)
+                    # Not wait_for: see Daemon._ends.
+                    async with asyncio.timeout(at_least_every_s):
+                        await changed.wait()
                     await asyncio.sleep(_SETTLE_S)
                 _drain(route)
                 changed.clear()

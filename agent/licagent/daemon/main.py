@@ -195,8 +195,11 @@ class Daemon:
             self._wake_ends.clear()
             wait_s = await loop.run_in_executor(self._thread, self._next_end_s)
             if wait_s > 0:
+                # Not wait_for: in Python 3.11 it forgets that it was cancelled when what it waits
+                # for happens at that moment, and the daemon would never end.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake_ends.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._wake_ends.wait()
                     continue
             await loop.run_in_executor(self._thread, self._end_what_is_over)
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SIGTERM may come at the very moment at which a job has something to do."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from licagent.daemon import link_watch
+from licagent.daemon.main import Daemon
+
+
+async def ends(job: asyncio.Task[None]) -> None:
+    done, _ = await asyncio.wait([job], timeout=20)
+    assert done, "the job goes on although it was cancelled"
+    assert job.cancelled()
+
+
+async def test_waiting_for_ends_of_licenses_is_cancelled_when_one_moves_meanwhile() -> None:
+    daemon = object.__new__(Daemon)
+    daemon._wake_ends = asyncio.Event()
+    daemon._next_end_s = lambda: 100.0  # type: ignore[method-assign]
+    with ThreadPoolExecutor(max_workers=1) as daemon._thread:
+        job = asyncio.create_task(daemon._ends())
+        await asyncio.sleep(0.2)
+        daemon._wake_ends.set()
+        await asyncio.sleep(0)
+        job.cancel()
+        await ends(job)
+
+
+async def test_waiting_for_interfaces_is_cancelled_when_one_changes_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[asyncio.Event] = []
+
+    class Noted(asyncio.Event):
+        def __init__(self) -> None:
+            super().__init__()
+            events.append(self)
+
+    async def nothing() -> None:
+        return
+
+    monkeypatch.setattr(link_watch.asyncio, "Event", Noted)
+    job = asyncio.create_task(link_watch.on_link_changes(nothing, at_least_every_s=100.0))
+    await asyncio.sleep(0.2)
+    events[0].set()
+    await asyncio.sleep(0)
+    job.cancel()
+    await ends(job)
