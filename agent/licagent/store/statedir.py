@@ -16,6 +16,7 @@ import json
 import os
 import re
 import stat
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -33,6 +34,13 @@ _SUFFIX = ".json"
 _TEMPORARY = re.compile(r"\.[a-z0-9-]+\.json\.tmp")
 _LOCK = "lock"
 _HEADER_MAX_BYTES: Final = 512
+_RETRY_S: Final = 0.01
+_DEAD_HOLDER_LIMIT_S: Final = 5.0
+"""How long a lock is waited for whose holder is dead.
+
+A daemon that was killed while it started a program leaves a child that has not reached its exec
+yet, and with it the lock, for a moment.
+"""
 DOCUMENT_MAX_BYTES: Final = 256 * 1024 * 1024
 """Larger documents are refused: nothing of ours comes near it, so it is damage or a mistake."""
 
@@ -206,18 +214,34 @@ def _lock(directory_fd: int, path: Path) -> int:
     fd = os.open(
         _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd
     )
+    limit = time.monotonic() + _DEAD_HOLDER_LIMIT_S
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(fd, 32, 0).strip()
-        os.close(fd)
-        raise StateDirBusy(path, int(holder) if holder.isdigit() else None) from error
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                text = os.pread(fd, 32, 0).strip()
+                holder = int(text) if text.isdigit() else None
+                if holder is None or _is_alive(holder) or time.monotonic() > limit:
+                    raise StateDirBusy(path, holder) from error
+                time.sleep(_RETRY_S)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     except BaseException:
         os.close(fd)
         raise
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process, but one
+        pass
+    return True
 
 
 def _write_file(directory_fd: int, name: str, content: bytes) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,18 @@ from licagent.store.errors import (
     StateWriteFailed,
 )
 from licagent.store.statedir import StateDir
+
+ORPHANED = """
+import os, sys, time
+from licagent.store.statedir import StateDir
+folder = StateDir(sys.argv[1])
+if os.fork() == 0:  # on its way to an exec that never comes; the lock is in its hands as well
+    os.close(1)
+    sys.stdin.read()
+    os._exit(0)
+print("locked", flush=True)
+os._exit(9)
+"""
 
 SCHEMA = "test/1"
 OLD = {"value": "old", "filler": "o" * 5000}
@@ -310,3 +323,21 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
             assert state.read_document("a", SCHEMA) == NEW
     finally:
         subprocess.run(["umount", mounted], check=True)
+
+
+def test_the_lock_of_a_dead_daemon_is_waited_for(tmp_path: Path) -> None:
+    """kill -9 in the middle of starting a program: its child has the lock until it execs."""
+    path = tmp_path / "state"
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHANED, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "locked\n"
+        holder.wait()
+        threading.Timer(0.2, holder.stdin.close).start()
+        with StateDir(path) as folder:
+            assert folder.names() == ()
