@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 
-LIMIT_S = 20.0
+LIMIT_S = 8.0
 PING_S = 2.0
 POUR_S = 0.005
 POURED_BYTES = 4096
