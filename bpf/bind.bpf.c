@@ -84,7 +84,7 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 	}
 	if (!tag) {
 		note_fault(LIC_FAULT_TAG_FAILED);
-		return decision.kind == LIC_TAG_LICENSED ? refuse(LIC_REASON_NONE) : 1;
+		return policy_flags(ctl) & LIC_POLICY_ENFORCE ? refuse(LIC_REASON_NONE) : 1;
 	}
 	if (!tag->since_ns)
 		tag->since_ns = now_ns();

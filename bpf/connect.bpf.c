@@ -51,21 +51,30 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 
 	if (!tag) {
 		/*
-		 * A TCP connection to no resource needs no memory: its first packet is looked
-		 * up once more in packet.bpf.c, the others are known by the socket's state.
+		 * A connection to no resource is tagged as well: the policy may name it later, and
+		 * a destination that is rewritten on the way is decided for who connected.
 		 */
-		if (decision.kind == LIC_TAG_FREE && flow->protocol == LIC_PROTO_TCP)
-			return 1;
 		tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!tag) {
 			note_fault(LIC_FAULT_TAG_FAILED);
-			return decision.kind == LIC_TAG_LICENSED ? refuse(LIC_REASON_NONE) : 1;
+			/* Untagged UDP is decided packet by packet; TCP would pass for accepted. */
+			return flow->protocol == LIC_PROTO_TCP &&
+					       policy_flags(ctl) & LIC_POLICY_ENFORCE
+				       ? refuse(LIC_REASON_NONE)
+				       : 1;
 		}
 		tag->since_ns = decision.now_ns ? decision.now_ns : now_ns();
 	}
-	fill_subject(tag, &subject);
+	/* What the socket offers rests on who bound it. */
+	if (!tag->service.kind)
+		fill_subject(tag, &subject);
 	if (tag->network.kind == LIC_TAG_PACKET)
 		return 1;
+	if (tag->network.kind == LIC_TAG_LICENSED &&
+	    (tag->network.slot != decision.slot || decision.kind != LIC_TAG_LICENSED))
+		charge_tag(tag);
+	if (decision.kind == LIC_TAG_LICENSED)
+		tag->kept = 0;
 	fill_flow(tag, flow);
 	fill_half(&tag->network, &decision);
 	return 1;

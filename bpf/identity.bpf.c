@@ -18,8 +18,11 @@
 
 static __always_inline void store_process(__u32 pid, const struct lic_process *process)
 {
-	if (bpf_map_update_elem(MAP(processes), &pid, process, BPF_ANY))
+	if (bpf_map_update_elem(MAP(processes), &pid, process, BPF_ANY)) {
+		/* Unknown is safe; what ran here before would not be. */
+		bpf_map_delete_elem(MAP(processes), &pid);
 		note_fault(LIC_FAULT_PROCESS_FAILED);
+	}
 }
 
 /* Ask the daemon to measure this file; it does so only while a selector needs it. */
@@ -248,7 +251,12 @@ int licagent_seed(struct bpf_iter__task *ctx)
 	identify(file, &process);
 	known = bpf_map_lookup_elem(MAP(processes), &pid);
 	if (known) {
-		if (!known->path)
+		/*
+		 * Only for the file that exec mapped: a process can name another one as its
+		 * executable later, prctl(PR_SET_MM_MAP) in a user namespace of its own.
+		 */
+		if (!known->path && known->device == process.device &&
+		    known->inode == process.inode)
 			known->path = process.path;
 		/* The file may have changed since: only the same content counts. */
 		if (known->device == process.device && known->inode == process.inode &&

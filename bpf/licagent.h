@@ -255,7 +255,7 @@ struct lic_tag {
 	__u8 protocol;    /* enum lic_protocol */
 	__u8 is_ipv6;
 	__u16 local_port; /* host order; of the service half */
-	__u8 adopted;     /* the socket is older than the agent or the policy */
+	__u8 kept;        /* older than the policy and unlicensed, but kept by its owner's wish */
 	__u8 reserved;
 	/* the subject at the time of the decision */
 	__u32 pid;

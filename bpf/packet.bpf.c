@@ -59,6 +59,13 @@ static __always_inline int goes_to(struct __sk_buff *skb, const struct lic_tag *
 	}
 }
 
+/* A listener's own packets are not counted: accepted sockets begin with a copy of its tag. */
+static __always_inline int counts(const struct lic_tag *tag, const struct bpf_sock *sk)
+{
+	return tag->network.kind == LIC_TAG_LICENSED ||
+	       (tag->service.kind && sk->state != LIC_TCP_LISTEN);
+}
+
 SEC("cgroup_skb/egress")
 int licagent_egress(struct __sk_buff *skb)
 {
@@ -73,7 +80,7 @@ int licagent_egress(struct __sk_buff *skb)
 	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_EGRESS)))
 			return is_bare_reset(skb);
-		if (tag->network.kind == LIC_TAG_LICENSED || tag->service.kind)
+		if (counts(tag, sk))
 			__sync_fetch_and_add(&tag->tx_bytes, skb->len);
 		if (!tag->network.kind) {
 			/* A listener or what it accepted; for UDP the sendmsg hook has decided. */
@@ -96,6 +103,10 @@ int licagent_egress(struct __sk_buff *skb)
 		if (sk->type == LIC_SOCK_STREAM && sk->state != LIC_TCP_SYN_SENT &&
 		    fold_protocol(sk->protocol) == LIC_PROTO_TCP)
 			return 1;
+		/* Resets, neighbour discovery, ICMP errors: the kernel's own sockets. Those of
+		 * programs are tagged when they are made. */
+		if (sk->type == LIC_SOCK_RAW)
+			return 1;
 		packet_subject(skb, &subject);
 	}
 	return decide_packet(ctl, skb, &subject, skb->protocol, 0, LIC_HOOK_EGRESS);
@@ -103,7 +114,7 @@ int licagent_egress(struct __sk_buff *skb)
 
 /* Is this packet for a service port, at a socket that has no leave to serve it? */
 static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __sk_buff *skb,
-					     struct bpf_sock *sk, const struct lic_tag *tag)
+					     struct bpf_sock *sk, struct lic_tag *tag)
 {
 	__u32 generation = ctl->generation, transport = 0;
 	struct lic_decision decision;
@@ -136,7 +147,21 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 		packet_subject(skb, &subject);
 	lic_decide(&flow, &subject, &decision);
 	report(&decision, &subject, 0, &flow, LIC_HOOK_INGRESS, skb, 0);
-	return decision.verdict == LIC_VERDICT_DENY;
+	if (decision.verdict == LIC_VERDICT_DENY)
+		return 1;
+	/* Remembered, so that what it accepts is tagged, and ends with the license. */
+	if (!tag)
+		tag = bpf_sk_storage_get(MAP(tags), sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (tag && tag->network.kind != LIC_TAG_PACKET && decision.kind != LIC_TAG_FREE) {
+		if (!tag->since_ns) {
+			tag->since_ns = decision.now_ns;
+			fill_subject(tag, &subject);
+		}
+		tag->protocol = flow.protocol;
+		tag->local_port = flow.port;
+		fill_half(&tag->service, &decision);
+	}
+	return 0;
 }
 
 SEC("cgroup_skb/ingress")
@@ -152,9 +177,10 @@ int licagent_ingress(struct __sk_buff *skb)
 	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_INGRESS)))
 			return 0;
-		if (tag->network.kind == LIC_TAG_LICENSED || tag->service.kind)
+		if (counts(tag, sk))
 			__sync_fetch_and_add(&tag->rx_bytes, skb->len);
-		if (tag->service.kind)
+		/* The port may have changed since: disconnecting gives it back. */
+		if (tag->service.kind && tag->local_port == sk->src_port)
 			return 1;
 	}
 	/* A port of a service that was taken behind the bind hooks' back. */

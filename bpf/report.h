@@ -109,6 +109,20 @@ static __always_inline __u64 fold_repeat(const struct lic_decision *decision,
 	return pending;
 }
 
+/* An event that did not fit: what it stood for is told by the next one. */
+static __always_inline void give_back(const struct lic_decision *decision,
+				      const struct lic_subject *subject, __u64 count)
+{
+	struct lic_repeat_key key;
+	struct lic_repeat *repeat;
+
+	repeat_key(&key, subject->pid, subject->exec_id, decision->license, decision->resource,
+		   decision->verdict, decision->reason);
+	repeat = bpf_map_lookup_elem(MAP(repeats), &key);
+	if (repeat)
+		__sync_fetch_and_add(&repeat->pending, count);
+}
+
 /* Count a decision, and tell of it unless it repeats. `ctx` gives the cookie; may be null. */
 static __always_inline void report(const struct lic_decision *decision,
 				   const struct lic_subject *subject, struct lic_process *process,
@@ -127,6 +141,7 @@ static __always_inline void report(const struct lic_decision *decision,
 	event = bpf_ringbuf_reserve(MAP(events), sizeof(*event), 0);
 	if (!event) {
 		note_fault(LIC_FAULT_EVENT_DROPPED);
+		give_back(decision, subject, count);
 		return;
 	}
 	__builtin_memset(event, 0, sizeof(*event));

@@ -44,25 +44,9 @@ SEC("cgroup/sock_release")
 int licagent_sock_release(struct bpf_sock *ctx)
 {
 	struct lic_tag *tag = bpf_sk_storage_get(MAP(tags), ctx, 0, 0);
-	struct lic_usage *total;
-	__u32 slot;
 
-	if (!tag)
-		return 1;
-	if (tag->network.kind == LIC_TAG_LICENSED)
-		slot = tag->network.slot;
-	else if (tag->service.kind == LIC_TAG_LICENSED)
-		slot = tag->service.slot;
-	else
-		return 1;
-	total = bpf_map_lookup_elem(MAP(usage), &slot);
-	if (!total)
-		return 1;
-	__sync_fetch_and_add(&total->sockets, 1);
-	if (tag->tx_bytes)
-		__sync_fetch_and_add(&total->tx_bytes, tag->tx_bytes);
-	if (tag->rx_bytes)
-		__sync_fetch_and_add(&total->rx_bytes, tag->rx_bytes);
+	if (tag)
+		charge_tag(tag);
 	return 1;
 }
 

@@ -96,14 +96,18 @@ static __always_inline int in_root(struct task_struct *task, __u64 root)
 	return 0;
 }
 
-static __always_inline void keep_existing(struct lic_policy *policy, struct lic_decision *decision)
+/* 1: unlicensed, but older than the policy and kept by its owner's wish. */
+static __always_inline int keep_existing(struct lic_policy *policy, struct lic_decision *decision)
 {
-	if (decision->verdict == LIC_VERDICT_DENY && policy->flags & LIC_POLICY_KEEP_EXISTING) {
-		decision->verdict = LIC_VERDICT_SHADOW;
-		decision->kind = LIC_TAG_SHADOW;
-	} else if (decision->verdict == LIC_VERDICT_DENY) {
+	if (decision->verdict != LIC_VERDICT_DENY)
+		return 0;
+	if (!(policy->flags & LIC_POLICY_KEEP_EXISTING)) {
 		decision->verdict = LIC_VERDICT_CUT;
+		return 0;
 	}
+	decision->verdict = LIC_VERDICT_SHADOW;
+	decision->kind = LIC_TAG_SHADOW;
+	return 1;
 }
 
 static __always_inline struct lic_tag *need_tag(struct sock *sk, struct lic_tag *tag,
@@ -116,7 +120,6 @@ static __always_inline struct lic_tag *need_tag(struct sock *sk, struct lic_tag 
 			return 0;
 		}
 		tag->since_ns = now_ns();
-		tag->adopted = 1;
 		fill_subject(tag, subject);
 	}
 	return tag;
@@ -136,7 +139,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	struct lic_tag *tag;
 	struct sock *sk;
 	__u16 family, local;
-	__u8 state;
+	__u8 state, kept;
 
 	if (!task || !file)
 		return 0;
@@ -164,7 +167,8 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	state = sk->__sk_common.skc_state;
 	local = sk->__sk_common.skc_num;
 
-	if (flow.protocol != LIC_PROTO_TCP && flow.protocol != LIC_PROTO_UDP) {
+	if (BPF_CORE_READ(sk, sk_type) == LIC_SOCK_RAW ||
+	    (flow.protocol != LIC_PROTO_TCP && flow.protocol != LIC_PROTO_UDP)) {
 		tag = need_tag(sk, tag, &subject);
 		if (tag) {
 			tag->protocol = flow.protocol;
@@ -184,7 +188,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 		};
 
 		lic_decide(&offered, &subject, &decision);
-		keep_existing(policy, &decision);
+		kept = keep_existing(policy, &decision);
 		if (decision.kind != LIC_TAG_FREE) {
 			report(&decision, &subject, 0, &offered, LIC_HOOK_ADOPT, 0, 0);
 			tag = need_tag(sk, tag, &subject);
@@ -192,6 +196,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 				return 0;
 			tag->protocol = flow.protocol;
 			tag->local_port = local;
+			tag->kept |= kept;
 			fill_half(&tag->service, &decision);
 		}
 	}
@@ -203,13 +208,12 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	    (state == LIC_TCP_LISTEN || state == LIC_TCP_CLOSE || is_listening(local)))
 		return 0;
 	lic_decide(&flow, &subject, &decision);
-	keep_existing(policy, &decision);
-	if (decision.kind == LIC_TAG_FREE && flow.protocol == LIC_PROTO_TCP)
-		return 0;
+	kept = keep_existing(policy, &decision);
 	report(&decision, &subject, 0, &flow, LIC_HOOK_ADOPT, 0, 0);
 	tag = need_tag(sk, tag, &subject);
 	if (!tag)
 		return 0;
+	tag->kept |= kept;
 	fill_flow(tag, &flow);
 	fill_half(&tag->network, &decision);
 	return 0;
@@ -312,7 +316,7 @@ static __always_inline int cut(struct bpf_iter_meta *meta, struct sock_common *c
 	fill_record(record, common, tag);
 	record->protocol = protocol;
 	record->uid = uid;
-	record->cookie = BPF_CORE_READ(common, skc_cookie.counter);
+	record->cookie = bpf_get_socket_cookie(common);
 	if (bpf_sock_destroy)
 		record->destroyed = bpf_sock_destroy(common) == 0;
 	bpf_seq_write(meta->seq, record, sizeof(*record));

@@ -372,9 +372,10 @@ class Agent:
         """Close the host again; False if it was not open."""
         if self.glass is None:
             return False
+        # The record first: a crash in between leaves a host that the next start closes.
+        self.state.delete_document(_GLASS_DOCUMENT)
         self.kernel.control.break_glass_until_ns = 0
         self.glass = None
-        self.state.delete_document(_GLASS_DOCUMENT)
         self.emit("break-glass", f"the host is closed again, by {by}", by=by)
         self.cut()
         return True
@@ -398,6 +399,9 @@ class Agent:
         self.glass = glass
         if glass["boot_id"] != posture.boot_id() or (self.glass_left_s() or 0) <= 0:
             self.end_glass("time")
+            return
+        # The maps may be new, and a crash may have come before the word was written.
+        self.kernel.control.break_glass_until_ns = int(glass["until_boottime_ns"])
 
     # --- questions
 

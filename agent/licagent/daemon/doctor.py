@@ -130,6 +130,15 @@ def checks(agent: Agent) -> list[Report]:
     ]
     if agent.identity is not None:
         found += [_check("selector", False, "", problem) for problem in agent.identity.problems]
+    for table in sorted(agent.kernel.identity.full):
+        found.append(
+            _check(
+                "table-full",
+                False,
+                "",
+                f"the table {table} is full: what did not fit is unknown, and refused",
+            )
+        )
     for fault, text in FAULTS:
         count = agent.kernel.counters.fault(fault)
         found.append(_check(fault.name.lower(), count == 0, f"no {text}", f"{count} {text}"))

@@ -115,7 +115,7 @@ def _socket(agent: Agent, record: SocketRecord) -> Report:
         "selectors": list(rule.selectors) if rule else [],
         "since": rfc3339(boottime_to_unix(tag.since_ns)) if tag.since_ns else None,
         "tagged_for_pid": tag.pid or None,
-        "older_than_agent": bool(tag.adopted),
+        "kept": bool(tag.kept),
         "tx_bytes": tag.tx_bytes if record.tagged else None,
         "rx_bytes": tag.rx_bytes if record.tagged else None,
     }

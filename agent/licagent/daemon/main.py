@@ -156,18 +156,22 @@ class Daemon:
             await readable(reader.fileno())
             count = await loop.run_in_executor(self._thread, reader.consume)
             if self._agent.to_measure:  # at once: many programs end soon
-                await loop.run_in_executor(self._thread, self._agent.measure_started)
+                await self._attempt(self._agent.measure_started)
             # Many events are one wake-up; the ring holds thousands.
             await asyncio.sleep(_EVENTS_PAUSE_S if count < _BUSY_EVENTS else _BUSY_PAUSE_S)
 
     async def _every(self, interval_s: float, action: Callable[[], object]) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(interval_s)
-            try:
-                await loop.run_in_executor(self._thread, action)
-            except (StoreError, BpfError, OSError) as error:
-                _log.error("%s", error)
+            await self._attempt(action)
+
+    async def _attempt(self, action: Callable[[], T]) -> T | None:
+        """On the kernel thread; what fails is logged, and tried again at its next time."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+        except (StoreError, BpfError, OSError) as error:
+            _log.error("%s", error)
+            return None
 
     def _refresh(self) -> None:
         if self._agent.identity is not None:
@@ -183,9 +187,8 @@ class Daemon:
 
     async def _measure(self) -> None:
         """New executables at once, installed ones in slices."""
-        loop = asyncio.get_running_loop()
         while True:
-            more = await loop.run_in_executor(self._thread, self._agent.measure)
+            more = await self._attempt(self._agent.measure)
             await asyncio.sleep(0.05 if more else _MEASURE_S)
 
     async def _ends(self) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.layout import (
     MAX_SCOPES,
@@ -64,6 +67,19 @@ class IdentityTables:
         self._scope_names = Map(pins.maps / "scope_names")
         self._cgroups = Map(pins.maps / "cgroups")
         self._processes = Map(pins.maps / "processes")
+        self.full: set[str] = set()
+
+    def _put(self, table: Map, items: Iterable[tuple[bytes, bytes]]) -> None:
+        """Write what users can make without end (files, cgroups): a full table is no error.
+
+        What does not fit is unknown, and so refused; `full` says which table it was.
+        """
+        try:
+            table.update_many(items)
+        except libbpf.BpfError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            self.full.add(table.path.name)
 
     def set_paths(self, entries: Mapping[bytes, int], *, prune: bool) -> None:
         """Directory entry -> path number; with `prune`, nothing else stays."""
@@ -76,13 +92,16 @@ class IdentityTables:
     def set_content(self, device: int, inode: int, ctime_ns: int, number: int) -> None:
         """Say which digest a file's content has; 0 for one that no selector names."""
         key = _bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime_ns))
-        self._contents.update(key, _U32.pack(number))
+        self._put(self._contents, [(key, _U32.pack(number))])
 
     def set_contents(self, entries: Iterable[tuple[int, int, int, int]]) -> None:
         """Many of them: (device, inode, ctime_ns, digest number)."""
-        self._contents.update_many(
-            (_bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime)), _U32.pack(number))
-            for device, inode, ctime, number in entries
+        self._put(
+            self._contents,
+            (
+                (_bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime)), _U32.pack(number))
+                for device, inode, ctime, number in entries
+            ),
         )
 
     def forget_content(self, device: int, inode: int, ctime_ns: int) -> None:
@@ -102,7 +121,7 @@ class IdentityTables:
         entry = Cgroup(count=min(len(scopes), MAX_SCOPES))
         for index, scope in enumerate(scopes[:MAX_SCOPES]):
             entry.scopes[index] = scope
-        self._cgroups.update(key, _bytes(entry))
+        self._put(self._cgroups, [(key, _bytes(entry))])
 
     def cgroup(self, cgroup_id: int) -> tuple[int, ...]:
         """Scopes that the kernel holds for a cgroup."""
@@ -123,7 +142,8 @@ class IdentityTables:
 
     def set_process(self, pid: int, process: Process) -> None:
         """Correct an entry that the kernel made (a file that was measured meanwhile)."""
-        self._processes.update(_U32.pack(pid), _bytes(process))
+        with contextlib.suppress(libbpf.BpfError):  # ENOENT: it ended meanwhile
+            self._processes.update(_U32.pack(pid), _bytes(process), libbpf.BPF_EXIST)
 
     def close(self) -> None:
         """Close the maps."""

@@ -198,7 +198,7 @@ class Tag(Structure):
         ("protocol", c_uint8),
         ("is_ipv6", c_uint8),
         ("local_port", c_uint16),
-        ("adopted", c_uint8),
+        ("kept", c_uint8),
         ("reserved", c_uint8),
         ("pid", c_uint32),
         ("uid", c_uint32),

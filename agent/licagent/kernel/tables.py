@@ -11,6 +11,7 @@ from typing import Final
 from licagent.domain.tables import (
     SERVICE_CLASS,
     Network,
+    PortFlag,
     PortPrefix,
     Protocol,
     Rule,
@@ -65,7 +66,8 @@ class TableWriter:
             BpfError: a table is full (E2BIG) or a write failed; the old policy stays in force.
         """
         old = self._control.generation
-        new = (old + 1) % _GENERATIONS or 1
+        # 2 after the last one, not 1: the two must not share a slot of `policies`.
+        new = (old + 1) % _GENERATIONS or 2
         self._purge(keep=old)
         try:
             self._write(tables, new, slot_of, enforce=enforce, keep_existing=keep_existing)
@@ -134,7 +136,7 @@ class TableWriter:
 
 def _flags(tables: Tables, *, enforce: bool, keep_existing: bool) -> int:
     flags = 0
-    if enforce:
+    if enforce and any(port.flags & PortFlag.ENFORCE for port in tables.ports):
         flags |= PolicyFlag.ENFORCE
     if tables.networks:
         flags |= PolicyFlag.HAS_NETWORKS
