@@ -24,7 +24,8 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 
 	if (!ctl || !ctl->generation)
 		return 1;
-	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS) || !ctx->sk)
+	/* Also while the policy names no network: the next one may. */
+	if (!ctx->sk)
 		return 1;
 	flow->protocol = fold_protocol(ctx->protocol);
 	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP)
