@@ -80,9 +80,9 @@ def hooks() -> str:
         "of all network namespaces that have a process or a mount, before a policy comes into "
         "force, and looks for new ones when an interface comes or goes in its own namespace (the "
         "host end of a container's does) and every five seconds. An interface that comes while the "
-        "daemon is dead has none. It meets a packet socket by its frames only, so there `unix:uid`, "
-        "`unix:user`, `host` and the selectors of cgroups hold, and `unix:gid`, `unix:group`, "
-        "`unix:path` and `unix:sha256` never do. Encapsulated packets (MPLS, PPPoE, tunnels) are "
+        "daemon is dead has none. It meets a packet socket by its frames only, so there "
+        "`unix:uid`, `unix:user`, `host` and the selectors of cgroups hold, and `unix:gid`, "
+        "`unix:group`, `unix:path` and `unix:sha256` never do. Encapsulated packets (MPLS, PPPoE, tunnels) are "
         "not looked into. It needs TCX; the older way to tc, clsact, is not used, because it has "
         "no links that end with the agent's pins.",
         "## Routes that stay open",
