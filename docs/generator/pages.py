@@ -83,8 +83,8 @@ def hooks() -> str:
         "daemon is dead has none. It meets a packet socket by its frames only, so there "
         "`unix:uid`, `unix:user`, `host` and the selectors of cgroups hold, and `unix:gid`, "
         "`unix:group`, `unix:path` and `unix:sha256` never do. Encapsulated packets (MPLS, "
-        "PPPoE, tunnels) are not looked into. It needs TCX; the older way to tc, clsact, is not used, because it has "
-        "no links that end with the agent's pins.",
+        "PPPoE, tunnels) are not looked into. It needs TCX; the older way to tc, clsact, is not "
+        "used, because it has no links that end with the agent's pins.",
         "## Routes that stay open",
         "Ways to a resource that none of these programs sees. They need a privilege, or somebody "
         "who holds a licensed socket and gives it away. A kernel as named could close them; this "
