@@ -23,11 +23,11 @@ OBSTACLES: Final[dict[str, str]] = {
     " smaller size class of the allocator, one clock read a tick, the owner read from the task"
     " instead of the socket, one event a minute and process, maps outside any memory limit.",
     "tcp-connect/nftables": "nftables keeps nothing for each connection: its rules compare the"
-    " owner of every packet, at {nft} over bare in this run. The agent keeps a tag with each socket,"
-    " so that it can name the license of an open connection and end it. Programs that do nothing"
-    " but keep such a tag are at {tag} over bare, those that do nothing at all at {floor}: as long"
-    " as the former is above nftables, a cheaper decision alone cannot close the gap. Connections"
-    " that go on talking are cheaper under the agent: see the round trip.",
+    " owner of every packet, at {nft} over bare in this run. The agent keeps a tag with each"
+    " socket, so that it can name the license of an open connection and end it. Programs that do"
+    " nothing but keep such a tag are at {tag} over bare, those that do nothing at all at {floor}:"
+    " as long as the former is above nftables, a cheaper decision alone cannot close the gap."
+    " Connections that go on talking are cheaper under the agent: see the round trip.",
     "tcp-rtt": _HOOKS
     + " A round trip of one byte on loopback passes the two packet hooks four times, and has no"
     " network to hide them behind.",
@@ -56,8 +56,8 @@ OBSTACLES: Final[dict[str, str]] = {
     " seen between 1,000 and 100,000 bindings. Tried: no garbage collection over a large policy,"
     " which could stop the daemon for 0.2 s. Not covered by this row: a revocation that arrives"
     " during policy.apply waits for it.",
-    "start-prebuilt": "Python's own start in the loader's process, then reading the kernel's BTF and"
-    " verifying the programs, one object after another on one CPU: a loaded machine shows"
+    "start-prebuilt": "Python's own start in the loader's process, then reading the kernel's BTF"
+    " and verifying the programs, one object after another on one CPU: a loaded machine shows"
     " directly.",
     "start-bcc": "bcc takes 0.5 s to load and Clang compiles the core programs anew, on one CPU: a"
     " loaded machine shows directly. A restart that finds the same build attached compiles"
