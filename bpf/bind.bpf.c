@@ -20,8 +20,8 @@ static __always_inline void decide_service(struct lic_control *ctl, struct lic_f
 					   struct lic_subject *subject,
 					   struct lic_decision *decision)
 {
-	decision->kind = LIC_TAG_NONE;
-	decision->verdict = LIC_VERDICT_NONE;
+	__builtin_memset(decision, 0, sizeof(*decision));
+	__builtin_memset(subject, 0, sizeof(*subject));
 	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES) ||
 	    !is_service_port(ctl->generation, flow->protocol, flow->port))
 		return;

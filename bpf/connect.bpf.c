@@ -31,6 +31,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP)
 		flow->port = 0;
 	flow->is_service = 0;
+	flow->source_port = ctx->sk->src_port; /* 0 until the kernel chooses one */
 	normalise(ctl, flow, bound4, ctx->sk->src_ip6[2]);
 	process = current_subject(&subject);
 	tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, 0);
@@ -94,6 +95,7 @@ static __always_inline int use_network4(struct bpf_sock_addr *ctx, __u32 hook)
 		bound4 = ctx->msg_src_ip4;
 	else
 		bound4 = ctx->sk ? ctx->sk->src_ip4 : 0;
+	flow.source[0] = bound4;
 	return use_network(ctx, &flow, bound4, hook);
 }
 

@@ -17,6 +17,10 @@ struct lic_flow {
 	__u8 protocol;    /* enum lic_protocol */
 	__u8 is_ipv6;
 	__u32 is_service;
+	/* for events only */
+	__u32 source[4];
+	__u16 source_port; /* host order */
+	__u16 reserved;
 };
 
 struct lic_subject {

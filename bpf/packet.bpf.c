@@ -129,7 +129,9 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 		if (parse_destination(skb, &flow, &transport) != LIC_PARSE_OK)
 			return 0;
 	} else {
-		__builtin_memset(&flow, 0, sizeof(flow));
+		/* The packet tells who asks; what is served is the socket's own port. */
+		if (parse_destination(skb, &flow, &transport) == LIC_PARSE_FAILED)
+			return 0;
 		flow.protocol = fold_protocol(sk->protocol);
 		flow.port = sk->src_port;
 		/* An accepted connection was let in by its listener. */

@@ -40,14 +40,15 @@ struct lic_ipv6 {
 static __always_inline int parse_transport(struct __sk_buff *skb, __u32 offset,
 					   struct lic_flow *flow)
 {
-	__u16 port;
+	__u16 ports[2];
 
 	if (flow->protocol != LIC_PROTO_TCP && flow->protocol != LIC_PROTO_UDP &&
 	    flow->protocol != LIC_PROTO_SCTP)
 		return LIC_PARSE_OK;
-	if (bpf_skb_load_bytes(skb, offset + 2, &port, sizeof(port)))
+	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))
 		return LIC_PARSE_NO_PORT;
-	flow->port = bpf_ntohs(port);
+	flow->source_port = bpf_ntohs(ports[0]);
+	flow->port = bpf_ntohs(ports[1]);
 	return LIC_PARSE_OK;
 }
 
@@ -65,6 +66,7 @@ static __always_inline int parse_ip(struct __sk_buff *skb, __u32 ethertype, __u3
 		if (bpf_skb_load_bytes(skb, start, &ip, sizeof(ip)))
 			return LIC_PARSE_FAILED;
 		flow->address[0] = ip.destination;
+		flow->source[0] = ip.source;
 		flow->protocol = fold_protocol(ip.protocol);
 		*transport = start + (ip.version_ihl & 15) * 4;
 		if (ip.fragment & bpf_htons(0x1fff)) /* not the first fragment */
@@ -83,6 +85,10 @@ static __always_inline int parse_ip(struct __sk_buff *skb, __u32 ethertype, __u3
 		flow->address[1] = ip.destination[1];
 		flow->address[2] = ip.destination[2];
 		flow->address[3] = ip.destination[3];
+		flow->source[0] = ip.source[0];
+		flow->source[1] = ip.source[1];
+		flow->source[2] = ip.source[2];
+		flow->source[3] = ip.source[3];
 		next = ip.next_header;
 		for (int i = 0; i < LIC_MAX_EXTENSIONS; i++) {
 			__u8 header[4];

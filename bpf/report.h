@@ -167,6 +167,11 @@ static __always_inline void report(const struct lic_decision *decision,
 	event->destination[2] = flow->address[2];
 	event->destination[3] = flow->address[3];
 	event->destination_port = flow->port;
+	event->source[0] = flow->source[0];
+	event->source[1] = flow->source[1];
+	event->source[2] = flow->source[2];
+	event->source[3] = flow->source[3];
+	event->source_port = flow->source_port;
 	event->protocol = flow->protocol;
 	event->is_ipv6 = flow->is_ipv6;
 	event->hook = hook;
