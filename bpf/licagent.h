@@ -244,8 +244,8 @@ struct lic_half {
 
 /*
  * What a socket carries. Dies with the socket; accepted sockets inherit the listener's. 120 bytes,
- * so that the kernel's element around it fits a 192-byte object: the next size costs a connect
- * 0.1 us more. The license is its slot and epoch, the rule follows from the subject.
+ * so that the kernel's element around it fits a 192-byte object: the next size is dearer for
+ * every connect. The license is its slot and epoch, the rule follows from the subject.
  */
 struct lic_tag {
 	struct lic_half network;

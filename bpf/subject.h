@@ -11,7 +11,7 @@
  * themselves: user 0, no executable, the root cgroup.
  *
  * Read from the task where the verifier allows it (the loader tries, see connect_plain.bpf.c), since
- * the three helpers that say the same cost 0.1 us more.
+ * the three helpers that say the same cost more.
  */
 static __always_inline void current_owner(struct lic_subject *subject)
 {

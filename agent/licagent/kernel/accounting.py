@@ -11,8 +11,8 @@ def leave_memory_limits(mounts: Path = Path("/proc/mounts")) -> str:
 
     Since 5.11 a map's memory, the tags of all sockets included, counts against the cgroup of the
     process that made it. Made inside the agent's own unit, other workloads' sockets would fill the
-    unit's MemoryMax, and tags could not be made any more. It also saves each connect two charges,
-    0.3 us. Only for the loader, which ends at once.
+    unit's MemoryMax, and tags could not be made any more. It also saves each connect two charges.
+    Only for the loader, which ends at once.
     """
     root = _memory_root(mounts)
     if root is None:
