@@ -151,10 +151,12 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 	report(&decision, &subject, 0, &flow, LIC_HOOK_INGRESS, skb, 0);
 	if (decision.verdict == LIC_VERDICT_DENY)
 		return 1;
+	if (decision.kind == LIC_TAG_FREE) /* failsafe */
+		return 0;
 	/* Remembered, so that what it accepts is tagged, and ends with the license. */
 	if (!tag)
 		tag = bpf_sk_storage_get(MAP(tags), sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (tag && tag->network.kind != LIC_TAG_PACKET && decision.kind != LIC_TAG_FREE) {
+	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (!tag->since_ns) {
 			tag->since_ns = decision.now_ns;
 			fill_subject(tag, &subject);

@@ -132,6 +132,9 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 	lic_decide(&flow, &subject, &decision);
 	if (decision.kind == LIC_TAG_LICENSED)
 		tag->kept = 0;
+	/* Free when it connected, named by a policy since: older than that policy. */
+	if (before == LIC_TAG_FREE)
+		tag->kept = 1;
 	if (decision.kind == LIC_TAG_DENIED && tag->kept &&
 	    (policy_flags(ctl) & LIC_POLICY_KEEP_EXISTING)) {
 		decision.kind = LIC_TAG_SHADOW;
