@@ -158,7 +158,8 @@ def checks(agent: Agent) -> list[Report]:
 
 
 def _check(name: str, ok: bool, good: str, bad: str) -> Report:
-    return {"name": name, "ok": ok, "detail": good if ok else bad, "hint": "" if ok else bad}
+    # What is wrong says what to do about it; a hint of its own would repeat it.
+    return {"name": name, "ok": ok, "detail": good if ok else bad, "hint": ""}
 
 
 def _ephemeral_services(agent: Agent) -> str:
