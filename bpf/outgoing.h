@@ -6,16 +6,6 @@
 #include "packet.h"
 #include "report.h"
 
-/* Router and neighbour messages (RFC 4861): without them there is no IPv6 at all. */
-static __always_inline int is_neighbour_discovery(struct __sk_buff *skb, __u32 transport)
-{
-	__u8 type;
-
-	if (bpf_skb_load_bytes(skb, transport, &type, sizeof(type)))
-		return 0;
-	return type >= 133 && type <= 137;
-}
-
 /*
  * A packet whose destination cannot be told: refused while the host enforces. Break-glass opens
  * this, too.
@@ -51,9 +41,6 @@ static __always_inline int decide_packet(struct lic_control *ctl, struct __sk_bu
 	parsed = parse_ip(skb, ethertype, start, &flow, &transport);
 	if (parsed == LIC_PARSE_FAILED)
 		return 1; /* neither IPv4 nor IPv6 */
-	if (flow.is_ipv6 && flow.protocol == LIC_PROTO_ICMP &&
-	    is_neighbour_discovery(skb, transport))
-		return 1;
 	normalise(ctl, &flow, 0, 0);
 	lic_decide(&flow, subject, &decision);
 	if (parsed == LIC_PARSE_NO_PORT && decision.reason == LIC_REASON_NO_RESOURCE) {

@@ -78,3 +78,21 @@ def test_neighbours_are_found_on_a_link_that_is_a_resource(agent: AgentUnderTest
                     assert licensed(f"s.send({step!r})") == len(step)
                     assert licensed("s.recv(99)") == step.decode()
                     assert recorder.kinds_that_got(step) == {"tcp6"}
+
+
+def test_a_programs_own_neighbour_messages_are_packets_like_others(agent: AgentUnderTest) -> None:
+    """Only the kernel's pass: what a raw socket calls a solicitation may carry anything."""
+    jti = new_jti()
+    agent.policy("")
+    agent.issue(jti, ["r"])
+    with CgroupTree(agent.cgroup) as yes, CgroupTree(agent.cgroup) as no:
+        agent.policy(
+            network('{ cidr = "::1/128" }') + binding(jti, f"cgroup:path:/{yes.root.name}")
+        )
+        make = "s = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)"
+        send = 's.sendto(bytes([135, 0, 0, 0]) + b"anything", ("::1", 0))'
+        with puppet(no.root, None) as unlicensed, puppet(yes.root, None) as licensed:
+            assert unlicensed(make) is None
+            assert unlicensed(send) == "EPERM"
+            assert licensed(make) is None
+            assert licensed(send) == 12

@@ -210,9 +210,9 @@ def holders_by_license(agent: Agent) -> Tally[int]:
 
 
 def _license_of(agent: Agent, record: SocketRecord) -> int:
-    """The number of the license a socket runs under; 0 for none."""
+    """The number of the license whose bytes a socket carries, also once it is cut; 0 for none."""
     for half in (record.tag.network, record.tag.service):
-        if record.tagged and half.kind == TagKind.LICENSED:
+        if record.tagged and half.kind in (TagKind.LICENSED, TagKind.DENIED):
             return agent.kernel.licenses.number_at(half.slot)
     return 0
 
