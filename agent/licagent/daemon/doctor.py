@@ -68,7 +68,10 @@ OPEN_ROUTES: Final = (
 
 
 FAULTS: Final = (
-    (Fault.TAG_FAILED, "sockets that could not be tagged (new ones are refused in enforce, older ones stay)"),
+    (
+        Fault.TAG_FAILED,
+        "sockets without a tag for want of memory: new ones were refused, older ones stay",
+    ),
     (Fault.PROCESS_FAILED, "processes that did not fit the table (no executable known)"),
     (Fault.CGROUP_FAILED, "cgroups that did not fit the table"),
     (Fault.COUNTER_SPILLED, "counters that were folded into (0, 0)"),
