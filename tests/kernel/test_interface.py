@@ -186,9 +186,12 @@ def test_a_link_that_somebody_takes_away_is_made_again(agent: AgentUnderTest) ->
         eventually(lambda: len(numbers(agent, space)) == 1, "lo is covered")
         (name,) = pins(agent, space)
         (agent.bpffs / "links" / name).unlink()
-        row = next(row for row in agent.coverage() if row["hook"] == "tc_egress")
-        assert row["state"] == "closed", row
-        assert len(numbers(agent, space)) == 1
+
+        def is_whole() -> bool:
+            (row,) = (row for row in agent.coverage() if row["hook"] == "tc_egress")
+            return row["state"] == "closed" and len(numbers(agent, space)) == 1
+
+        eventually(is_whole, "it is made again")
 
 
 def test_agents_beside_each_other_have_links_of_their_own(
