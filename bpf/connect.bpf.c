@@ -57,6 +57,9 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 		 * a destination that is rewritten on the way is decided for who connected.
 		 */
 		tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (!tag) /* atomic memory may be short for a moment */
+			tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0,
+						 BPF_SK_STORAGE_GET_F_CREATE);
 		if (!tag) {
 			note_fault(LIC_FAULT_TAG_FAILED);
 			/* Untagged UDP is decided packet by packet; TCP would pass for accepted. */
