@@ -82,7 +82,8 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 			tag->service.kind = LIC_TAG_NONE;
 		return 1;
 	}
-	if (!tag) /* atomic memory may be short for a moment */
+	/* Memory is taken without waiting, and may be short for a moment. */
+	for (int i = 0; i < LIC_TAG_RETRIES && !tag; i++)
 		tag = bpf_sk_storage_get(MAP(tags), ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!tag) {
 		note_fault(LIC_FAULT_TAG_FAILED);

@@ -57,7 +57,8 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 		 * a destination that is rewritten on the way is decided for who connected.
 		 */
 		tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!tag) /* atomic memory may be short for a moment */
+		/* Memory is taken without waiting, and may be short for a moment. */
+		for (int i = 0; i < LIC_TAG_RETRIES && !tag; i++)
 			tag = bpf_sk_storage_get(MAP(tags), ctx->sk, 0,
 						 BPF_SK_STORAGE_GET_F_CREATE);
 		if (!tag) {

@@ -5,6 +5,8 @@
 
 #include "report.h"
 
+#define LIC_TAG_RETRIES 3
+
 static __always_inline void fill_half(struct lic_half *half, const struct lic_decision *decision)
 {
 	half->kind = decision->kind;

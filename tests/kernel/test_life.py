@@ -84,7 +84,7 @@ def test_the_probes_notice_a_broken_license(probes: tuple[AgentUnderTest, Probes
         eventually(lambda: ask(running.licensed)["passed"]["tcp"] > calls + 4, "it goes on")
     finally:
         table.close()
-    with pytest.raises(AssertionError, match="licensed uses failed|'broken': '"):
+    with pytest.raises(AssertionError, match=r"licensed uses failed|'broken': '"):
         running.check()
 
 
