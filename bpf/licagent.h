@@ -79,7 +79,7 @@ enum lic_port_flag {
 };
 
 enum lic_policy_flag {
-	LIC_POLICY_ENFORCE = 1, /* the agent's own mode; off means observe */
+	LIC_POLICY_ENFORCE = 1, /* the agent enforces, and so does some resource */
 	LIC_POLICY_HAS_NETWORKS = 2,
 	LIC_POLICY_HAS_SERVICES = 4,
 	LIC_POLICY_KEEP_EXISTING = 8, /* sockets older than the agent are kept, as shadow usage */
