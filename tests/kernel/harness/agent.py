@@ -184,6 +184,10 @@ class AgentUnderTest:
         client = LocalClient(self.folder / "run" / "licagent.sock")
         return list(client.stream("events", {"limit": 10_000, **params}))  # type: ignore[arg-type]
 
+    def last_event(self) -> int:
+        """The newest event's sequence number; 0 where there is none yet."""
+        return max((event["seq"] for event in self.events(limit=1)), default=0)
+
     def counters(self) -> list[dict[str, Any]]:
         """Exact counters."""
         return list(self.call("status")["counters"])

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -31,10 +32,22 @@ def eventually(condition: Callable[[], object], what: str, limit_s: float = WAIT
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
-    """A port that nobody has, for a service resource."""
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody has, for a service resource.
+
+    Outside the range that the kernel hands out by itself: a port that is free now must not be
+    some other program's source port a moment later.
+    """
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    low, high = (int(word) for word in text.split())
+    ports = [port for port in range(10_000, 65_536) if not low <= port <= high]
+    for port in random.sample(ports, 100):
+        with socket.socket(socket.AF_INET, kind) as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError(f"none of 100 ports outside {low}-{high} is free")
 
 
 def ask(program: Program) -> dict[str, Any]:
