@@ -32,6 +32,7 @@ class Purpose(StrEnum):
 
     LICENSE = "license"
     REVOCATION = "revocation"
+    CONTROL = "control"  # sealed messages (lictoken.sealed), which are no JWS
 
     @property
     def typ(self) -> str:

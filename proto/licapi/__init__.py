@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The wire API, generated from the .proto files beside it: `./dev proto`."""
