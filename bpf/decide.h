@@ -218,7 +218,7 @@ static __always_inline __u32 license_reason(const struct lic_license *license, _
 	if (now < license->not_before_ns)
 		return LIC_REASON_NOT_YET_VALID;
 	if (now >= license->not_after_ns)
-		return LIC_REASON_EXPIRED;
+		return license->end_reason ? license->end_reason : LIC_REASON_EXPIRED;
 	return LIC_REASON_LICENSED;
 }
 

@@ -162,7 +162,9 @@ struct lic_license {
 	__u32 number; /* fleet-wide; 0: the slot is free */
 	__u32 epoch;  /* only grows; moves with every change of `state` or `number` */
 	__u32 state;  /* LIC_REASON_LICENSED, or the reason why it grants nothing */
-	__u32 reserved;
+	/* Why it ends at not_after_ns: its own end (0, or EXPIRED), that of its lease or of what
+	 * was last known of its conditions. Words only: the end holds whatever stands here. */
+	__u32 end_reason;
 	__u64 not_before_ns; /* CLOCK_BOOTTIME */
 	__u64 not_after_ns;  /* CLOCK_BOOTTIME, first instant that is too late */
 };

@@ -109,7 +109,7 @@ class License(Structure):
         ("number", c_uint32),
         ("epoch", c_uint32),
         ("state", c_uint32),
-        ("reserved", c_uint32),
+        ("end_reason", c_uint32),
         ("not_before_ns", c_uint64),
         ("not_after_ns", c_uint64),
     ]

@@ -31,6 +31,7 @@ class Slot:
     state: Reason
     not_before_ns: int  # CLOCK_BOOTTIME
     not_after_ns: int  # CLOCK_BOOTTIME
+    end_reason: Reason = Reason.EXPIRED  # why it ends then
 
 
 class LicenseTable:
@@ -79,17 +80,32 @@ class LicenseTable:
         element.epoch += 1  # tags of whoever had this slot before are dead
         element.not_before_ns = 0
         element.not_after_ns = 0
+        element.end_reason = int(Reason.EXPIRED)
         element.number = number
         self._slots[number] = index
         return index
 
-    def set(self, number: int, state: Reason, not_before_ns: int, not_after_ns: int) -> bool:
+    def set(
+        self,
+        number: int,
+        state: Reason,
+        not_before_ns: int,
+        not_after_ns: int,
+        end_reason: Reason = Reason.EXPIRED,
+    ) -> bool:
         """Write the state of a license; True if its open sockets are dead by that.
+
+        `end_reason` is what uses are refused with from `not_after_ns` on: EXPIRED, LEASE_LOST or
+        CONDITION, whichever the license ends by first. RuntimeError for LICENSED: the kernel
+        would take it for a grant that has no end.
 
         Times are CLOCK_BOOTTIME, clamped to 0..2**64-1. Taking away comes first, giving last:
         at no moment is more granted than before and after.
         """
+        if end_reason is Reason.LICENSED:
+            raise RuntimeError("a license cannot end by being valid")
         element = self._array[self.slot(number)]
+        element.end_reason = int(end_reason)
         not_before_ns = min(max(not_before_ns, 0), NANOSECONDS_MAX)
         not_after_ns = min(max(not_after_ns, 0), NANOSECONDS_MAX)
         if state is Reason.LICENSED:
@@ -133,6 +149,7 @@ class LicenseTable:
             Reason(element.state),
             element.not_before_ns,
             element.not_after_ns,
+            Reason(element.end_reason) if element.end_reason else Reason.EXPIRED,
         )
 
     def number_at(self, slot: int) -> int:
