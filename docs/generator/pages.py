@@ -196,6 +196,10 @@ _SETTINGS: Final = {
     "failsafe": "[what always passes](policy.md); replaces the built-in list",
     "existing_sockets": "unlicensed connections that are older than the agent: `cut`, or `keep` "
     "them as shadow usage",
+    "control": "the control plane: `auto` (as enrolled), `off` (no link; what it gave stays in "
+    "force while its leases last), or `host:port` in place of the enrolled address",
+    "report_interval_s": "seconds between reports of host state to the control plane, at most "
+    "3600; `0`: as it asks",
 }
 
 

@@ -79,6 +79,8 @@ class AgentConfig:
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     failsafe: tuple[FailsafeSetting, ...] = DEFAULT_FAILSAFE  # what no policy can deny
     existing_sockets: str = "cut"  # unlicensed sockets older than the agent: cut | keep
+    control: str = "auto"  # control plane: auto (as enrolled) | off | host:port instead
+    report_interval_s: int = 0  # between reports of host state; 0: as the control plane says
 
     @property
     def licenses_dir(self) -> Path:
@@ -259,6 +261,38 @@ def _check_network(cidr: object) -> None:
         raise _Bad(f"cidr {cidr!r} has host bits set", f"write {meant}") from error
 
 
+REPORT_INTERVAL_MAX_S: Final = 3600
+"""Longest pause between reports: what the control plane shows of a host must not be older."""
+
+_HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})|\[[0-9A-Fa-f:.]{2,45}\]")
+
+
+def _control(value: Any) -> object:
+    hint = '"auto", "off" or "control.example.org:8443"'
+    if not isinstance(value, str):
+        raise _Bad(f"{value!r} is not a text", hint)
+    if value in ("auto", "off"):
+        return value
+    host, colon, port = value.rpartition(":")
+    if not colon or not _HOST.fullmatch(host):
+        raise _Bad(f"{value!r} is no address of a control plane", hint)
+    if not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or not 1 <= int(port) <= 65535:
+        raise _Bad(f"{value!r}: {port!r} is no port", hint)
+    return value
+
+
+def _seconds(maximum: int) -> _Setting:
+    def check(value: Any) -> object:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
+            raise _Bad(f"{value!r} is not a number of seconds", f"0 to {maximum}")
+        return value
+
+    def from_text(text: str) -> object:
+        return int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else text
+
+    return _Setting(check, from_text)
+
+
 def _failsafe_text(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -278,6 +312,8 @@ SETTINGS: Final[Mapping[str, _Setting]] = MappingProxyType(
         "labels": _Setting(_labels, _labels_text),
         "failsafe": _Setting(_failsafe, _failsafe_text),
         "existing_sockets": _words("cut", "keep"),
+        "control": _Setting(_control, str),
+        "report_interval_s": _seconds(REPORT_INTERVAL_MAX_S),
     }
 )
 """Every key of agent.toml; LICAGENT_<KEY> in the environment is the same key."""

@@ -41,6 +41,7 @@ __all__ = [
     "Resource",
     "ResourceKind",
     "parse_policy",
+    "read_binding",
 ]
 
 FILE_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -82,7 +83,7 @@ def parse_policy(
                 resources.append(resource)
                 places.append((file, path))
         for path, table, line in file.tables("binding"):
-            binding = _read_binding(file, path, table, line, numbers)
+            binding = read_binding(file, path, table, line, numbers)
             bindings.append(binding)
             if licenses is not None and binding.license and binding.license not in licenses:
                 hint = license_names.suggest(binding.license)
@@ -114,13 +115,17 @@ def _check_wanted(wanted: Sequence[tuple[PolicyFile, Path, str]], described: set
             file.problem(path, f"there is no resource {shown(word)}", names.suggest(word))
 
 
-def _read_binding(
+def read_binding(
     file: PolicyFile,
     path: Path,
     table: Mapping[str, Any],
     line: int,
     numbers: Counter[str],
 ) -> Binding:
+    """The binding that `table` describes; what is wrong with it becomes problems in `file`.
+
+    `numbers` counts bindings by license, for the names of those without one of their own.
+    """
     file.check_keys(path, table, _BINDING_KEYS)
     license_id = file.string((*path, "license"), table)
     numbers[license_id] += 1

@@ -73,8 +73,8 @@ class Resource:
 
     @property
     def source(self) -> str:
-        """Where it stands: "orders.toml:12"."""
-        return f"{self.file}:{self.line}"
+        """Where it stands: "orders.toml:12", or whatever has no lines, by its name."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +90,8 @@ class Binding:
 
     @property
     def source(self) -> str:
-        """Where it stands: "orders.toml:12"."""
-        return f"{self.file}:{self.line}"
+        """Where it stands: "orders.toml:12", or whatever has no lines, by its name."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,10 +130,14 @@ def _conflicts_at(
             second.file,
             line_of(late),
             f"resource.{key}",
-            f"{shown(second.name)} and {shown(first.name)} ({first.file}:{line_of(early)}) "
+            f"{shown(second.name)} and {shown(first.name)} ({_at(first, line_of(early))}) "
             f"both name {_words(target, ports)}",
             "name it once, or make one of them narrower: the narrower one wins",
         )
+
+
+def _at(resource: Resource, line: int) -> str:
+    return f"{resource.file}:{line}" if line else resource.file
 
 
 def _words(target: _Target, ports: PortRange) -> str:

@@ -21,6 +21,8 @@ class PolicyProblem:
     key: str  # "resource.destinations[0].cidr"; empty for the file as a whole
     message: str
     suggestion: str = ""  # empty where nothing sensible can be proposed
+    absent: bool = False
+    """It refers to what is not on this host: no mistake in a policy that is for many hosts."""
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file

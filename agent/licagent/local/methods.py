@@ -109,6 +109,17 @@ METHODS: Final[Mapping[str, Method]] = {
             "usage",
             (Param("by", "text", default="license", words=("license", "process", "unit")),),
         ),
+        Method(
+            "enroll",
+            (
+                Param("join", "text"),  # a join token, licjoin1.…
+                Param("bundle", "text"),  # what the control plane answered to a request file
+                Param("request", "flag"),  # write such a request
+                Param("identity", "text", default="keep", words=("keep", "again", "new")),
+            ),
+            write=True,
+            one_of=("join", "bundle", "request"),
+        ),
         Method("config.check"),
         Method("detach", write=True),
     )

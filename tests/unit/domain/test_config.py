@@ -49,6 +49,8 @@ def test_every_key_can_be_set_in_the_file():
         cgroup_root = "/e"
         loader = "bcc"
         existing_sockets = "keep"
+        control = "control.example.org:8443"
+        report_interval_s = 15
         failsafe = [
             { cidr = "10.0.0.0/8", ports = ["53", "60-70"], protocol = "udp" },
             { direction = "in", ports = ["22"], protocol = "tcp" },
@@ -68,6 +70,8 @@ def test_every_key_can_be_set_in_the_file():
         cgroup_root=Path("/e"),
         loader="bcc",
         existing_sockets="keep",
+        control="control.example.org:8443",
+        report_interval_s=15,
         failsafe=(
             FailsafeSetting("out", "10.0.0.0/8", ("53", "60-70"), "udp"),
             FailsafeSetting("in", "any", ("22",), "tcp"),
@@ -87,6 +91,8 @@ ENVIRONMENT = {
     "cgroup_root": ("/e", Path("/e")),
     "loader": ("prebuilt", "prebuilt"),
     "existing_sockets": ("keep", "keep"),
+    "control": ("[::1]:8443", "[::1]:8443"),
+    "report_interval_s": ("30", 30),
     "labels": ("region=eu, role=db", {"region": "eu", "role": "db"}),
     "failsafe": ('[{ cidr = "::1/128" }]', (FailsafeSetting("out", "::1/128", (), "any"),)),
 }
@@ -118,6 +124,13 @@ def test_the_cgroup_root_may_be_found_by_itself():
         ('state_dir = "/a\\u0000b"', "not an absolute path"),
         ("state_dir = 5", "5 is not a path"),
         ("labels = 1", "labels must be a table"),
+        ('control = "control.example.org"', "is no address of a control plane"),
+        ('control = "a b:8443"', "is no address of a control plane"),
+        ('control = "control:70000"', "'70000' is no port"),
+        ("control = 8443", "8443 is not a text"),
+        ("report_interval_s = -1", "-1 is not a number of seconds (0 to 3600)"),
+        ('report_interval_s = "30s"', "'30s' is not a number of seconds"),
+        ("report_interval_s = true", "True is not a number of seconds"),
         ('labels = { "A b" = "x" }', "'A b' is no label name"),
         ("labels = { a = 1 }", "label a: 1 is not a text"),
         ("failsafe = {}", "failsafe must be a list"),
