@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real control plane for tests: `licplane serve` as a child process, on ports of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.kernel.harness.probes import free_port
+from tests.system.harness.scene import HOLDER, Result, Scene, eventually
+
+COMMAND: Final = Path(sys.executable).with_name("licplane")
+START_S: Final = 60.0
+LABELS: Final = {"org": "acme"}
+
+
+def address() -> str:
+    """A loopback address nobody listens on."""
+    return f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+
+
+class ControlPlane:
+    """One control plane: its state folder (or database), its server, its command line.
+
+    Another one made with `replica_of` serves the same state.
+    """
+
+    def __init__(
+        self,
+        *options: str,
+        database: str = "",
+        replica_of: ControlPlane | None = None,
+    ) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="licplane-test-"))
+        self.state = replica_of.state if replica_of else self.folder / "plane"
+        self.database = database or (replica_of.database if replica_of else "")
+        self.options = options
+        self.control = address()
+        self.public = address()
+        self.metrics = address()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- life
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of its commands."""
+        kept = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("LICAGENT_", "LICPLANE_")) and not key.endswith("_proxy")
+        }
+        made = {**kept, "LICPLANE_STATE": str(self.state), "LICPLANE_PASSPHRASE": "test words"}
+        return {**made, "LICPLANE_DATABASE": self.database} if self.database else made
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The options that say where to listen."""
+        return (
+            *("--listen", self.control),
+            *("--public-listen", self.public),
+            *("--metrics-listen", self.metrics),
+        )
+
+    def start(self, *options: str) -> None:
+        """Start the server and wait until it takes connections."""
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(COMMAND), "serve", *self.addresses, *self.options, *options],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its workers end with it, whatever happens
+            )
+        end = time.monotonic() + START_S
+        while not (takes_connections(self.control) and takes_connections(self.public)):
+            assert self.process.poll() is None, f"the server ended: {self.log()}"
+            assert time.monotonic() < end, f"the server does not answer: {self.log()}"
+            time.sleep(0.05)
+
+    def log(self) -> str:
+        """The end of the server's log."""
+        path = self.folder / "server.log"
+        return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        assert self.process is not None
+        return self.process.pid
+
+    def kill(self) -> None:
+        """kill -9, its workers too."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        if self.process is None:
+            return 0
+        self.process.terminate()
+        try:
+            status = self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+        self.process = None
+        return status
+
+    def close(self) -> None:
+        """Stop everything and leave nothing behind. Safe after any failure."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # --- asking
+
+    def cli(self, *words: str | Path, stdin: str | None = None, timeout_s: float = 60.0) -> Result:
+        """Run `licplane` on the state to its end."""
+        done = subprocess.run(
+            [str(COMMAND), *map(str, words)],
+            env=self.environment,
+            cwd=self.folder,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def ask(self, *words: str | Path) -> dict[str, Any]:
+        """The JSON of a command that must go well."""
+        result = self.cli(*words, "--json")
+        assert result.status == 0, (words, result)
+        return result.json
+
+    def do(self, *words: str | Path) -> str:
+        """Standard output of a command that must go well."""
+        result = self.cli(*words)
+        assert result.status == 0, (words, result)
+        return result.out
+
+    def make_keys(self) -> None:
+        """The issuer's key."""
+        self.do("keys", "create", "--issuer", "acme")
+
+    def join(self, *, uses: int = 1, ttl: str = "1h", **labels: str) -> str:
+        """A join token."""
+        chosen = [f"--label={name}={value}" for name, value in {**LABELS, **labels}.items()]
+        found = self.ask("token", "create", *chosen, "--uses", str(uses), "--expires", f"+{ttl}")
+        return str(found["join"])
+
+    def apply(self, *documents: dict[str, Any], options: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Put documents in force, each a table as `licplane apply` reads it."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="documents-"))
+        for number, document in enumerate(documents):
+            kind = document["kind"]
+            table = {name: value for name, value in document.items() if name != "kind"}
+            text = f"[[{kind}]]\n{toml_lines(table)}"
+            (folder / f"{number:02}.toml").write_text(text)
+        return self.ask("apply", "-f", folder, *options)
+
+    def hosts(self) -> dict[str, dict[str, Any]]:
+        """Every host by its id."""
+        return {row["host_id"]: row for row in self.ask("host", "list")["hosts"]}
+
+    def host(self, host: str) -> dict[str, Any]:
+        """One host, as `licplane host show` has it."""
+        return dict(self.ask("host", "show", host)["host"])
+
+    @contextmanager
+    def rows(self) -> Iterator[sqlite3.Connection]:
+        """The database behind licplane's back."""
+        found = sqlite3.connect(self.state / "licplane.db", timeout=30)
+        try:
+            yield found
+            found.commit()
+        finally:
+            found.close()
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels."""
+        import urllib.request
+
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{self.metrics}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        total = 0.0
+        for line in text.splitlines():
+            if line.startswith((f"{name} ", f"{name}{{")) and all(
+                f'{key}="{value}"' in line for key, value in labels.items()
+            ):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
+
+
+def takes_connections(where: str) -> bool:
+    """Whether somebody listens there."""
+    host, _, port = where.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def toml_lines(table: dict[str, Any]) -> str:
+    """A table's keys, values in the form that JSON and TOML share."""
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in table.items())
+
+
+def toml_value(value: Any) -> str:
+    """A value of TOML."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    return json.dumps(value)
+
+
+class Host(Scene):
+    """A real agent that gets licenses and policy from a control plane, and a server to reach."""
+
+    def __init__(self, plane: ControlPlane, agent: AgentUnderTest | None = None) -> None:
+        super().__init__(agent or AgentUnderTest())
+        self.plane = plane
+
+    def enroll(self, join: str | None = None, *options: str) -> dict[str, Any]:
+        """Join the control plane with the real command; the daemon runs."""
+        return self.ask("enroll", *options, join or self.plane.join())
+
+    @property
+    def control(self) -> dict[str, Any]:
+        """What status says of the link."""
+        return dict(self.cli("status", "--json").json["control"])
+
+    @property
+    def id(self) -> str:
+        """The host's id."""
+        return str(self.control["host_id"])
+
+    # --- documents
+
+    def resource(self, name: str = "db", **fields: Any) -> dict[str, Any]:
+        """The server as a resource."""
+        where = {"cidr": "127.0.0.1/32", "ports": [str(self.server.port)], "protocol": "tcp"}
+        return {
+            "kind": "resource",
+            "name": name,
+            "kind_": "network",
+            "mode": "enforce",
+            "destinations": [where],
+            **fields,
+        }
+
+    def binding(self, license: str = "acme-db", uid: int = HOLDER, **fields: Any) -> dict[str, Any]:
+        """A binding of a user to a license."""
+        return {
+            "kind": "binding",
+            "name": f"{license}-{uid}",
+            "license": license,
+            "selectors": [f"unix:uid:{uid}"],
+            **fields,
+        }
+
+    def license(self, name: str = "acme-db", resource: str = "db", **fields: Any) -> dict[str, Any]:
+        """A license for the resource."""
+        return {
+            "kind": "license",
+            "id": name,
+            "subject": "Acme Ltd",
+            "org": "acme",
+            "resources": [resource],
+            "expires": "+1h",
+            **fields,
+        }
+
+    def licensed(self) -> None:
+        """Resource, binding and license for `HOLDER`, in the kernel."""
+        self.plane.apply(self.resource(), self.binding(), self.license())
+        self.until("ok")
+
+    def until(self, outcome: str, uid: int = HOLDER) -> None:
+        """Wait until connecting ends so."""
+        eventually(lambda: self.connect(uid) == outcome, f"{outcome} for {uid}: {self.state()}")
+
+    def state(self) -> str:
+        """For a test that failed: what both sides say."""
+        return f"{self.cli('status').out}\n{self.agent.log()}\n{self.plane.log()}"
