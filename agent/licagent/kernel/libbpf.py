@@ -194,6 +194,16 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "ring_buffer__consume": (c_int, c_void_p),
     "ring_buffer__epoll_fd": (c_int, c_void_p),
     "bpf_map_update_batch": (c_int, c_int, c_void_p, c_void_p, POINTER(c_uint32), c_void_p),
+    "bpf_map_lookup_batch": (
+        c_int,
+        c_int,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        c_void_p,
+        POINTER(c_uint32),
+        c_void_p,
+    ),
     "bpf_map_delete_batch": (c_int, c_int, c_void_p, POINTER(c_uint32), c_void_p),
 }
 """Result and arguments of each function used (bpf.h and libbpf.h of libbpf 1.1)."""

@@ -18,6 +18,10 @@ from licagent.kernel import libbpf
 from licagent.kernel.layout import MAP_SIZES
 
 _BATCH: Final = 4096
+_BATCH_MAX: Final = 1 << 20
+_NO_BATCHES: Final = (-524, -errno.EOPNOTSUPP, -errno.EINVAL)  # 524: ENOTSUPP, not in errno
+_PER_CPU: Final = (5, 6, 10, 21)
+"""Types of bpf(2) with a value for each CPU: PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, ..."""
 
 Element = TypeVar("Element", bound=ctypes.Structure)
 
@@ -106,7 +110,7 @@ class Map:
         )
         if result == 0:
             return
-        if result not in (-524, -errno.EOPNOTSUPP, -errno.EINVAL):  # 524: ENOTSUPP, not in errno
+        if result not in _NO_BATCHES:
             libbpf.check(result, f"write to {self.path.name}")
         key_size, value_size = self.info.key_size, self.info.value_size
         for index in range(count):
@@ -116,6 +120,68 @@ class Map:
             )
 
     def keys(self) -> Iterator[bytes]:
+        """All keys; see `items` for what happens to those that come and go meanwhile."""
+        for keys, _values, count in self._batches():
+            size = self.info.key_size
+            for at in range(0, count * size, size):
+                yield keys[at : at + size]
+
+    def items(self) -> Iterator[tuple[bytes, bytes]]:
+        """All elements, bucket by bucket. Not for per-CPU maps.
+
+        Elements that stay are met once each; of those that come or go meanwhile, some are met.
+        """
+        if self.info.type in _PER_CPU:
+            raise RuntimeError(f"{self.path.name} has a value for each CPU: use lookup_sum")
+        size, value_size = self.info.key_size, self.info.value_size
+        for keys, values, count in self._batches():
+            for index in range(count):
+                yield (
+                    keys[index * size : (index + 1) * size],
+                    values[index * value_size : (index + 1) * value_size],
+                )
+
+    def _batches(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """Keys, values and count of many elements at a time (BPF_MAP_LOOKUP_BATCH, 5.6)."""
+        width = self.info.value_size
+        if self.info.type in _PER_CPU:
+            width = ((width + 7) & ~7) * possible_cpus()
+        size = min(_BATCH, self.info.max_entries)
+        # The position is a bucket's number for hashes, a key for tries.
+        position = ctypes.create_string_buffer(max(self.info.key_size, 8))
+        first = True
+        while True:
+            keys = ctypes.create_string_buffer(size * self.info.key_size)
+            values = ctypes.create_string_buffer(size * width)
+            count = c_uint32(size)
+            result = libbpf.library().bpf_map_lookup_batch(
+                self.fd, None if first else position, position, keys, values, byref(count), None
+            )
+            if result == -errno.ENOSPC and size < _BATCH_MAX:  # a bucket is longer than that
+                size *= 2
+                continue
+            if first and result in _NO_BATCHES:
+                yield from self._one_by_one()
+                return
+            if result != -errno.ENOENT:
+                libbpf.check(result, f"list {self.path.name}")
+            first = False
+            yield (
+                keys.raw[: count.value * self.info.key_size],
+                values.raw[: count.value * width],
+                count.value,
+            )
+            if result == -errno.ENOENT:
+                return
+
+    def _one_by_one(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """As `_batches`, for map types and kernels without them; values only where they fit."""
+        for key in list(self._walk()):
+            value = b"" if self.info.type in _PER_CPU else self.lookup(key)
+            if value is not None:
+                yield key, value, 1
+
+    def _walk(self) -> Iterator[bytes]:
         """All keys. Elements that are deleted meanwhile may make the walk start over."""
         key = ctypes.create_string_buffer(self.info.key_size)
         following = ctypes.create_string_buffer(self.info.key_size)
@@ -128,18 +194,23 @@ class Map:
             libbpf.check(result, f"list {self.path.name}")
 
     def delete_many(self, keys: Iterable[bytes]) -> int:
-        """Remove many elements; those that are gone already do not matter."""
+        """Remove many elements, in batches where the map type has them; how many were there."""
         total = 0
-        for key in keys:
-            total += self.delete(key)
+        waiting = list(keys)
+        while waiting:
+            part, waiting = waiting[:_BATCH], waiting[_BATCH:]
+            done = c_uint32(len(part))
+            result = libbpf.library().bpf_map_delete_batch(
+                self.fd, b"".join(part), byref(done), None
+            )
+            if result in _NO_BATCHES:
+                return total + sum(self.delete(key) for key in (*part, *waiting))
+            total += done.value
+            if result == -errno.ENOENT:  # the next one had gone already
+                waiting = part[done.value + 1 :] + waiting
+            else:
+                libbpf.check(result, f"remove from {self.path.name}")
         return total
-
-    def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """All elements. Not for per-CPU maps."""
-        for key in list(self.keys()):
-            value = self.lookup(key)
-            if value is not None:
-                yield key, value
 
 
 class MappedArray(Generic[Element]):
