@@ -9,7 +9,7 @@ policy. So a policy compiles the same before and after a license ends.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -71,6 +71,7 @@ def compile_policy(
     *,
     groups: AccountLookup = lambda _name: None,
     lenient: bool = False,
+    tolerated: Callable[[PolicyProblem], bool] = lambda _problem: False,
 ) -> Tables:
     """The tables of `policy`, with `licenses` by their id (jti), whatever their state.
 
@@ -80,10 +81,11 @@ def compile_policy(
 
     `lenient` is for a policy that was good once and is to be enforced although a license, a
     user or an entitlement has gone meanwhile: what is wrong then grants nothing, and every
-    resource is still enforced.
+    resource is still enforced. `tolerated` says it of single problems: a policy for many hosts
+    binds licenses and resources that this one does not have (`PolicyProblem.absent`).
     """
     compiler = _Compiler(policy, licenses, Folder(numbering, users, groups))
-    return compiler.compile(failsafe, lenient=lenient)
+    return compiler.compile(failsafe, lenient=lenient, tolerated=tolerated)
 
 
 class _Grant(NamedTuple):
@@ -119,7 +121,13 @@ class _Compiler:
     _shapes: set[Shape] = field(default_factory=set)
     _reached: set[str] = field(default_factory=set)
 
-    def compile(self, failsafe: Sequence[FailsafeEntry], *, lenient: bool) -> Tables:
+    def compile(
+        self,
+        failsafe: Sequence[FailsafeEntry],
+        *,
+        lenient: bool,
+        tolerated: Callable[[PolicyProblem], bool],
+    ) -> Tables:
         for resource in self.policy.resources:
             number = self.folder.numbering.number("resource", resource.name)
             self._resources[resource.name] = (number, resource)
@@ -135,9 +143,9 @@ class _Compiler:
             classes.write(SERVICE_CLASS, services)
         except TooManyPortsError:
             self.problems.append(_too_many_ports(self.policy.resources))
-            lenient = False  # there are no tables to enforce
-        if self.problems and not lenient:
-            raise PolicyError(self.problems)
+            raise PolicyError(self.problems) from None  # there are no tables to enforce
+        if not lenient and (left := [each for each in self.problems if not tolerated(each)]):
+            raise PolicyError(left)
         return Tables(
             networks=tuple(networks),
             ports=tuple(classes.ports),
@@ -176,7 +184,7 @@ class _Compiler:
             if license_ is None:
                 hint = known.suggest(binding.license) or "add it: licagent license add FILE"
                 message = f"no license {shown(binding.license)} is known here"
-                self._problem(binding, "license", message, hint)
+                self._problem(binding, "license", message, hint, absent=True)
                 continue
             view = self._view(binding, license_)
             if view is None:
@@ -217,7 +225,8 @@ class _Compiler:
             wanted = dict.fromkeys(binding.resources)
             for name in wanted:
                 if name not in view.grants:
-                    self._problem(binding, "resources", *self._not_granted(view, name))
+                    problem = self._not_granted(view, name)
+                    self._problem(binding, "resources", *problem, absent=True)
         selectors = (*map(str, binding.selectors), *map(str, view.selectors))
         count = 0
         for name in wanted:
@@ -267,7 +276,7 @@ class _Compiler:
                 action = _ACTIONS.get(resource.kind, "use")
                 hint = f'bind license = "{entitling[name]}", if it allows to {action}'
             message = f"nobody can reach {shown(name)}: no binding's license entitles it"
-            yield PolicyProblem(resource.file, resource.line, "resource", message, hint)
+            yield PolicyProblem(resource.file, resource.line, "resource", message, hint, True)
 
     def _rules(self) -> list[Rule]:
         rules = []
@@ -321,9 +330,13 @@ class _Compiler:
                         0, 0, 0, protocol, entry.first, entry.last, number, resource.enforce
                     )
 
-    def _problem(self, binding: Binding, key: str, message: str, suggestion: str) -> None:
+    def _problem(
+        self, binding: Binding, key: str, message: str, suggestion: str, *, absent: bool = False
+    ) -> None:
         place = f"binding.{key}" if key else "binding"
-        self.problems.append(PolicyProblem(binding.file, binding.line, place, message, suggestion))
+        self.problems.append(
+            PolicyProblem(binding.file, binding.line, place, message, suggestion, absent)
+        )
 
 
 _PORTLESS: Final = (PortRange(0, 0),)
