@@ -29,3 +29,24 @@ class PlaneError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}. {self.hint}."
+
+
+class Unauthenticated(PlaneError):
+    """Nobody known stands behind the request. Says nothing about what exists."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(ExitCode.PERMISSION, message, hint)
+
+
+class Conflict(PlaneError):
+    """The thing is not as the caller read it (an etag or a counter that is not the newest)."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(ExitCode.REFUSED, message, hint)
+
+
+class Exhausted(PlaneError):
+    """There is no room for it: too many, or too large."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(ExitCode.REFUSED, message, hint)
