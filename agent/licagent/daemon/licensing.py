@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from licagent.domain.clock import TrustedClock
 from licagent.domain.license import HostFacts, Judgement, LicenseState, judge
+from licagent.domain.reason import Reason
+from licagent.domain.slot import SlotValues, slot_values
 from licagent.kernel.layout import NANOSECONDS_MAX
 from licagent.kernel.licenses import LicenseTable
 from licagent.store.errors import StoreError
 from licagent.store.licenses import LicenseNotAccepted, LicenseRecords, Statement
 from lictoken.claims import AUDIENCE, License
-from lictoken.errors import TokenError
+from lictoken.errors import Refusal, TokenError
 from lictoken.revocation import Revocation, RevocationAction, verify_revocation
 from lictoken.trust import TrustStore
 from lictoken.validity import Standing, standing
@@ -32,8 +36,18 @@ class Held:
     """A license that verified, and where it came from."""
 
     license: License
-    file: Path
+    file: Path | None  # None: delivered by the control plane
     text: bytes
+
+    @property
+    def managed(self) -> bool:
+        """Whether the control plane delivered it: such a license grants while it is leased."""
+        return self.file is None
+
+    @property
+    def origin(self) -> str:
+        """Its file, or who delivered it."""
+        return "control plane" if self.file is None else str(self.file)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,14 @@ class Licensing:
         self._trust_path = trust_path
         self._records = records
         self._clock = clock
-        self._host = host
+        self.host = host
+        self._filed: dict[str, Held] = {}
+        self._managed: dict[str, Held] = {}
+        self._filed_refused: tuple[Refused, ...] = ()
+        self._managed_refused: tuple[Refused, ...] = ()
+        self._written: dict[int, SlotValues] = {}
+        self._leases: Mapping[int, int] = MappingProxyType({})  # number -> end, CLOCK_BOOTTIME
+        self._denied: frozenset[int] = frozenset()
         self.trust = TrustStore()
         self.trust_problem = ""
         self.held: dict[str, Held] = {}
@@ -90,13 +111,14 @@ class Licensing:
                 try:
                     self._accept(one.license)
                 except StoreError as error:
-                    refused.append(refusal_of(one.file.name, error))
+                    refused.append(refusal_of(Path(one.origin).name, error))
                     continue
                 held.setdefault(one.license.jti, one)
-        self.held = held
-        self.refused = tuple(refused)
-        for problem in refused:
-            _log.warning("%s refused: %s (%s)", problem.file, problem.detail, problem.reason)
+        self._filed = held
+        self._filed_refused = tuple(refused)
+        self._verify_managed({jti: one.text for jti, one in self._managed.items()}, again=True)
+        self._join()
+        _tell(self.refused)
 
     def load_trust(self) -> None:
         """Read the trust file. Without a good one nothing verifies: nobody is let in."""
@@ -167,43 +189,148 @@ class Licensing:
                 return each
         return None
 
+    # --- what the control plane says
+
+    def set_managed(self, tokens: Mapping[str, bytes]) -> tuple[Refused, ...]:
+        """The licenses that the control plane delivers, whole, by jti; those refused.
+
+        They are verified like files. Of a managed one and a file of the same jti the higher
+        generation counts, and the managed one where they are equal.
+        """
+        with self._records.batch():
+            self._verify_managed(tokens)
+        self._join()
+        _tell(self._managed_refused)
+        return self._managed_refused
+
+    def set_leases(self, ends_ns: Mapping[int, int], denied: Collection[int] = ()) -> None:
+        """The leases of managed licenses: license number -> end in CLOCK_BOOTTIME, in ns.
+
+        One that is not named has no lease. `denied` are those that the control plane refuses to
+        lease, which ends also those that would go on without a lease (failure_mode "open").
+        Takes effect with the next `write`.
+        """
+        self._leases = MappingProxyType(dict(ends_ns))
+        self._denied = frozenset(denied)
+
+    def _verify_managed(self, tokens: Mapping[str, bytes], *, again: bool = False) -> None:
+        managed: dict[str, Held] = {}
+        refused: list[Refused] = []
+        for jti, text in tokens.items():
+            known = self._managed.get(jti)
+            if known is not None and known.text == text and not again:
+                managed[jti] = known
+                continue
+            try:
+                found = verify_license(text, self.trust)
+                if found.jti != jti:
+                    raise TokenError(Refusal.BAD_VALUE, f"its jti is {found.jti}, not {jti}")
+                filed = self._filed.get(jti)
+                if filed is None or filed.license.generation <= found.generation:
+                    self._accept(found, confirmed=True)
+                managed[jti] = Held(found, None, text)
+            except (TokenError, StoreError) as error:
+                refused.append(refusal_of(f"{jti} (control plane)", error))
+        self._managed = managed
+        self._managed_refused = tuple(refused)
+
+    def _join(self) -> None:
+        held = dict(self._filed)
+        for jti, one in self._managed.items():
+            filed = held.get(jti)
+            if filed is None or filed.license.generation <= one.license.generation:
+                held[jti] = one
+        self.held = held
+        self.refused = (*self._filed_refused, *self._managed_refused)
+
+    # --- what this host is
+
+    def set_labels(self, labels: Mapping[str, str]) -> None:
+        """The host's labels from now on. Takes effect with the next `write`."""
+        self.host = replace(self.host, labels=MappingProxyType(dict(labels)))
+
+    def set_facts(self, facts: Mapping[str, str]) -> None:
+        """The host's posture from now on. Takes effect with the next `write`."""
+        self.host = replace(self.host, facts=MappingProxyType(dict(facts)))
+
+    # --- judgement
+
     def judge(self, license: License) -> Judgement:
         """The state of a license on this host now."""
         boottime_ns = _boottime_ns()
-        statement = self.revocation(license)
+        now_ns = self._clock.now_ns(boottime_ns)
+        lease_end_ns = self._lease_end_ns(license)
+        lease_end_s: float | None = math.inf
+        if lease_end_ns is not None:
+            lease_end_s = (now_ns + lease_end_ns - boottime_ns) / 1e9 if lease_end_ns else None
         return judge(
             license,
-            self._clock.now_ns(boottime_ns) / 1e9,
-            self._host,
-            revoked=statement is not None,
+            now_ns / 1e9,
+            self.host,
+            revoked=self.revocation(license) is not None,
             earliest_s=self._clock.earliest_ns(boottime_ns) / 1e9,
+            lease_end_s=lease_end_s,
+        )
+
+    def _lease_end_ns(self, license: License) -> int | None:
+        """When the lease of a license ends, grace included; 0: it has none; None: needs none."""
+        held = self.held.get(license.jti)
+        if held is None or not held.managed:
+            return None
+        if license.number in self._denied:
+            return 0
+        if license.failure_mode == "open":
+            return None
+        end_ns = self._leases.get(license.number)
+        return 0 if end_ns is None else end_ns + license.grace_s * 1_000_000_000
+
+    def slot_of(self, license: License) -> SlotValues:
+        """What the kernel should hold for a license now."""
+        return slot_values(
+            self.judge(license).state,
+            self._clock.start_boottime_ns(license.not_before_s),
+            self._clock.deadline_boottime_ns(license.expires_at_s),
+            lease_end_ns=self._lease_end_ns(license),
+            condition_end_ns=None,
         )
 
     def write(self, table: LicenseTable) -> bool:
         """Bring the kernel's table up to date; True if some open sockets are dead by that."""
         died = False
+        written: dict[int, SlotValues] = {}
         for one in self.held.values():
-            found = one.license
-            state = self.judge(found).state
-            reason = state.reason
-            if state in (LicenseState.NOT_YET_VALID, LicenseState.EXPIRED):
-                # Time is the kernel's own business: it ends, and begins, with the daemon dead.
-                reason = LicenseState.VALID.reason
+            number = one.license.number
+            values = written[number] = self.slot_of(one.license)
+            before = table.get(number)
             died |= table.set(
-                found.number,
-                reason,
-                self._clock.start_boottime_ns(found.not_before_s),
-                self._clock.deadline_boottime_ns(found.expires_at_s),
+                number,
+                values.state,
+                values.not_before_ns,
+                values.not_after_ns,
+                values.end_reason,
             )
-        known = {one.license.number for one in self.held.values()}
+            now_ns = _boottime_ns()
+            if before is not None and before.state is Reason.LICENSED:
+                died |= before.not_after_ns > now_ns >= values.not_after_ns
         for number in table.numbers():
-            if number not in known:
+            if number not in written:
                 died |= table.set(number, LicenseState.REVOKED.reason, 0, NANOSECONDS_MAX)
+        self._written = written
         return died
 
     def next_end_ns(self, after_ns: int) -> int | None:
-        """The first license end after `after_ns`, both in unix nanoseconds; it may be past."""
-        ends = (one.license.expires_at_s * 1_000_000_000 for one in self.held.values())
+        """The first license end after `after_ns`, both in trusted unix ns; it may be past.
+
+        The ends of leases and conditions are those of the last `write`.
+        """
+        ends = [one.license.expires_at_s * 1_000_000_000 for one in self.held.values()]
+        clock = self._clock.state
+        ends += (
+            # Not `now_ns`, which knows no time before the last reading.
+            clock.now_ns + values.not_after_ns - clock.boottime_ns
+            for values in self._written.values()
+            if values.state is Reason.LICENSED and values.end_reason is not Reason.EXPIRED
+        )
         return min((end for end in ends if end > after_ns), default=None)
 
     def store(self, text: bytes) -> tuple[License, Path, bool]:
@@ -216,21 +343,23 @@ class Licensing:
         found = verify_license(text, self.trust)
         self._accept(found, confirmed=True)
         path = self._folder / f"{file_name(found.jti)}.lic"
-        held = self.held.get(found.jti)
-        if held is not None and held.text == text:
+        held = self._filed.get(found.jti)
+        if held is not None and held.file is not None and held.text == text:
             return found, held.file, False
         write_durably(path, text)
-        if held is not None and held.file != path:
+        if held is not None and held.file is not None and held.file != path:
             held.file.unlink(missing_ok=True)
-        self.held[found.jti] = Held(found, path, text)
+        self._filed[found.jti] = Held(found, path, text)
+        self._join()
         return found, path, True
 
     def forget(self, jti: str) -> bool:
-        """Remove a license's file; False if there was none."""
-        held = self.held.pop(jti, None)
-        if held is None:
+        """Remove a license's file; False if there was none. A managed license has none."""
+        held = self._filed.pop(jti, None)
+        if held is None or held.file is None:
             return False
         held.file.unlink(missing_ok=True)
+        self._join()
         return True
 
     def _files(self, suffix: str) -> Iterator[Path]:
@@ -241,6 +370,11 @@ class Licensing:
         for name in names:
             if name.endswith(suffix) and not name.startswith("."):
                 yield self._folder / name
+
+
+def _tell(refused: Sequence[Refused]) -> None:
+    for problem in refused:
+        _log.warning("%s refused: %s (%s)", problem.file, problem.detail, problem.reason)
 
 
 def _boottime_ns() -> int:

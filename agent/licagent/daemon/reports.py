@@ -309,7 +309,7 @@ def license_show(agent: Agent, jti: str) -> Report:
             "hosts": list(found.hosts),
             "selectors": list(found.selectors),
             "bindings": bindings,
-            "file": str(held.file),
+            "file": str(held.file) if held.file else None,
             "revoked": (
                 {
                     "at": rfc3339(statement.at_s),

@@ -6,6 +6,7 @@ Signature and structure are `lictoken`'s; this module asks only what a host can 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ class LicenseState(Enum):
     EXPIRED = "expired"
     REVOKED = "revoked"
     CONDITION = "condition"  # it holds, but not on this host
+    LEASE_LOST = "lease_lost"  # of the control plane, which has not leased it to this host
 
     @property
     def reason(self) -> Reason:
@@ -45,17 +47,21 @@ _REASONS: Final = {
     LicenseState.EXPIRED: Reason.EXPIRED,
     LicenseState.REVOKED: Reason.REVOKED,
     LicenseState.CONDITION: Reason.CONDITION,
+    LicenseState.LEASE_LOST: Reason.LEASE_LOST,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class HostFacts:
-    """What a license's scope and host list are compared with."""
+    """What a license's scope, host list and conditions are compared with."""
 
     hostname: str = ""
     machine_id: str = ""
     labels: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """`org`, `project`, `environment` and `region` of the host, from agent.toml."""
+    """`org`, `project`, `environment`, `region` and others: of the control plane's assignment,
+    or else from agent.toml."""
+    facts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Posture by name (`kernel`, `secure_boot`...); what is not there is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +85,18 @@ def judge(
     *,
     revoked: bool = False,
     earliest_s: float | None = None,
+    lease_end_s: float | None = math.inf,
 ) -> Judgement:
     """What `license` is worth on `host` at `now_s`, in seconds since 1970 UTC.
+
+    `lease_end_s` is when its lease ends, grace included; infinity for one that needs no lease,
+    None for one that has none.
 
     `earliest_s` is the time that it certainly is, where the host's clock is in doubt
     (`TrustedClock.earliest_ns`): a license begins only when that time has come. A license
     holds in not_before_s <= now < expires_at_s. Revocation is named first, then what is
-    wrong with the place, then with the time, in the order in which the kernel looks.
+    wrong with the place, then a missing lease, then the time, in the order in which the kernel
+    looks.
     """
     if revoked:
         return Judgement(
@@ -93,11 +104,23 @@ def judge(
         )
     for detail, hint in applicability(license, host):
         return Judgement(LicenseState.CONDITION, detail, hint)
+    if lease_end_s is None:
+        return Judgement(
+            LicenseState.LEASE_LOST,
+            f"license {license.jti} is the control plane's, which has not leased it to this host",
+            "see `licagent status` for the link to the control plane",
+        )
     if (now_s if earliest_s is None else min(now_s, earliest_s)) < license.not_before_s:
         return Judgement(
             LicenseState.NOT_YET_VALID,
             f"license {license.jti} does not begin before {_date(license.not_before_s)}",
             "wait, or check the clock with `licagent status`",
+        )
+    if lease_end_s < license.expires_at_s and now_s >= lease_end_s:
+        return Judgement(
+            LicenseState.LEASE_LOST,
+            f"the lease of license {license.jti} ended at {_date(int(lease_end_s))}",
+            "see `licagent status` for the link to the control plane",
         )
     if now_s >= license.expires_at_s:
         return Judgement(

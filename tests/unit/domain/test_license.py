@@ -92,6 +92,7 @@ def test_every_state_has_its_reason() -> None:
         Reason.EXPIRED,
         Reason.REVOKED,
         Reason.CONDITION,
+        Reason.LEASE_LOST,
     }
 
 
