@@ -16,6 +16,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -32,6 +34,42 @@ LABELS: Final = {"org": "acme"}
 def address() -> str:
     """A loopback address nobody listens on."""
     return f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A resource, binding or license as its author writes it."""
+
+    kind: str
+    table: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """By which it is known."""
+        return str(self.table["id" if self.kind == "license" else "name"])
+
+    def but(self, **fields: Any) -> Document:
+        """The same with other values; None takes a key out."""
+        table = {**self.table, **fields}
+        return Document(self.kind, {k: v for k, v in table.items() if v is not None})
+
+
+def binding(license: str = "acme-db", uid: int = HOLDER, **fields: Any) -> Document:
+    """A binding of a user to a license."""
+    table = {"license": license, "selectors": [f"unix:uid:{uid}"]}
+    return Document("binding", {"name": f"{license}-{uid}", **table, **fields})
+
+
+def license(name: str = "acme-db", resource: str = "db", **fields: Any) -> Document:
+    """A license for a resource, of an hour."""
+    end = datetime.now(UTC) + timedelta(hours=1)
+    table = {
+        "subject": "Acme Ltd",
+        "scope": {"org": "acme"},
+        "entitlements": [{"resource": resource}],
+        "expires": end.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+    return Document("license", {"id": name, **table, **fields})
 
 
 class ControlPlane:
@@ -181,15 +219,17 @@ class ControlPlane:
         found = self.ask("token", "create", *chosen, "--uses", str(uses), "--expires", f"+{ttl}")
         return str(found["join"])
 
-    def apply(self, *documents: dict[str, Any], options: tuple[str, ...] = ()) -> dict[str, Any]:
-        """Put documents in force, each a table as `licplane apply` reads it."""
+    def apply(self, *documents: Document, options: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Put documents in force."""
+        return self.ask("apply", "-f", self.folder_of(*documents), *options)
+
+    def folder_of(self, *documents: Document) -> Path:
+        """A folder with these documents, as `licplane apply -f` takes it."""
         folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="documents-"))
         for number, document in enumerate(documents):
-            kind = document["kind"]
-            table = {name: value for name, value in document.items() if name != "kind"}
-            text = f"[[{kind}]]\n{toml_lines(table)}"
+            text = f"[[{document.kind}]]\n{toml_lines(document.table)}"
             (folder / f"{number:02}.toml").write_text(text)
-        return self.ask("apply", "-f", folder, *options)
+        return folder
 
     def hosts(self) -> dict[str, dict[str, Any]]:
         """Every host by its id."""
@@ -272,43 +312,15 @@ class Host(Scene):
 
     # --- documents
 
-    def resource(self, name: str = "db", **fields: Any) -> dict[str, Any]:
+    def resource(self, name: str = "db", **fields: Any) -> Document:
         """The server as a resource."""
         where = {"cidr": "127.0.0.1/32", "ports": [str(self.server.port)], "protocol": "tcp"}
-        return {
-            "kind": "resource",
-            "name": name,
-            "kind_": "network",
-            "mode": "enforce",
-            "destinations": [where],
-            **fields,
-        }
-
-    def binding(self, license: str = "acme-db", uid: int = HOLDER, **fields: Any) -> dict[str, Any]:
-        """A binding of a user to a license."""
-        return {
-            "kind": "binding",
-            "name": f"{license}-{uid}",
-            "license": license,
-            "selectors": [f"unix:uid:{uid}"],
-            **fields,
-        }
-
-    def license(self, name: str = "acme-db", resource: str = "db", **fields: Any) -> dict[str, Any]:
-        """A license for the resource."""
-        return {
-            "kind": "license",
-            "id": name,
-            "subject": "Acme Ltd",
-            "org": "acme",
-            "resources": [resource],
-            "expires": "+1h",
-            **fields,
-        }
+        table = {"name": name, "kind": "network", "mode": "enforce", "destinations": [where]}
+        return Document("resource", {**table, **fields})
 
     def licensed(self) -> None:
         """Resource, binding and license for `HOLDER`, in the kernel."""
-        self.plane.apply(self.resource(), self.binding(), self.license())
+        self.plane.apply(self.resource(), binding(), license())
         self.until("ok")
 
     def until(self, outcome: str, uid: int = HOLDER) -> None:
