@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import daemon_cases, iperf3_case, paired, table, traffic_cases
+from tests.bench import control_cases, control_host, daemon_cases, iperf3_case, paired, table, traffic_cases
 from tests.bench.context import Bench
 from tests.bench.places import Places, kept_awake
 from tests.bench.table import Row
@@ -35,6 +35,12 @@ CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "daemon": daemon_cases.daemon,
     "memory": daemon_cases.memory,
     "policy": daemon_cases.policy,
+    "control-revocation": control_host.revocation,
+    "control-fanout": control_cases.fanout,
+    "control-idle": control_cases.idle,
+    "control-reconnect": control_cases.reconnect,
+    "control-push": control_host.push,
+    "control-memory": control_host.memory,
 }
 
 BUSY_LOAD: Final = 0.5
