@@ -12,7 +12,15 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tests.bench import control_cases, control_host, daemon_cases, iperf3_case, paired, table, traffic_cases
+from tests.bench import (
+    control_cases,
+    control_host,
+    daemon_cases,
+    iperf3_case,
+    paired,
+    table,
+    traffic_cases,
+)
 from tests.bench.context import Bench
 from tests.bench.places import Places, kept_awake
 from tests.bench.table import Row
