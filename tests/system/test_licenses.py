@@ -15,7 +15,7 @@ def test_a_license_is_added_listed_shown_and_removed(scene: Scene) -> None:
         "db",
         ("connect",),
         (Limit("egress_bytes", 5, "day", "deny"),),
-        (Condition("region", ("eu",)),),
+        (Condition("moon", ("full",)),),
     )
     text = scene.agent.token("shown", [], entitlements=(entitlement, Entitlement("web")))
     result = scene.cli("license", "add", "-", "--json", stdin=text)
@@ -32,7 +32,7 @@ def test_a_license_is_added_listed_shown_and_removed(scene: Scene) -> None:
     assert Path(found["file"]).read_text() == text
     assert found["bindings"] == []
     [limited, free] = found["entitlements"]
-    assert limited["conditions"] == [{"kind": "region", "values": ["eu"]}]
+    assert limited["conditions"] == [{"kind": "moon", "values": ["full"]}]
     assert limited["limits"] == [
         {"meter": "egress_bytes", "limit": 5, "window": "day", "on_exhaustion": "deny"}
     ]

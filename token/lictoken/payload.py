@@ -21,6 +21,7 @@ from lictoken.claims import (
     LicenseScope,
     Limit,
 )
+from lictoken.conditions import is_kind, problem_of
 from lictoken.errors import Refusal, TokenError, shown
 from lictoken.fields import (
     HOST,
@@ -165,17 +166,34 @@ def _limit(value: object, place: str) -> Limit:
 
 
 def _conditions(value: object, place: str) -> tuple[Condition, ...]:
-    """Kinds are not checked here: the agent refuses an entitlement whose kind it cannot judge."""
+    """Kinds and values are not judged here (`check_conditions`): a later version may know more,
+    and the agent refuses an entitlement whose condition it cannot judge."""
     fields = Fields(value, place, tuple(value) if isinstance(value, dict) else ())
     kinds = sorted(value) if isinstance(value, dict) else []
     found: list[Condition] = []
     for kind in kinds:
-        check_text(kind, f"a key of {place}", WORD)
+        check_text(kind, f"a key of {place}", None)
+        if not is_kind(kind):
+            raise TokenError(
+                Refusal.BAD_VALUE, f"a key of {place} is {shown(kind)}, which is no kind"
+            )
         values = fields.texts(kind)
         if not values:
             raise TokenError(Refusal.BAD_VALUE, f"{place}.{kind} is empty: it could never hold")
         found.append(Condition(kind, values))
     return tuple(found)
+
+
+def check_conditions(license: License) -> None:
+    """What an issuer must not sign: conditions that no agent of this version can judge.
+
+    Raises TokenError, with what was meant perhaps.
+    """
+    for at, entitlement in enumerate(license.entitlements):
+        for condition in entitlement.conditions:
+            problem = problem_of(condition.kind, condition.values)
+            if problem:
+                raise TokenError(Refusal.BAD_VALUE, f"lic.entitlements[{at}].conditions: {problem}")
 
 
 def license_to_claims(license: License) -> dict[str, object]:

@@ -15,14 +15,11 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import Final
 
+from licagent.domain.entitlements import judge_entitlements, refusals
 from licagent.domain.reason import Reason
-from lictoken.claims import Entitlement, License
+from lictoken.claims import License
 
-SUPPORTED_METERS: Final[frozenset[str]] = frozenset()
-"""Meters whose limits this version enforces. A limit it cannot hold is never ignored."""
-
-SUPPORTED_CONDITIONS: Final[frozenset[str]] = frozenset()
-"""Kinds of conditions that this version can judge."""
+__all__ = ["HostFacts", "Judgement", "LicenseState", "applicability", "judge", "refusals"]
 
 
 class LicenseState(Enum):
@@ -104,6 +101,10 @@ def judge(
         )
     for detail, hint in applicability(license, host):
         return Judgement(LicenseState.CONDITION, detail, hint)
+    entitlements = judge_entitlements(license, host.labels, host.facts, now_s, earliest_s)
+    if entitlements.none_left:
+        why = entitlements.why_not()
+        return Judgement(LicenseState.CONDITION, f"license {license.jti}: {why.detail}", why.hint)
     if lease_end_s is None:
         return Judgement(
             LicenseState.LEASE_LOST,
@@ -182,22 +183,3 @@ def _is_host(pattern: str, host: HostFacts) -> bool:
     # Host names are compared without case (RFC 4343) and without the root's dot.
     name = host.hostname.lower().rstrip(".")
     return bool(name) and fnmatchcase(name, pattern.lower().rstrip("."))
-
-
-def refusals(entitlement: Entitlement) -> tuple[str, ...]:
-    """Why this version cannot honour `entitlement`; empty where it can.
-
-    An entitlement with a limit or a condition that cannot be held is refused as a whole:
-    granting it without would give more than the issuer signed.
-    """
-    limits = [
-        f"its limit on {limit.meter} cannot be enforced by this version"
-        for limit in entitlement.limits
-        if limit.meter not in SUPPORTED_METERS
-    ]
-    conditions = [
-        f"its condition on {condition.kind} cannot be judged by this version"
-        for condition in entitlement.conditions
-        if condition.kind not in SUPPORTED_CONDITIONS
-    ]
-    return (*limits, *conditions)

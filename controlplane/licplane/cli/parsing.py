@@ -22,9 +22,13 @@ from lictoken.claims import (
     Entitlement,
     Limit,
 )
+from lictoken.conditions import problem_of, split_values
 from lictoken.errors import TokenError
 from lictoken.fields import check_choice, check_text, suggestion
 
+_CONDITION: Final = re.compile(
+    r"(?:(?!label:|posture:)(?P<resource>.+?):)?(?P<kind>(?:label|posture):[^:]+|[^:]+)", re.ASCII
+)
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION: Final = re.compile(r"(\d{1,12})([smhdw])", re.ASCII)
 _RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -35,6 +39,7 @@ _FACTORS: Final = {
 }
 _AMOUNT: Final = re.compile(r"(\d{1,19})([kMGTP]|[KMGTP]i)?", re.ASCII)
 _ACTION_TAIL: Final = re.compile(r"(.+):([A-Za-z,]*)", re.ASCII)
+_LABEL: Final = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
 _RIGHT: Final = re.compile(
     r"(?:(?P<resource>[^=]+):)?(?P<name>[^:=]+)=(?P<value>[^:]+)(?::(?P<last>[^:]+))?"
 )
@@ -108,9 +113,8 @@ def entitlements(
         for name in _concerned(match["resource"], found, text):
             found[name] = replace(found[name], limits=(*found[name].limits, limit))
     for text in conditions:
-        match = _right(text, "--condition", "KIND=VALUE[,VALUE]")
-        condition = Condition(match["name"], tuple(match["value"].split(",")))
-        for name in _concerned(match["resource"], found, text):
+        resource, condition = _condition(text)
+        for name in _concerned(resource, found, text):
             kinds = sorted((*found[name].conditions, condition), key=lambda one: one.kind)
             if len({one.kind for one in kinds}) != len(kinds):
                 raise click.BadParameter(f"--condition {text!r}: {condition.kind} is given twice")
@@ -147,6 +151,20 @@ def _right(text: str, option: str, form: str) -> re.Match[str]:
     return match
 
 
+def _condition(text: str) -> tuple[str | None, Condition]:
+    """[RESOURCE:]KIND=VALUE[,VALUE]. Kinds may have a colon of their own: label:region."""
+    what, equals, right = text.partition("=")
+    match = _CONDITION.fullmatch(what)
+    if not equals or match is None:
+        raise click.BadParameter(f"--condition {text!r} is not [RESOURCE:]KIND=VALUE[,VALUE]")
+    kind = match["kind"]
+    values = split_values(kind, right)
+    problem = problem_of(kind, values)
+    if problem:
+        raise click.BadParameter(f"--condition {text!r}: {problem}")
+    return match["resource"], Condition(kind, values)
+
+
 def _amount(text: str, whole: str) -> int:
     match = _AMOUNT.fullmatch(text)
     amount = int(match[1]) * _FACTORS[match[2] or ""] if match else -1
@@ -171,3 +189,27 @@ def _checked_choice(value: str, what: str, choices: Sequence[str]) -> str:
         return check_choice(value, what, choices)
     except TokenError as error:
         raise click.BadParameter(error.detail) from error
+
+
+def labels_of(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE`s, each name once, none empty."""
+    found = label_changes(texts)
+    for name, value in found.items():
+        if not value:
+            raise click.BadParameter(f"the label {name} has no value; write {name}=VALUE")
+    return found
+
+
+def label_changes(texts: Sequence[str]) -> dict[str, str]:
+    """`NAME=VALUE`s, each name once; `NAME=` means that it goes."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not _LABEL.fullmatch(name):
+            raise click.BadParameter(
+                f"{text!r} is no label; write NAME=VALUE, the name in small letters, digits, _ and -"
+            )
+        if name in found:
+            raise click.BadParameter(f"the label {name} is given twice")
+        found[name] = value
+    return found

@@ -237,7 +237,7 @@ class AgentUnderTest:
             ),
             **fields,
         )
-        return sign_license(found, self.key)
+        return sign_license(found, self.key, foreign_conditions=True)
 
     def issue(self, jti: str, resources: list[str], **fields: Any) -> dict[str, Any]:
         """Issue a license and add it; with no daemon, only its file."""

@@ -40,7 +40,7 @@ def test_every_option_reaches_the_license(run: Any, state: Path, kid: str) -> No
         *("--project", "orders", "--environment", "prod", "--region", "eu-1", "--region", "eu-2"),
         *("--resource", "orders-db", "--resource", "web:bind,connect"),
         *("--limit", "orders-db:egress_bytes=10Gi/day:throttle", "--limit", "seats=5/instant"),
-        *("--condition", "region=eu-1,eu-2", "--condition", "web:posture=secure-boot"),
+        *("--condition", "label:region=eu-1,eu-2", "--condition", "web:posture:secure_boot=true"),
         *("--selector", "unix:user:etl", "--selector", "host", "--host", "db-1"),
         *("--not-before", "2026-01-01T01:00:00+01:00", "--expires", "2100-01-01T00:00:00Z"),
         *("--grace", "15m", "--failure-mode", "open"),
@@ -64,13 +64,16 @@ def test_every_option_reaches_the_license(run: Any, state: Path, kid: str) -> No
                     Limit("egress_bytes", 10 * 2**30, "day", "throttle"),
                     Limit("seats", 5, "instant"),
                 ),
-                (Condition("region", ("eu-1", "eu-2")),),
+                (Condition("label:region", ("eu-1", "eu-2")),),
             ),
             Entitlement(
                 "web",
                 ("bind", "connect"),
                 (Limit("seats", 5, "instant"),),
-                (Condition("posture", ("secure-boot",)), Condition("region", ("eu-1", "eu-2"))),
+                (
+                    Condition("label:region", ("eu-1", "eu-2")),
+                    Condition("posture:secure_boot", ("true",)),
+                ),
             ),
         ),
         selectors=("unix:user:etl", "host"),
@@ -251,7 +254,7 @@ def test_suspend_and_reinstate(run: Any, state: Path, issue: Issue) -> None:
 
 
 def test_list_and_show(run: Any, issue: Issue) -> None:
-    issue("b", "--selector", "unix:user:etl", "--condition", "region=eu-1")
+    issue("b", "--selector", "unix:user:etl", "--condition", "label:region=eu-1")
     issue("a", "--not-before", "+1d", "--limit", "seats=5/instant")
     issue("c", "--not-before", "-2d", expires="-1d")
     listed = json.loads(run("license", "list", "--json").stdout)

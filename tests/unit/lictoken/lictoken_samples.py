@@ -26,7 +26,7 @@ SAMPLE = License(
             "orders-db",
             ("connect", "bind"),
             (Limit("egress_bytes", 10**9, "day", "throttle"),),
-            (Condition("posture", ("secure-boot",)), Condition("region", ("eu-1",))),
+            (Condition("label:region", ("eu-1",)), Condition("posture:secure_boot", ("true",))),
         ),
         Entitlement("web"),
     ),

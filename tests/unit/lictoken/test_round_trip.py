@@ -43,6 +43,7 @@ TOKEN = unarmour(TEXT, Label.LICENSE).encode()
 letters = string.ascii_letters + string.digits
 ids = st.builds(str.__add__, st.sampled_from(letters), st.text(letters + "._-", max_size=20))
 words = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
+kinds = st.from_regex(r"[a-z][a-z0-9_]{0,20}(:[a-z][a-z0-9_./-]{0,20})?", fullmatch=True)
 names = st.text(min_size=1, max_size=30).filter(lambda t: t.isprintable() and t == t.strip())
 few_ids = st.lists(ids, max_size=3, unique=True).map(tuple)
 times = st.integers(0, TIME_MAX_S)
@@ -50,7 +51,7 @@ limits = st.builds(
     Limit, words, st.integers(0, I64_MAX), st.sampled_from(WINDOWS), st.sampled_from(EXHAUSTIONS)
 )
 conditions = st.lists(
-    st.builds(Condition, words, st.lists(names, min_size=1, max_size=3, unique=True).map(tuple)),
+    st.builds(Condition, kinds, st.lists(names, min_size=1, max_size=3, unique=True).map(tuple)),
     max_size=3,
     unique_by=lambda one: one.kind,
 ).map(lambda found: tuple(sorted(found, key=lambda one: one.kind)))
@@ -88,7 +89,7 @@ licenses = st.builds(
 
 @given(licenses)
 def test_a_license_survives_the_round_trip(license: License) -> None:
-    text = sign_license(license, KEY)
+    text = sign_license(license, KEY, foreign_conditions=True)
     assert is_armoured(text.encode())
     assert verify_license(text.encode(), TRUST) == license
     assert verify_license(unarmour(text.encode(), Label.LICENSE).encode(), TRUST) == license
