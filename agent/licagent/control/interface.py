@@ -149,7 +149,10 @@ class BootCatalog:
 
 
 class ControlCallbacks(Protocol):
-    """What the daemon does for the session. One call at a time, but for `report`.
+    """What the daemon does for the session.
+
+    One call at a time, but for two: `report`, and `apply_revocations`, which does not wait for
+    a catalog that is just being applied.
 
     What raises Refused is told to the server as a NACK; anything else that is raised counts as
     Refused(KERNEL), with its traceback in the log.
@@ -216,6 +219,9 @@ class IdentityStorage(Protocol):
 
     def save(self, identity: Identity) -> None:
         """Replace it, durably."""
+
+    def replace(self, old: Identity, new: Identity) -> bool:
+        """Save `new` if `old` is what is kept; False if the host has become another one."""
 
     def pending_key(self) -> bytes | None:
         """The key of an enrolment that was begun and not ended (PKCS #8, PEM)."""
