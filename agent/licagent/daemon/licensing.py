@@ -8,15 +8,17 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from licagent.domain.clock import TrustedClock
+from licagent.domain.entitlements import Entitlements, has_conditions, judge_entitlements
 from licagent.domain.license import HostFacts, Judgement, LicenseState, judge
 from licagent.domain.reason import Reason
-from licagent.domain.slot import SlotValues, slot_values
+from licagent.domain.slot import ATTESTED_NS, OTHERS_SLACK_NS, SlotValues, slot_values
 from licagent.kernel.layout import NANOSECONDS_MAX
 from licagent.kernel.licenses import LicenseTable
 from licagent.store.errors import StoreError
@@ -24,7 +26,7 @@ from licagent.store.licenses import LicenseNotAccepted, LicenseRecords, Statemen
 from lictoken.claims import AUDIENCE, License
 from lictoken.errors import Refusal, TokenError
 from lictoken.revocation import Revocation, RevocationAction, verify_revocation
-from lictoken.trust import TrustStore
+from lictoken.trust import KeyStatus, TrustStore
 from lictoken.validity import Standing, standing
 from lictoken.verify import read_license_file, verify_license
 
@@ -80,10 +82,11 @@ class Licensing:
         self._managed: dict[str, Held] = {}
         self._filed_refused: tuple[Refused, ...] = ()
         self._managed_refused: tuple[Refused, ...] = ()
+        self._left_out: frozenset[tuple[str, str]] = frozenset()
         self._written: dict[int, SlotValues] = {}
         self._leases: Mapping[int, int] = MappingProxyType({})  # number -> end, CLOCK_BOOTTIME
         self._denied: frozenset[int] = frozenset()
-        self.trust = TrustStore()
+        self.trust = self._managed_trust = TrustStore()
         self.trust_problem = ""
         self.held: dict[str, Held] = {}
         self.refused: tuple[Refused, ...] = ()
@@ -121,13 +124,27 @@ class Licensing:
         _tell(self.refused)
 
     def load_trust(self) -> None:
-        """Read the trust file. Without a good one nothing verifies: nobody is let in."""
+        """Read the trust file. Without a good one nothing verifies: nobody is let in.
+
+        The control plane's keys count beside those of the file, and a host that has them needs
+        none. A key that either of the two retires is retired.
+        """
+        self.trust_problem = ""
+        self.trust = self._managed_trust
+        if len(self._managed_trust) and not self._trust_path.exists():
+            return
         try:
-            self.trust = TrustStore.load(self._trust_path)
-            self.trust_problem = ""
+            filed = TrustStore.load(self._trust_path)
         except (TokenError, OSError) as error:
-            self.trust = TrustStore()
             self.trust_problem = str(error)
+            return
+        retired = (key for key in self._managed_trust if key.status is KeyStatus.RETIRED)
+        self.trust = TrustStore((*self._managed_trust, *filed, *retired))
+
+    def set_managed_trust(self, keys: TrustStore) -> None:
+        """The issuers' keys that the control plane names."""
+        self._managed_trust = keys
+        self.load_trust()
 
     def _accept(self, found: License, *, confirmed: bool = False) -> None:
         """Put a verified license on record. StoreError where it may not stand beside others."""
@@ -284,6 +301,56 @@ class Licensing:
         end_ns = self._leases.get(license.number)
         return 0 if end_ns is None else end_ns + license.grace_s * 1_000_000_000
 
+    # --- conditions
+
+    def entitlements(self, license: License) -> Entitlements:
+        """The entitlements of a license by their conditions, now."""
+        boottime_ns = _boottime_ns()
+        return judge_entitlements(
+            license,
+            self.host.labels,
+            self.host.facts,
+            self._clock.now_ns(boottime_ns) / 1e9,
+            self._clock.earliest_ns(boottime_ns) / 1e9,
+        )
+
+    def withheld(self) -> frozenset[tuple[str, str]]:
+        """(license id, resource) of the entitlements that a policy must leave out now.
+
+        Of a license of which conditions leave nothing there is none: its slot grants nothing.
+        """
+        return frozenset(
+            (one.license.jti, resource)
+            for one in self.held.values()
+            for resource in self._withheld_of(one.license)
+        )
+
+    def _withheld_of(self, license: License) -> frozenset[str]:
+        found = self.entitlements(license)
+        return frozenset() if found.none_left else found.failing
+
+    def settle(self, withheld: AbstractSet[tuple[str, str]]) -> None:
+        """Say what the tables in the kernel leave out.
+
+        A license that granted nothing is given back only when they leave out all that must be.
+        """
+        self._left_out = frozenset(withheld)
+
+    def _condition_end_ns(self, license: License, boottime_ns: int) -> int | None:
+        """Up to when conditions are taken to hold, by what is known now; None: it has none."""
+        if not has_conditions(license):
+            return None
+        end_ns = boottime_ns + ATTESTED_NS
+        ends_s = set(self.entitlements(license).ends_s)
+        first_s = min((end_s for end_s in ends_s if end_s is not None), default=None)
+        if first_s is not None:
+            hours_end_ns = self._clock.deadline_boottime_ns(first_s)
+            # Others go on: the daemon takes away this one, and the kernel all where it is dead.
+            end_ns = min(end_ns, hours_end_ns + (OTHERS_SLACK_NS if len(ends_s) > 1 else 0))
+        return end_ns
+
+    # --- the kernel
+
     def slot_of(self, license: License) -> SlotValues:
         """What the kernel should hold for a license now."""
         return slot_values(
@@ -291,31 +358,40 @@ class Licensing:
             self._clock.start_boottime_ns(license.not_before_s),
             self._clock.deadline_boottime_ns(license.expires_at_s),
             lease_end_ns=self._lease_end_ns(license),
-            condition_end_ns=None,
+            condition_end_ns=self._condition_end_ns(license, _boottime_ns()),
         )
 
     def write(self, table: LicenseTable) -> bool:
         """Bring the kernel's table up to date; True if some open sockets are dead by that."""
         died = False
-        written: dict[int, SlotValues] = {}
         for one in self.held.values():
-            number = one.license.number
-            values = written[number] = self.slot_of(one.license)
-            before = table.get(number)
-            died |= table.set(
-                number,
-                values.state,
-                values.not_before_ns,
-                values.not_after_ns,
-                values.end_reason,
-            )
-            now_ns = _boottime_ns()
-            if before is not None and before.state is Reason.LICENSED:
-                died |= before.not_after_ns > now_ns >= values.not_after_ns
+            died |= self.write_one(table, one.license)
+        known = {one.license.number for one in self.held.values()}
         for number in table.numbers():
-            if number not in written:
+            if number not in known:
                 died |= table.set(number, LicenseState.REVOKED.reason, 0, NANOSECONDS_MAX)
-        self._written = written
+        self._written = {number: self._written[number] for number in known}
+        return died
+
+    def write_one(self, table: LicenseTable, license: License) -> bool:
+        """Bring the slot of one license up to date; True if some open sockets are dead by that."""
+        values = self.slot_of(license)
+        before = table.get(license.number)
+        granted = before is not None and before.state is Reason.LICENSED
+        if values.state is Reason.LICENSED and not granted:
+            left_out = {resource for jti, resource in self._left_out if jti == license.jti}
+            if not self._withheld_of(license) <= left_out:
+                values = replace(values, state=Reason.CONDITION)
+        self._written[license.number] = values
+        died = table.set(
+            license.number,
+            values.state,
+            values.not_before_ns,
+            values.not_after_ns,
+            values.end_reason,
+        )
+        if granted and before is not None:  # an end that was moved into the past
+            died |= before.not_after_ns > _boottime_ns() >= values.not_after_ns
         return died
 
     def next_end_ns(self, after_ns: int) -> int | None:

@@ -3,18 +3,20 @@
 
 Time, revocation and the host's own labels play no part here: they change by the minute, and
 are the state of a license in the kernel's tables (`licagent.domain.license`), not of the
-policy. So a policy compiles the same before and after a license ends.
+policy. So a policy compiles the same before and after a license ends. Only where conditions take
+away some of a license's entitlements, and leave others, do its rules change.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from licagent.domain.entitlements import refusals
 from licagent.domain.failsafe import FailsafeEntry, failsafe_entries, network_claims
-from licagent.domain.license import refusals
 from licagent.domain.networks import (
     PORT_PREFIXES_MAX,
     Claim,
@@ -72,19 +74,21 @@ def compile_policy(
     groups: AccountLookup = lambda _name: None,
     lenient: bool = False,
     tolerated: Callable[[PolicyProblem], bool] = lambda _problem: False,
+    withheld: AbstractSet[tuple[str, str]] = frozenset(),
 ) -> Tables:
     """The tables of `policy`, with `licenses` by their id (jti), whatever their state.
 
     Raises PolicyError with every problem found. An entitlement that this version cannot
     honour (`license.refusals`) leaves its rules without that license: they still match, so
-    that no wider binding takes their place, and with none left deny with Reason.CONDITION.
+    that no wider binding takes their place, and with none left deny with Reason.CONDITION. So do
+    those in `withheld`, (license id, resource): their conditions do not hold now.
 
     `lenient` is for a policy that was good once and is to be enforced although a license, a
     user or an entitlement has gone meanwhile: what is wrong then grants nothing, and every
     resource is still enforced. `tolerated` says it of single problems: a policy for many hosts
     binds licenses and resources that this one does not have (`PolicyProblem.absent`).
     """
-    compiler = _Compiler(policy, licenses, Folder(numbering, users, groups))
+    compiler = _Compiler(policy, licenses, Folder(numbering, users, groups), withheld)
     return compiler.compile(failsafe, lenient=lenient, tolerated=tolerated)
 
 
@@ -93,7 +97,7 @@ class _Grant(NamedTuple):
 
     binding: Binding
     license: License
-    honoured: bool  # whether the entitlement can be honoured by this version
+    honoured: bool  # whether this version can honour the entitlement, and its conditions hold
     selectors: tuple[str, ...]
 
 
@@ -103,7 +107,7 @@ class _LicenseView:
 
     license: License
     selectors: tuple[Selector, ...]
-    grants: dict[str, bool]  # resources of the policy it entitles -> can be honoured
+    grants: dict[str, bool]  # resources of the policy it entitles -> is honoured
     wrong_action: frozenset[str]  # resources it names, but for another action
 
 
@@ -112,6 +116,7 @@ class _Compiler:
     policy: Policy
     licenses: Mapping[str, License]
     folder: Folder
+    withheld: AbstractSet[tuple[str, str]]
     problems: list[PolicyProblem] = field(default_factory=list)
     _resources: dict[str, tuple[int, Resource]] = field(default_factory=dict)
     _views: dict[str, _LicenseView | None] = field(default_factory=dict)
@@ -158,6 +163,7 @@ class _Compiler:
                 ResourceEntry(number, entry.name, entry.kind.value, entry.enforce, entry.source)
                 for number, entry in self._resources.values()
             ),
+            withheld=frozenset(self.withheld),
         )
 
     def _check_license_numbers(self) -> None:
@@ -214,7 +220,7 @@ class _Compiler:
                 self._problem(binding, "license", message + str(error), "have it issued again")
                 break
         else:
-            view = _license_view(license_, tuple(selectors), self._resources)
+            view = _license_view(license_, tuple(selectors), self._resources, self.withheld)
         self._views[binding.license] = view
         return view
 
@@ -346,6 +352,7 @@ def _license_view(
     license_: License,
     selectors: tuple[Selector, ...],
     resources: Mapping[str, tuple[int, Resource]],
+    withheld: AbstractSet[tuple[str, str]],
 ) -> _LicenseView:
     grants = {}
     wrong_action = set()
@@ -354,7 +361,8 @@ def _license_view(
             continue  # licenses are for a fleet, policies for a host
         kind = resources[entitlement.resource][1].kind
         if _ACTIONS.get(kind, "use") in entitlement.actions:
-            grants[entitlement.resource] = not refusals(entitlement)
+            is_withheld = (license_.jti, entitlement.resource) in withheld
+            grants[entitlement.resource] = not is_withheld and not refusals(entitlement)
         else:
             wrong_action.add(entitlement.resource)
     return _LicenseView(license_, selectors, grants, frozenset(wrong_action))

@@ -17,6 +17,10 @@ from licagent.domain.reason import Reason
 ATTESTED_NS: Final = 60 * 1_000_000_000
 """How long conditions that were seen to hold are believed; then a license with any is over."""
 
+OTHERS_SLACK_NS: Final = 5 * 1_000_000_000
+"""How long a license outlives the hours of one of its entitlements, for the sake of the others,
+when no daemon is there to take away only that one."""
+
 _BY_TIME: Final = frozenset((LicenseState.NOT_YET_VALID, LicenseState.EXPIRED))
 
 

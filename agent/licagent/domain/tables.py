@@ -156,3 +156,5 @@ class Tables:
     paths: tuple[tuple[int, str], ...] = ()  # (number, absolute path)
     digests: tuple[tuple[int, str], ...] = ()  # (number, lower-case hex SHA-256)
     resources: tuple[ResourceEntry, ...] = field(default=())
+    withheld: frozenset[tuple[str, str]] = field(default=frozenset(), compare=False)
+    """(license id, resource) of entitlements left out because their conditions did not hold."""
