@@ -7,7 +7,7 @@ import secrets
 from dataclasses import dataclass, replace
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.registry import Issue, Record, Registry, Statement
+from licplane.issuer.registry import Issue, OpenRegistry, Record, Statement
 from lictoken.claims import AUDIENCE, U32_MAX, Entitlement, License, LicenseScope
 from lictoken.keys import SigningKey
 from lictoken.revocation import Revocation, RevocationAction, sign_revocation
@@ -32,7 +32,7 @@ class Terms:
 
 
 def issue(
-    registry: Registry,
+    registry: OpenRegistry,
     key: SigningKey,
     terms: Terms,
     now_s: int,
@@ -58,7 +58,9 @@ def issue(
     return issued
 
 
-def renew(registry: Registry, key: SigningKey, jti: str, *, expires_at_s: int, now_s: int) -> Issue:
+def renew(
+    registry: OpenRegistry, key: SigningKey, jti: str, *, expires_at_s: int, now_s: int
+) -> Issue:
     """Issue the license again with a later end and all else as it was."""
     old = registry.get(jti).latest
     if expires_at_s <= old.expires_at_s:
@@ -83,7 +85,7 @@ def renew(registry: Registry, key: SigningKey, jti: str, *, expires_at_s: int, n
 
 
 def state(
-    registry: Registry,
+    registry: OpenRegistry,
     key: SigningKey,
     jti: str,
     action: RevocationAction,

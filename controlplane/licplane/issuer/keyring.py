@@ -1,73 +1,149 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The issuer's keys: private ones in keys/, all public ones in trust.jwks."""
+"""The issuers' keys: private ones sealed in the store, all public ones in the trust object."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.keyfile import (
-    PASSPHRASE_MIN_CHARACTERS,
+from licplane.issuer.authority import Authority, open_authority
+from licplane.issuer.sealedkey import (
     Cost,
+    check_passphrase,
+    damaged,
     is_encrypted,
-    load_key,
-    save_key,
+    open_secret,
+    read_sealed,
+    seal_secret,
 )
-from licplane.store.folder import PUBLIC_MODE, StateFolder, write_atomically
+from licplane.store.model import EVERYWHERE, KeyKind, Kind, ObjectDraft, SealedKey
+from licplane.store.reader import Reader
+from licplane.store.transaction import Transaction
 from lictoken.errors import TokenError
 from lictoken.fields import check_text
-from lictoken.keys import SigningKey
+from lictoken.keys import KEY_BYTES, SigningKey
 from lictoken.trust import KeyStatus, TrustedKey, TrustStore
 from lictoken.validity import rfc3339
 
 PassphraseSource = Callable[[], str | None]
 """Asked only when a passphrase is needed; None when there is none."""
 
+TRUST_NAME: Final = "trust"
+"""Name of the one catalog object of kind TRUST."""
+
+TRUST_SETTING: Final = "trust.jwks"
+"""Where a trust file that was taken over from a state folder waits to become that object."""
+
 _PREFIX_MIN: Final = 6
 
 
-class Keyring:
-    """Keys of one state folder. Callers hold the folder's lock around changes."""
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The private keys of a store that this process could open, by kid."""
 
-    def __init__(self, folder: StateFolder) -> None:
-        self._folder = folder
+    signing: Mapping[str, SigningKey] = field(repr=False)
+    encrypted: frozenset[str]  # kids of those that a passphrase protects
+    authority: Authority | None = field(default=None, repr=False)
+
+    @property
+    def counted(self) -> frozenset[str]:
+        """Kids whose seals count as this control plane's own.
+
+        Where any key is encrypted, only the encrypted ones: whoever can write to the database
+        could put a key in the clear beside them, but not one under the passphrase.
+        """
+        return self.encrypted or frozenset(self.signing)
+
+    def with_key(self, key: SigningKey, *, encrypted: bool) -> Keys:
+        """These and one more."""
+        return Keys(
+            MappingProxyType({**self.signing, key.kid: key}),
+            self.encrypted | {key.kid} if encrypted else self.encrypted,
+            self.authority,
+        )
+
+    def with_authority(self, authority: Authority) -> Keys:
+        """These, and the authority that signs certificates."""
+        return Keys(self.signing, self.encrypted, authority)
+
+
+NO_KEYS: Final = Keys(MappingProxyType({}), frozenset())
+
+
+def open_keys(reader: Reader, passphrase: PassphraseSource) -> Keys:
+    """Every private key that opens, issuers' and authority's.
+
+    Those under another passphrase are left out. Raises PlaneError PERMISSION where the
+    passphrase is missing, or opens none of the encrypted ones.
+    """
+    rows = (*reader.keys(KeyKind.ISSUER), *reader.keys(KeyKind.AUTHORITY))
+    needed = any(is_encrypted(row.document) for row in rows)
+    words = passphrase() if needed else None
+    signing: dict[str, SigningKey] = {}
+    encrypted: set[str] = set()
+    authorities: list[tuple[bool, Authority]] = []
+    refusal: PlaneError | None = None
+    opened = False
+    for row in rows:
+        locked = is_encrypted(row.document)
+        try:
+            if row.kind is KeyKind.AUTHORITY:
+                authorities.append((locked, open_authority(row, words)))
+            else:
+                signing[row.key_id] = load_key(row, words)
+        except PlaneError as error:
+            if error.code is not ExitCode.PERMISSION:
+                raise
+            refusal = error
+            continue
+        opened = opened or locked
+        if locked and row.kind is KeyKind.ISSUER:
+            encrypted.add(row.key_id)
+    if refusal is not None and not opened:
+        raise refusal
+    # The newest one that is as well protected as any: see Keys.counted.
+    best = [one for locked, one in authorities if locked or not needed]
+    return Keys(MappingProxyType(signing), frozenset(encrypted), best[-1] if best else None)
+
+
+def seal_key(key: SigningKey, passphrase: str | None, now_ms: int, cost: Cost | None) -> SealedKey:
+    """The key as the store keeps it."""
+    public: dict[str, object] = {"kid": key.kid, "issuer": key.issuer}
+    document = seal_secret(public, key.secret, passphrase, cost)
+    return SealedKey(key.kid, KeyKind.ISSUER, key.issuer, document, now_ms)
+
+
+def load_key(row: SealedKey, passphrase: str | None) -> SigningKey:
+    """Open an issuer's key. Raises PlaneError as `open_secret` does."""
+    what = f"The private key {row.key_id}"
+    secret = open_secret(row.document, passphrase, what)
+    key = SigningKey(issuer=str(read_sealed(row.document, what).get("issuer")), secret=secret)
+    if len(secret) != KEY_BYTES or key.kid != row.key_id or key.issuer != row.owner:
+        raise damaged(what, "the key does not match its kid and issuer")
+    return key
+
+
+class Keyring:
+    """The keys of one store, as a transaction or snapshot sees them."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
     def trust(self) -> TrustStore:
         """Every public key, retired ones too."""
-        if not self._folder.trust.exists():
-            return TrustStore()
-        return TrustStore.load(self._folder.trust)
+        found = self._reader.object(Kind.TRUST, TRUST_NAME)
+        data = found.payload if found else self._reader.setting(TRUST_SETTING)
+        return TrustStore.from_bytes(data) if data else TrustStore()
 
     def protection(self, kid: str) -> str:
         """How the private key is kept: `encrypted`, `unencrypted` or `absent`."""
-        path = self._path(kid)
-        if not path.exists():
+        row = self._reader.key(kid)
+        if row is None:
             return "absent"
-        return "encrypted" if is_encrypted(path) else "unencrypted"
-
-    def create(
-        self, issuer: str, passphrase: str | None, now_s: int, cost: Cost | None = None
-    ) -> TrustedKey:
-        """Make a key and trust it. The private key is stored before the public one is trusted."""
-        try:
-            check_text(issuer, "the issuer's name", None)
-        except TokenError as error:
-            raise PlaneError(ExitCode.USAGE, error.detail, "Choose another --issuer") from error
-        if passphrase is not None and len(passphrase) < PASSPHRASE_MIN_CHARACTERS:
-            raise PlaneError(
-                ExitCode.REFUSED,
-                f"The passphrase has fewer than {PASSPHRASE_MIN_CHARACTERS} characters",
-                "Choose a longer one",
-            )
-        key = SigningKey.create(issuer)
-        while key.kid.startswith("-"):  # it would look like an option on a command line
-            key = SigningKey.create(issuer)
-        save_key(self._path(key.kid), key, passphrase, cost)
-        trusted = TrustedKey.of(key.public_key, issuer, created_at=rfc3339(now_s))
-        self._write(self.trust().with_key(trusted))
-        return trusted
+        return "encrypted" if is_encrypted(row.document) else "unencrypted"
 
     def find(self, kid: str) -> TrustedKey:
         """The key whose kid is, or begins with, `kid` (at least 6 characters)."""
@@ -81,30 +157,8 @@ class Keyring:
         message = f"{len(found)} keys begin with {kid}" if found else f"There is no key {kid}"
         raise PlaneError(ExitCode.NOT_FOUND, message, "`licplane keys list` shows all")
 
-    def retire(self, kid: str, now_s: int) -> TrustedKey:
-        """Retire a key. Retiring it again changes nothing."""
-        key = self.find(kid)
-        if key.status is KeyStatus.RETIRED:
-            return key
-        retired = key.retired(rfc3339(now_s))
-        self._write(self.trust().with_key(retired))
-        return retired
-
-    def signing_key(
-        self, passphrase: PassphraseSource, *, kid: str | None = None, issuer: str | None = None
-    ) -> SigningKey:
-        """The private key to sign with: the one named, else the issuer's newest active one."""
-        chosen = self._choose(kid, issuer)
-        path = self._path(chosen.kid)
-        if not path.exists():
-            raise PlaneError(
-                ExitCode.NOT_FOUND,
-                f"The private key {chosen.kid} is not in {self._folder.keys}",
-                "Sign on the host that has it, or restore it from a backup",
-            )
-        return load_key(path, passphrase() if is_encrypted(path) else None)
-
-    def _choose(self, kid: str | None, issuer: str | None) -> TrustedKey:
+    def choose(self, *, kid: str | None = None, issuer: str | None = None) -> TrustedKey:
+        """The key to sign with: the one named, else the issuer's newest active one."""
         if kid is not None:
             key = self.find(kid)
             if key.status is KeyStatus.RETIRED:
@@ -136,8 +190,60 @@ class Keyring:
         # Later entries of the trust file are newer; times of one second may be equal.
         return max(enumerate(active), key=lambda item: (item[1].created_at or "", item[0]))[1]
 
-    def _path(self, kid: str) -> Path:
-        return self._folder.keys / f"{kid}.json"
+    def signing_key(
+        self, keys: Keys, *, kid: str | None = None, issuer: str | None = None
+    ) -> SigningKey:
+        """The opened private key to sign with, as `choose` finds it."""
+        chosen = self.choose(kid=kid, issuer=issuer)
+        found = keys.signing.get(chosen.kid)
+        if found is not None:
+            return found
+        if self._reader.key(chosen.kid) is None:
+            raise PlaneError(
+                ExitCode.NOT_FOUND,
+                f"The private key {chosen.kid} is not in this database",
+                "Sign on the host that has it, or restore it from a backup",
+            )
+        raise PlaneError(
+            ExitCode.PERMISSION,
+            f"The private key {chosen.kid} was not opened",
+            "Give the passphrase that it was made with",
+        )
 
-    def _write(self, trust: TrustStore) -> None:
-        write_atomically(self._folder.trust, trust.to_bytes(), PUBLIC_MODE)
+
+def create_key(
+    transaction: Transaction,
+    issuer: str,
+    passphrase: str | None,
+    now_ms: int,
+    cost: Cost | None = None,
+) -> tuple[SigningKey, TrustedKey]:
+    """Make a key and trust it; the caller seals the catalog."""
+    try:
+        check_text(issuer, "the issuer's name", None)
+    except TokenError as error:
+        raise PlaneError(ExitCode.USAGE, error.detail, "Choose another --issuer") from error
+    check_passphrase(passphrase)
+    key = SigningKey.create(issuer)
+    while key.kid.startswith("-"):  # it would look like an option on a command line
+        key = SigningKey.create(issuer)
+    transaction.put_key(seal_key(key, passphrase, now_ms, cost))
+    trusted = TrustedKey.of(key.public_key, issuer, created_at=rfc3339(now_ms // 1000))
+    put_trust(transaction, Keyring(transaction).trust().with_key(trusted))
+    return key, trusted
+
+
+def retire_key(transaction: Transaction, kid: str, now_ms: int) -> tuple[TrustedKey, bool]:
+    """Retire a key, and whether it was not retired before; the caller seals the catalog."""
+    keyring = Keyring(transaction)
+    key = keyring.find(kid)
+    if key.status is KeyStatus.RETIRED:
+        return key, False
+    retired = key.retired(rfc3339(now_ms // 1000))
+    put_trust(transaction, keyring.trust().with_key(retired))
+    return retired, True
+
+
+def put_trust(transaction: Transaction, trust: TrustStore) -> None:
+    """Make `trust` what hosts trust."""
+    transaction.put_object(ObjectDraft(Kind.TRUST, TRUST_NAME, EVERYWHERE, trust.to_bytes()))

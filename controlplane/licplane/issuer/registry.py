@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The register of issued licenses.
-
-One document a license in licenses/, and numbers.json with the next free license number. A
-number is taken durably before anything is signed with it, so a crash may leave a number
-unused, never used twice.
-"""
+"""The register of issued licenses: one record a license, with all that was signed about it."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import cast
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.store.folder import StateFolder, damaged, read_document, write_document
-from lictoken.claims import AUDIENCE, U32_MAX, License
+from licplane.store.model import LicenseIssue, LicenseRecord, LicenseStatement
+from licplane.store.reader import Reader
+from licplane.store.transaction import Transaction
+from lictoken.claims import AUDIENCE, License
 from lictoken.errors import TokenError
 from lictoken.fields import ID, suggestion
 from lictoken.payload import license_from_claims, license_to_claims
@@ -61,130 +57,120 @@ class Record:
 
 
 class Registry:
-    """Records of one state folder. Callers hold the folder's lock around changes."""
+    """Records, as a snapshot or transaction of the store sees them."""
 
-    def __init__(self, folder: StateFolder) -> None:
-        self._folder = folder
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
     def __iter__(self) -> Iterator[Record]:
-        for jti in self.ids():
-            yield self.get(jti)
+        return (_record(row) for row in self._reader.licenses())
+
+    def page(self, after: str, limit: int) -> list[Record]:
+        """At most `limit` records of ids after `after`."""
+        return [_record(row) for row in self._reader.licenses(after=after, limit=limit)]
 
     def ids(self) -> list[str]:
         """The ids of all licenses, sorted."""
-        return sorted(path.stem for path in self._folder.licenses.glob("*.json"))
+        return self._reader.license_ids()
 
     def find(self, jti: str) -> Record | None:
         """The record of a license, or None."""
-        path = self._path(jti)
-        try:
-            document = read_document(path)
-        except FileNotFoundError:
-            return None
-        try:
-            return _record(document)
-        except (KeyError, TypeError, ValueError, TokenError) as error:
-            raise damaged(path, str(error)) from error
+        row = self._reader.license(jti)
+        return _record(row) if row is not None else None
 
     def get(self, jti: str) -> Record:
         """The record of a license. Raises PlaneError NOT_FOUND, with the nearest id."""
         record = self.find(jti) if ID.fullmatch(jti) else None
         if record is None:
+            shown = jti if ID.fullmatch(jti) else ascii(jti[:80])
             raise PlaneError(
                 ExitCode.NOT_FOUND,
-                f"There is no license {jti}{suggestion(jti, self.ids())}",
+                f"There is no license {shown}{suggestion(jti, self.ids())}",
                 "`licplane license list` shows all",
             )
         return record
 
+
+class OpenRegistry(Registry):
+    """The register, open for one transaction."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        super().__init__(transaction)
+        self._transaction = transaction
+
     def take_number(self) -> int:
         """A license number that no license had before, 1..U32_MAX."""
-        path = self._folder.numbers
-        try:
-            number = read_document(path).get("next")
-        except FileNotFoundError as error:
-            if self.ids():
-                raise damaged(path, "it is missing, although licenses exist") from error
-            number = 1
-        if not isinstance(number, int) or not 1 <= number <= U32_MAX:
-            raise damaged(path, f"the next number is {number!r}")
-        write_document(path, {"next": number + 1})
-        return number
+        return self._transaction.take_number()
 
     def put(self, record: Record) -> None:
-        """Write a record durably."""
-        write_document(
-            self._path(record.jti),
-            {
-                "jti": record.jti,
-                "number": record.number,
-                "generation": record.generation,
-                "issues": [
-                    {
-                        "kid": issue.license.kid,
-                        "claims": license_to_claims(issue.license),
-                        "token": issue.token,
-                    }
-                    for issue in record.issues
-                ],
-                "statements": [_statement_document(one) for one in record.statements],
-            },
+        """Write a record."""
+        self._transaction.put_license(
+            LicenseRecord(
+                record.jti,
+                record.number,
+                record.generation,
+                tuple(_issue_row(issue) for issue in record.issues),
+                tuple(_statement_row(one) for one in record.statements),
+            )
         )
 
-    def _path(self, jti: str) -> Path:
-        return self._folder.licenses / f"{jti}.json"
+
+def _issue_row(issue: Issue) -> LicenseIssue:
+    claims = json.dumps(license_to_claims(issue.license), ensure_ascii=False)
+    return LicenseIssue(issue.license.kid, claims, issue.token)
 
 
-def _statement_document(statement: Statement) -> dict[str, object]:
+def _statement_row(statement: Statement) -> LicenseStatement:
     revocation = statement.revocation
-    return {
-        "jti": revocation.jti,
-        "issuer": revocation.issuer,
-        "kid": revocation.kid,
-        "issued_at_s": revocation.issued_at_s,
-        "action": revocation.action.value,
-        "generation": revocation.generation,
-        "reason": revocation.reason,
-        "token": statement.token,
-    }
-
-
-def _record(document: dict[str, object]) -> Record:
-    jti = str(document["jti"])
-    issues = cast("list[dict[str, object]]", document["issues"])
-    statements = cast("list[dict[str, object]]", document["statements"])
-    if not issues:
-        raise ValueError("a license without an issue")
-    return Record(
-        jti=jti,
-        number=cast("int", document["number"]),
-        generation=cast("int", document["generation"]),
-        issues=tuple(_issue(one) for one in issues),
-        statements=tuple(_statement(one, jti) for one in statements),
+    return LicenseStatement(
+        jti=revocation.jti,
+        issuer=revocation.issuer,
+        kid=revocation.kid,
+        issued_at_s=revocation.issued_at_s,
+        action=revocation.action.value,
+        generation=revocation.generation,
+        reason=revocation.reason,
+        token=statement.token,
     )
 
 
-def _issue(document: dict[str, object]) -> Issue:
-    claims = cast("dict[str, object]", document["claims"])
+def _record(row: LicenseRecord) -> Record:
+    try:
+        if not row.issues:
+            raise ValueError("a license without an issue")
+        return Record(
+            jti=row.jti,
+            number=row.number,
+            generation=row.generation,
+            issues=tuple(_issue(one) for one in row.issues),
+            statements=tuple(_statement(one, row.jti) for one in row.statements),
+        )
+    except (KeyError, TypeError, ValueError, TokenError) as error:
+        raise PlaneError(
+            ExitCode.INTERNAL,
+            f"The record of the license {row.jti} is damaged: {error}",
+            "Restore the database from a backup",
+        ) from error
+
+
+def _issue(row: LicenseIssue) -> Issue:
+    claims = json.loads(row.claims)
     license = license_from_claims(
-        claims,
-        audience=str(claims["aud"]),
-        issuer=str(claims["iss"]),
-        kid=str(document["kid"]),
+        claims, audience=str(claims["aud"]), issuer=str(claims["iss"]), kid=row.kid
     )
-    return Issue(license, str(document["token"]))
+    return Issue(license, row.token)
 
 
-def _statement(document: dict[str, object], jti: str) -> Statement:
+def _statement(row: LicenseStatement, license: str) -> Statement:
     revocation = Revocation(
-        jti=str(document["jti"]),
-        issuer=str(document["issuer"]),
+        jti=row.jti,
+        issuer=row.issuer,
         audience=AUDIENCE,
-        issued_at_s=cast("int", document["issued_at_s"]),
-        license=jti,
-        action=RevocationAction(str(document["action"])),
-        generation=cast("int", document["generation"]),
-        reason=str(document["reason"]),
-        kid=str(document["kid"]),
+        issued_at_s=row.issued_at_s,
+        license=license,
+        action=RevocationAction(row.action),
+        generation=row.generation,
+        reason=row.reason,
+        kid=row.kid,
     )
-    return Statement(revocation, str(document["token"]))
+    return Statement(revocation, row.token)

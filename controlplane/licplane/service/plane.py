@@ -50,8 +50,12 @@ from licplane.service.values import Actor, HostStatus, Identity, Role, View
 from lictoken.sealed import Seal
 
 if TYPE_CHECKING:
+    from licplane.issuer.issuing import Terms
     from licplane.issuer.keyring import Keys
+    from licplane.issuer.registry import Issue, Statement
     from licplane.store.database import Store
+    from lictoken.revocation import RevocationAction
+    from lictoken.trust import TrustedKey
 
 
 def wall_clock_ms() -> int:
@@ -235,7 +239,7 @@ class Plane:
         """All join tokens that were not deleted, without their secrets."""
         raise NotImplementedError
 
-    def delete_join_token(self, actor: Actor, change: Change, id: str) -> ChangeResult:
+    def delete_join_token(self, actor: Actor, change: Change, token_id: str) -> ChangeResult:
         """End a join token."""
         raise NotImplementedError
 
@@ -262,6 +266,64 @@ class Plane:
         """Revoke, suspend or reinstate a license."""
         raise NotImplementedError
 
+    def issue_license(
+        self,
+        actor: Actor,
+        change: Change,
+        terms: Terms,
+        *,
+        kid: str | None = None,
+        issuer: str | None = None,
+        after_revocation: bool = False,
+    ) -> Issue:
+        """Sign a license and put it into the catalog; see licplane.issuer.issuing.issue."""
+        raise NotImplementedError
+
+    def renew_license(
+        self,
+        actor: Actor,
+        change: Change,
+        jti: str,
+        *,
+        expires_at_s: int,
+        kid: str | None = None,
+        issuer: str | None = None,
+    ) -> Issue:
+        """Issue a license again with a later end and all else as it was."""
+        raise NotImplementedError
+
+    def state_license(
+        self,
+        actor: Actor,
+        change: Change,
+        jti: str,
+        action: RevocationAction,
+        *,
+        kid: str | None = None,
+        issuer: str | None = None,
+    ) -> Statement:
+        """Sign a statement about a license and put it into the catalog. The reason for the
+        hosts' events is `change.reason`. `set_license_state` is the same for machines."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------- keys
+    def create_key(
+        self, actor: Actor, change: Change, *, issuer: str, passphrase: str | None
+    ) -> TrustedKey:
+        """Make an issuer's key and trust it. The first one needs no opened keys
+        (`Plane(store, NO_KEYS)`); this Plane signs with it from then on."""
+        raise NotImplementedError
+
+    def retire_key(self, actor: Actor, change: Change, kid: str) -> tuple[TrustedKey, bool]:
+        """Retire a key (kid or its first characters), and whether it was not before."""
+        raise NotImplementedError
+
+    def ensure_foundations(self, actor: Actor, *, issuer: str, passphrase: str | None) -> bool:
+        """Make what `serve` needs and is not there: an issuer's key, and the certification
+        authority. Whether anything was made. Start with `Plane(store, NO_KEYS)` where the
+        database has no keys at all."""
+        raise NotImplementedError
+
     # ------------------------------------------------------------------- administrators
     def create_admin(
         self, actor: Actor, change: Change, *, name: str, role: Role, means: str, ttl_s: int = 0
@@ -273,8 +335,8 @@ class Plane:
         """Every means of signing in that was handed out."""
         raise NotImplementedError
 
-    def revoke_admin(self, actor: Actor, change: Change, id: str) -> ChangeResult:
-        """End a certificate or token by its id (or all of an administrator, by name)."""
+    def revoke_admin(self, actor: Actor, change: Change, name: str) -> ChangeResult:
+        """End every certificate and token of an administrator."""
         raise NotImplementedError
 
     # ---------------------------------------------------------------------------- audit

@@ -3,52 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
 from typing import Final
 
+from licplane.issuer.keyring import TRUST_NAME
+from licplane.store.model import EVERYWHERE, HostStatus, Kind, Role, Scope, View
 
-class Kind(IntEnum):
-    """Kinds of catalog objects; the numbers are those of licapi.control.v1.Kind."""
-
-    RESOURCE = 1
-    BINDING = 2
-    LICENSE = 3
-    REVOCATION = 4
-    TRUST = 5
-
-
-TRUST_NAME: Final = "trust"
-"""Name of the one object of kind TRUST."""
-
-
-class HostStatus(IntEnum):
-    """The numbers are those of licapi.control.v1.HostStatus."""
-
-    ACTIVE = 1
-    EVICTED = 2
-    BANNED = 3
-    CLONED = 4
-    DRAINING = 5
-
-    @property
-    def word(self) -> str:
-        """As people write it: `active`, `evicted`..."""
-        return self.name.lower()
-
+__all__ = [
+    "SERVED",
+    "TRUST_NAME",
+    "Actor",
+    "CatalogObject",
+    "HostStatus",
+    "Identity",
+    "Kind",
+    "Role",
+    "Scope",
+    "View",
+]
 
 SERVED: Final = frozenset({HostStatus.ACTIVE, HostStatus.DRAINING})
 """Hosts of these get leases and may speak; the others are told to go."""
-
-
-class Role(StrEnum):
-    """What a caller may do (licplane.service.access)."""
-
-    ADMIN = "admin"
-    ISSUER = "issuer"
-    AUDITOR = "auditor"
-    HOST = "host"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,45 +53,6 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """Which part of the catalog a host sees: its labels of these names, "" for those it lacks."""
-
-    org: str = ""
-    project: str = ""
-    environment: str = ""
-    region: str = ""
-
-    @classmethod
-    def of(cls, labels: Mapping[str, str]) -> View:
-        """The view of a host with these labels."""
-        return cls(
-            labels.get("org", ""),
-            labels.get("project", ""),
-            labels.get("environment", ""),
-            labels.get("region", ""),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Scope:
-    """Where an object counts; empty means everywhere."""
-
-    org: str = ""
-    project: str = ""
-    environments: tuple[str, ...] = ()
-    regions: tuple[str, ...] = ()
-
-    def covers(self, view: View) -> bool:
-        """Whether an object of this scope is visible in `view`."""
-        return (
-            self.org in ("", view.org)
-            and self.project in ("", view.project)
-            and (not self.environments or view.environment in self.environments)
-            and (not self.regions or view.region in self.regions)
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class CatalogObject:
     """One object as it stands, or as it went (`removed`, with an empty payload)."""
 
@@ -125,4 +61,4 @@ class CatalogObject:
     revision: int
     payload: bytes
     removed: bool = False
-    scope: Scope = Scope()
+    scope: Scope = EVERYWHERE

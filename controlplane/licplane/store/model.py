@@ -33,6 +33,11 @@ class HostStatus(IntEnum):
     CLONED = 4
     DRAINING = 5
 
+    @property
+    def word(self) -> str:
+        """As people write it: `active`, `evicted`..."""
+        return self.name.lower()
+
 
 class Role(StrEnum):
     """What an identity may do (docs/reference/roles.md)."""

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control plane's own certification authority: P-256 certificates with a SAN that says who.
+
+One root, ten years; certificates of hosts, administrators and servers are signed by it directly
+and live for hours or days. Nothing of a certificate request but its key is taken over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from licplane.errors import ExitCode, PlaneError
+from licplane.issuer.sealedkey import Cost, damaged, open_secret, read_sealed, seal_secret
+from licplane.store.model import KeyKind, SealedKey
+from lictoken import base64url
+from lictoken.errors import TokenError
+
+ROOT_LIFE: Final = timedelta(days=3653)
+BACKDATE: Final = timedelta(seconds=10)
+"""Certificates start that much earlier, for clocks that are a little behind."""
+CSR_BYTES_MAX: Final = 8 * 1024
+HOST_URI: Final = "licagent://host/"
+ADMIN_URI: Final = "licagent://admin/"
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate and what the store keeps of it. Times are unix milliseconds."""
+
+    der: bytes
+    fingerprint: bytes  # SHA-256 of the DER
+    key_fingerprint: bytes  # SHA-256 of the SubjectPublicKeyInfo
+    serial: str  # hexadecimal
+    subject: str  # the SAN URI, or the names of a server
+    not_before_unix_ms: int
+    not_after_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """The root, opened."""
+
+    certificate: x509.Certificate
+    private_key: ec.EllipticCurvePrivateKey = field(repr=False)
+
+    @property
+    def der(self) -> bytes:
+        """The root certificate."""
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def pem(self) -> bytes:
+        """The root certificate as PEM."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    def issue_host(
+        self, host_id: str, key: ec.EllipticCurvePublicKey, ttl_s: int, now_ms: int
+    ) -> Issued:
+        """A client certificate of a host."""
+        return self._client(f"{HOST_URI}{host_id}", host_id, key, ttl_s, now_ms)
+
+    def issue_admin(
+        self, name: str, key: ec.EllipticCurvePublicKey, ttl_s: int, now_ms: int
+    ) -> Issued:
+        """A client certificate of an administrator."""
+        return self._client(f"{ADMIN_URI}{name}", name, key, ttl_s, now_ms)
+
+    def issue_server(
+        self, names: Sequence[str], key: ec.EllipticCurvePublicKey, ttl_s: int, now_ms: int
+    ) -> Issued:
+        """A server certificate for these DNS names and addresses."""
+        san = [_server_name(name) for name in names]
+        if not san:
+            raise PlaneError(
+                ExitCode.USAGE, "A server certificate needs a name", "Give an address to listen on"
+            )
+        return self._issue(
+            ",".join(names),
+            key,
+            common_name="licplane server",
+            san=san,
+            usage=ExtendedKeyUsageOID.SERVER_AUTH,
+            ttl_s=ttl_s,
+            now_ms=now_ms,
+        )
+
+    def _client(
+        self, uri: str, name: str, key: ec.EllipticCurvePublicKey, ttl_s: int, now_ms: int
+    ) -> Issued:
+        san = [x509.UniformResourceIdentifier(uri)]
+        return self._issue(
+            uri,
+            key,
+            common_name=name[:64],
+            san=san,
+            usage=ExtendedKeyUsageOID.CLIENT_AUTH,
+            ttl_s=ttl_s,
+            now_ms=now_ms,
+        )
+
+    def _issue(
+        self,
+        subject: str,
+        key: ec.EllipticCurvePublicKey,
+        *,
+        common_name: str,
+        san: Sequence[x509.GeneralName],
+        usage: x509.ObjectIdentifier,
+        ttl_s: int,
+        now_ms: int,
+    ) -> Issued:
+        now = _moment(now_ms)
+        end = min(now + timedelta(seconds=ttl_s), self.certificate.not_valid_after_utc)
+        serial = x509.random_serial_number()
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(_name(common_name))
+            .issuer_name(self.certificate.subject)
+            .public_key(key)
+            .serial_number(serial)
+            .not_valid_before(now - BACKDATE)
+            .not_valid_after(end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(san), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.private_key.public_key()),
+                critical=False,
+            )
+            .sign(self.private_key, hashes.SHA256())
+        )
+        der = certificate.public_bytes(Encoding.DER)
+        return Issued(
+            der,
+            hashlib.sha256(der).digest(),
+            key_fingerprint(key),
+            f"{serial:x}",
+            subject,
+            _unix_ms(certificate.not_valid_before_utc),
+            _unix_ms(certificate.not_valid_after_utc),
+        )
+
+
+def create_authority(
+    passphrase: str | None, now_ms: int, cost: Cost | None = None
+) -> tuple[Authority, SealedKey]:
+    """A new root, and the row that keeps it."""
+    private_key = ec.generate_private_key(ec.SECP256R1())
+    now = _moment(now_ms)
+    subject = _name("licplane root")
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(private_key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATE)
+        .not_valid_after(now + ROOT_LIFE)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage(signs=True), critical=True)
+        .add_extension(
+            x509.SubjectKeyIdentifier.from_public_key(private_key.public_key()), critical=False
+        )
+        .sign(private_key, hashes.SHA256())
+    )
+    authority = Authority(certificate, private_key)
+    fingerprint = hashlib.sha256(authority.der).hexdigest()
+    secret = private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+    public: dict[str, object] = {
+        "fingerprint": fingerprint,
+        "certificate": base64url.encode(authority.der),
+    }
+    document = seal_secret(public, secret, passphrase, cost)
+    return authority, SealedKey(fingerprint, KeyKind.AUTHORITY, "", document, now_ms)
+
+
+def open_authority(row: SealedKey, passphrase: str | None) -> Authority:
+    """The root in `row`. Raises PlaneError as `open_secret` does."""
+    what = "The key of the certification authority"
+    secret = open_secret(row.document, passphrase, what)
+    try:
+        certificate = root_certificate(row)
+        private_key = load_der_private_key(secret, None)
+    except (TypeError, ValueError, TokenError) as error:
+        raise damaged(what, str(error)) from error
+    if (
+        not isinstance(private_key, ec.EllipticCurvePrivateKey)
+        or private_key.public_key() != certificate.public_key()
+    ):
+        raise damaged(what, "it does not match its certificate")
+    return Authority(certificate, private_key)
+
+
+def root_certificate(row: SealedKey) -> x509.Certificate:
+    """The certificate of a root that need not be opened."""
+    members = read_sealed(row.document, "The key of the certification authority")
+    return x509.load_der_x509_certificate(
+        base64url.decode(str(members["certificate"]), "certificate")
+    )
+
+
+def new_private_key() -> ec.EllipticCurvePrivateKey:
+    """A P-256 key."""
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def private_key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """PKCS #8, in the clear."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def read_csr(data: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a certificate request that its owner signed; P-256 only.
+
+    Raises PlaneError USAGE, whatever `data` is.
+    """
+    hint = "Let `licagent enroll` make the request"
+    if len(data) > CSR_BYTES_MAX:
+        raise PlaneError(ExitCode.USAGE, f"The certificate request has {len(data)} bytes", hint)
+    try:
+        request = x509.load_der_x509_csr(data)
+        key = request.public_key()
+        valid = request.is_signature_valid
+    except (ValueError, TypeError, InvalidSignature, x509.InvalidVersion) as error:
+        raise PlaneError(ExitCode.USAGE, "The certificate request is none", hint) from error
+    except Exception as error:  # UnsupportedAlgorithm, and what OpenSSL makes of odd curves
+        raise PlaneError(ExitCode.USAGE, "The certificate request is none", hint) from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise PlaneError(ExitCode.USAGE, "The certificate request is not for a P-256 key", hint)
+    if not valid:
+        raise PlaneError(ExitCode.USAGE, "The certificate request is not signed by its key", hint)
+    return key
+
+
+def key_fingerprint(key: ec.EllipticCurvePublicKey) -> bytes:
+    """SHA-256 of the SubjectPublicKeyInfo."""
+    return hashlib.sha256(
+        key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    ).digest()
+
+
+def signed_by(key: ec.EllipticCurvePublicKey, signature: bytes, data: bytes) -> bool:
+    """Whether `signature` (ECDSA with SHA-256, DER) over `data` is by `key`."""
+    try:
+        key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def pem_of(der: bytes) -> bytes:
+    """A DER certificate as PEM."""
+    return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM)
+
+
+def _server_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        pass
+    try:
+        return x509.DNSName(name)
+    except ValueError as error:
+        raise PlaneError(
+            ExitCode.USAGE, f"{name!r} is no name of a server", "Give a DNS name or an address"
+        ) from error
+
+
+def _name(common_name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs,
+        crl_sign=signs,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _moment(unix_ms: int) -> datetime:
+    return datetime.fromtimestamp(unix_ms // 1000, UTC)
+
+
+def _unix_ms(moment: datetime) -> int:
+    return int(moment.timestamp()) * 1000

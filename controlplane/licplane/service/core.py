@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every part of the service stands on: store, keys, settings, clock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from licplane.errors import ExitCode, PlaneError
+from licplane.issuer.authority import Authority
+from licplane.issuer.keyring import Keyring, Keys
+from licplane.service.requests import PlaneSettings
+from licplane.store.database import Store
+from licplane.store.reader import Reader
+from lictoken.keys import SigningKey
+from lictoken.sealed import Sealer
+from lictoken.trust import KeyStatus, TrustedKey, TrustStore
+
+
+class Core:
+    """Store, opened keys, settings and clock of one Plane."""
+
+    def __init__(
+        self, store: Store, keys: Keys | None, settings: PlaneSettings, now_ms: Callable[[], int]
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.now_ms = now_ms
+        self._keys = keys
+        self._sealers: dict[str, Sealer] = {}
+        self._control: str | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def keys(self) -> Keys:
+        """The opened keys. Raises PlaneError PERMISSION where there are none."""
+        if self._keys is None:
+            raise PlaneError(
+                ExitCode.PERMISSION,
+                "A change must be signed, and no key was opened",
+                "Give the passphrase: --passphrase-file, LICPLANE_PASSPHRASE or the systemd"
+                " credential licplane.passphrase",
+            )
+        return self._keys
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether changes can be signed."""
+        return self._keys is not None
+
+    def take_keys(self, keys: Keys) -> None:
+        """Use these from now on."""
+        with self._lock:
+            self._keys = keys
+            self._control = None
+
+    def authority(self) -> Authority:
+        """The certification authority. Raises PlaneError where there is none."""
+        found = self.keys.authority
+        if found is None:
+            raise PlaneError(
+                ExitCode.NOT_FOUND,
+                "There is no certification authority in this database that this passphrase opens",
+                "It is made by the first `licplane serve`; check the passphrase",
+            )
+        return found
+
+    def sealer(self, reader: Reader) -> Sealer:
+        """Who seals the control plane's messages: its newest key that is active."""
+        return self.sealer_of(control_key(self.keys, Keyring(reader).trust()))
+
+    def sealer_of(self, key: SigningKey) -> Sealer:
+        """The sealer of a key, made once."""
+        kid = key.kid
+        with self._lock:
+            if kid not in self._sealers:
+                self._sealers[kid] = Sealer(key)
+            return self._sealers[kid]
+
+    def current_sealer(self) -> Sealer:
+        """As `sealer`, without asking the database again (see `forget_sealer`)."""
+        with self._lock:
+            if self._control is not None:
+                return self._sealers[self._control]
+        with self.store.reading() as reader:
+            found = self.sealer(reader)
+        with self._lock:
+            self._control = found.kid
+        return found
+
+    def forget_sealer(self) -> None:
+        """The trust changed: ask again which key seals."""
+        with self._lock:
+            self._control = None
+
+    def own_trust(self, published: TrustStore | None) -> TrustStore:
+        """The keys whose seals this process believes: those it opened itself.
+
+        Not those that the database calls trusted: whoever altered it could add one. Keys that
+        `published` calls retired no longer count; None lets them.
+        """
+        keys = self.keys
+        found: list[TrustedKey] = []
+        for kid in keys.counted:
+            known = published.get(kid) if published is not None else None
+            if known is not None and known.status is KeyStatus.RETIRED:
+                continue
+            key = keys.signing[kid]
+            found.append(TrustedKey.of(key.public_key, key.issuer))
+        return TrustStore(found)
+
+
+def control_key(keys: Keys, trust: TrustStore) -> SigningKey:
+    """The newest active key of the opened ones that count."""
+    newest: tuple[str, int, str] | None = None
+    for at, key in enumerate(trust):
+        if key.status is KeyStatus.ACTIVE and key.kid in keys.counted:
+            newest = max(newest or ("", -1, ""), (key.created_at or "", at, key.kid))
+    if newest is None:
+        raise PlaneError(
+            ExitCode.NOT_FOUND,
+            "There is no active key to sign with",
+            "Make one with `licplane keys create --issuer NAME`, or check the passphrase",
+        )
+    return keys.signing[newest[2]]
