@@ -82,6 +82,7 @@ class Licensing:
         self._managed: dict[str, Held] = {}
         self._filed_refused: tuple[Refused, ...] = ()
         self._managed_refused: tuple[Refused, ...] = ()
+        self._verified_with = b""
         self._left_out: frozenset[tuple[str, str]] = frozenset()
         self._written: dict[int, SlotValues] = {}
         self._leases: Mapping[int, int] = MappingProxyType({})  # number -> end, CLOCK_BOOTTIME
@@ -214,6 +215,8 @@ class Licensing:
         They are verified like files. Of a managed one and a file of the same jti the higher
         generation counts, and the managed one where they are equal.
         """
+        if self.trust.to_bytes() != self._verified_with:
+            self.load()  # what other keys signed, or keys that are gone, is judged again
         with self._records.batch():
             self._verify_managed(tokens)
         self._join()
@@ -250,6 +253,7 @@ class Licensing:
                 refused.append(refusal_of(f"{jti} (control plane)", error))
         self._managed = managed
         self._managed_refused = tuple(refused)
+        self._verified_with = self.trust.to_bytes()
 
     def _join(self) -> None:
         held = dict(self._filed)

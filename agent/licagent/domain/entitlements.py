@@ -106,6 +106,9 @@ def judge_entitlements(
         if refusals(entitlement):
             continue
         found = judge_conditions(entitlement, labels, facts, now_s)
+        # Only of `now_s`: a moment that counts from `earliest_s` may be past already.
+        own = [each.changes_at_s for each in found if each.changes_at_s is not None]
+        changes += own
         if earliest_s is not None and earliest_s < now_s:
             early = judge_conditions(entitlement, labels, facts, earliest_s)
             found = tuple(
@@ -113,8 +116,6 @@ def judge_entitlements(
             )
         if found:
             standings[entitlement.resource] = found
-        own = [each.changes_at_s for each in found if each.changes_at_s is not None]
-        changes += own
         if all(each.holds for each in found):
             ends_s.append(min(own, default=None))
         else:
