@@ -12,9 +12,11 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from licagent.daemon.control_keeper import ControlKeeper
+from licagent.daemon.control_link import ControlLink
 from licagent.daemon.decisions import (
     DecisionBook,
     NameBook,
@@ -80,6 +82,9 @@ class Agent:
             config.licenses_dir, config.trust_path, self.records, self.clock, self.host
         )
         self.keeper = PolicyKeeper(config.policy_dir, self.state, self.numbering, config.failsafe)
+        self.keeper.withheld = self.licensing.withheld
+        self.control = ControlKeeper(self)
+        self.link = ControlLink(self)
         self.log = EventLog(self.state.subdirectory("events"))
         self.shadow = ShadowBook()
         self.names = NameBook(self.records.jti_of)
@@ -121,6 +126,7 @@ class Agent:
             self.emit("events", f"{cut.bytes_cut} bytes of a torn event were cut off {cut.segment}")
         self._restore_glass()
         self.licensing.load()
+        self.link.boot()
         self.write_licenses()
         self.load_policy()
         self.save_clock()
@@ -135,6 +141,7 @@ class Agent:
             self.kernel_side.close()
         self.log.sync()
         self.log.close()
+        self.link.close()
         self.state.close()
 
     @property
@@ -153,6 +160,19 @@ class Agent:
     def write_licenses(self) -> None:
         """Bring the kernel's license table up to date, and end the sockets that died."""
         if self.licensing.write(self.kernel.licenses):
+            self.cut()
+
+    def write_few(self, jtis: Iterable[str]) -> None:
+        """Bring the slots of a few licenses up to date, and end the sockets that died.
+
+        Not those of all licenses: a revocation does not wait for the judgement of the others.
+        """
+        died = False
+        for jti in jtis:
+            held = self.licensing.held.get(jti)
+            if held is not None:
+                died |= self.licensing.write_one(self.kernel.licenses, held.license)
+        if died:
             self.cut()
 
     def cut(self) -> int:
@@ -217,11 +237,15 @@ class Agent:
             enforce=self.config.mode == "enforce",
             keep_existing=self.config.existing_sockets == "keep",
         )
-        self.compiled = compiled
+        previous, self.compiled = self.compiled, compiled
         self.loaded_at = time.time()
         self.names.take(tables)
+        self.licensing.settle(tables.withheld)
+        self.licensing.write(kernel.licenses)  # what only the new tables leave room for
         identity.settle(tables)
-        self.keeper.remember(compiled.texts)
+        if previous is None or previous.texts != compiled.texts:
+            self.keeper.remember(compiled.texts)
+        self.keeper.remember_resources(compiled.managed)
         kernel.adopt()
         self.cut()
         self.emit("policy", f"policy generation {generation} is in force", generation=generation)
@@ -230,6 +254,30 @@ class Agent:
             gc.collect()
             gc.freeze()
         return generation
+
+    def own_texts(self) -> tuple[tuple[str, str], ...]:
+        """The host's own policy files: those in force, or those installed before any are."""
+        if self.compiled is not None:
+            return self.compiled.texts
+        try:
+            return self.keeper.installed()
+        except PolicyError:
+            return ()  # told of by `load_policy`
+
+    def put_in_force(self, compiled: Compiled) -> None:
+        """Switch to a policy if the kernel's tables differ, and bring licenses up to date."""
+        previous = self.compiled
+        if previous is None or compiled.tables != previous.tables:
+            try:
+                self.apply(compiled)
+            except (StoreError, OSError):
+                if previous is not None and self.compiled is compiled:
+                    self.apply(previous)  # the kernel has taken what the disk could not
+                raise
+            return
+        self.licensing.settle(compiled.tables.withheld)
+        self.write_licenses()
+        self.compiled = compiled
 
     def follow_resolvers(self) -> None:
         """Compile the policy in force again if the host's name servers are others now."""
@@ -241,8 +289,8 @@ class Agent:
         if self.compiled is None:
             return
         renewed = self.keeper.again(self.compiled.texts, self.licenses())
-        if renewed is not None and renewed.tables != self.compiled.tables:
-            self.apply(renewed)
+        if renewed is not None:
+            self.put_in_force(renewed)
 
     def _identity(self) -> IdentityKeeper:
         if self.identity is None:

@@ -134,6 +134,7 @@ class Daemon:
             self._ends(),
             self._reloads(),
             self._watchdog(),
+            self._agent.link.run(self.on_kernel),
         )
         stop = asyncio.create_task(self._stop.wait())
         tasks = [asyncio.create_task(job) for job in jobs]
@@ -233,6 +234,7 @@ class Daemon:
             self._reload.clear()
             self._notifier.reloading()
             await self.on_kernel(self._load_again)
+            self._agent.link.wake()
             self._notifier.ready(f"generation {self._agent.kernel.control.generation}")
 
     def _load_again(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,20 @@ from licagent.domain.compiler import compile_policy
 from licagent.domain.config import FailsafeSetting
 from licagent.domain.failsafe import failsafe_entries, read_resolvers
 from licagent.domain.policy import FILE_BYTES_MAX, Policy, PolicyError, parse_policy
-from licagent.domain.policy_model import Binding
+from licagent.domain.policy_documents import (
+    CONTROL_PLANE,
+    Document,
+    DocumentKind,
+    document_of,
+    merge,
+    parse_documents,
+)
+from licagent.domain.policy_model import Binding, Resource
 from licagent.domain.problem import PolicyProblem
 from licagent.domain.selector import parse as parse_selector
 from licagent.domain.tables import ResourceEntry, Tables
 from licagent.host.users import UnknownName, Users
-from licagent.store.errors import DocumentDamaged
+from licagent.store.errors import DocumentDamaged, StoreError
 from licagent.store.numbers import PersistentNumbering
 from licagent.store.statedir import StateDir
 from lictoken.claims import License
@@ -34,6 +43,8 @@ _log: Final = logging.getLogger(__name__)
 _DOCUMENT: Final = "last-good-policy"
 _SPARE: Final = "last-good-policy-spare"
 _SCHEMA: Final = "licagent.policy/1"
+_RESOURCES: Final = "control-resources"
+_RESOURCES_SCHEMA: Final = "licagent.control-resources/1"
 _RUN_DOCUMENT: Final = "run-licenses"
 _RUN_SCHEMA: Final = "licagent.run/1"
 
@@ -42,14 +53,19 @@ RUN_FOLDER: Final = "licagent.run"
 
 Texts = Sequence[tuple[str, str]]
 
+Tolerated = Callable[[PolicyProblem], bool]
+
+_NONE: Final = Policy()
+
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """A policy that passed every check, and its tables."""
 
-    texts: tuple[tuple[str, str], ...]
-    policy: Policy
+    texts: tuple[tuple[str, str], ...]  # of the host's own files
+    policy: Policy  # of those files, and of the control plane
     tables: Tables
+    managed: Policy = _NONE  # the control plane's part
 
     def resource(self, number: int) -> ResourceEntry | None:
         """The resource of a number."""
@@ -70,7 +86,14 @@ class PolicyKeeper:
         self._state = state
         self._numbering = numbering
         self._failsafe = tuple(failsafe)
+        self.reachable: tuple[FailsafeSetting, ...] = ()
+        """The control plane's own addresses, which no policy may close."""
+        self.withheld: Callable[[], AbstractSet[tuple[str, str]]] = frozenset
+        """(license id, resource) of entitlements whose conditions do not hold now."""
+        self.managed = _NONE
+        """What the control plane gave that is in force, or was when the daemon ended."""
         self._resolvers: tuple[str, ...] = ()  # those of the last compilation
+        self._remembered: tuple[Resource, ...] | None = None
         self._users = Users()
         self._run_licenses: set[str] = set()
         try:
@@ -114,43 +137,69 @@ class PolicyKeeper:
         return tuple(found)
 
     def compile(self, texts: Texts, licenses: Mapping[str, License]) -> Compiled:
-        """Judge a policy whole.
+        """Judge the host's own files whole, together with what the control plane gave.
 
         Raises:
             PolicyError: with every problem found; nothing was changed.
         """
         with no_garbage_collection():
-            policy = parse_policy(texts, known_licenses=licenses.keys())
-            return self._compiled(texts, policy, licenses)
+            local = parse_policy(texts, known_licenses=licenses.keys())
+            policy = merge(local, self.managed)
+            return self._compiled(texts, policy, self.managed, licenses, tolerated=_is_managed)
+
+    def compile_managed(
+        self, texts: Texts, managed: Policy, licenses: Mapping[str, License]
+    ) -> Compiled:
+        """Judge what the control plane gives, together with the host's own files.
+
+        It is for a fleet: licenses and resources that this host does not have are no mistake.
+        The files were good when they were applied.
+
+        Raises:
+            PolicyError: with every problem found; nothing was changed.
+        """
+        with no_garbage_collection():
+            policy = merge(parse_policy(texts), managed)
+            return self._compiled(
+                texts,
+                policy,
+                managed,
+                licenses,
+                tolerated=lambda problem: problem.absent or not _is_managed(problem),
+            )
 
     def _compiled(
         self,
         texts: Texts,
         policy: Policy,
+        managed: Policy,
         licenses: Mapping[str, License],
         *,
-        lenient: bool = False,
+        tolerated: Tolerated,
     ) -> Compiled:
         self._users.forget()
         self._resolvers = read_resolvers()
-        tables = self._tables(policy, licenses, lenient=lenient)
+        tables = self._tables(policy, licenses, tolerated)
         extra = _run_bindings(policy, licenses, self._run_licenses)
         if extra:
             # Judged without them first: they must not make an unreachable resource look well.
             widened = replace(policy, bindings=policy.bindings + extra)
-            tables = self._tables(widened, licenses, lenient=lenient)
+            tables = self._tables(widened, licenses, tolerated)
         self._numbering.save()
-        return Compiled(tuple(texts), policy, tables)
+        return Compiled(tuple(texts), policy, tables, managed)
 
-    def _tables(self, policy: Policy, licenses: Mapping[str, License], *, lenient: bool) -> Tables:
+    def _tables(
+        self, policy: Policy, licenses: Mapping[str, License], tolerated: Tolerated
+    ) -> Tables:
         return compile_policy(
             policy,
             licenses,
             self._numbering,
             self._user,
-            failsafe_entries(self._failsafe, self._resolvers),
+            failsafe_entries((*self._failsafe, *self.reachable), self._resolvers),
             groups=self._group,
-            lenient=lenient,
+            tolerated=tolerated,
+            withheld=self.withheld(),
         )
 
     def resolvers_changed(self) -> bool:
@@ -173,6 +222,32 @@ class PolicyKeeper:
         body = {"files": [list(pair) for pair in texts]}
         for name in (_SPARE, _DOCUMENT):
             self._state.write_document(name, _SCHEMA, body)
+
+    def remember_resources(self, managed: Policy) -> None:
+        """Keep the names of what the control plane protects.
+
+        Should its catalog be lost on this host, they are enforced all the same, with nobody
+        let in, until it has come again.
+        """
+        if managed.resources == self._remembered:
+            return
+        body = {"resources": [document_of(resource) for resource in managed.resources]}
+        self._state.write_document(_RESOURCES, _RESOURCES_SCHEMA, body)
+        self._remembered = managed.resources
+
+    def recall_resources(self) -> Policy:
+        """What `remember_resources` kept; nothing where there is nothing, or it is damaged."""
+        try:
+            body = self._state.read_document(_RESOURCES, _RESOURCES_SCHEMA)
+            if body is None:
+                return _NONE
+            return parse_documents(
+                Document(DocumentKind.RESOURCE, str(table["name"]), json.dumps(table).encode())
+                for table in body["resources"]
+            )
+        except (StoreError, PolicyError) as error:
+            _log.error("the control plane's resources are not known: %s", error)
+            return _NONE
 
     def recall(self, licenses: Mapping[str, License]) -> Compiled | None:
         """The last good policy, as `again` compiles it; None where there is none.
@@ -205,7 +280,10 @@ class PolicyKeeper:
         """
         try:
             with no_garbage_collection():
-                return self._compiled(texts, parse_policy(texts), licenses, lenient=True)
+                policy = merge(parse_policy(texts), self.managed)
+                return self._compiled(
+                    texts, policy, self.managed, licenses, tolerated=lambda _problem: True
+                )
         except PolicyError as error:
             _log.error("the last good policy does not compile any more: %s", error)
             return None
@@ -228,6 +306,11 @@ class PolicyKeeper:
             return self._users.gid(name)
         except UnknownName:
             return None
+
+
+def _is_managed(problem: PolicyProblem) -> bool:
+    """Whether the control plane is at fault, and not a file of this host."""
+    return problem.file.startswith(CONTROL_PLANE)
 
 
 @contextlib.contextmanager

@@ -6,11 +6,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter as Tally
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import rfc3339
-from licagent.daemon.policy_keeper import Compiled
 from licagent.domain.config import values
 from licagent.domain.license import refusals
 from licagent.domain.reason import Verdict
@@ -23,6 +21,10 @@ from licagent.kernel.layout import Fault, SocketRecord, TagKind
 from licagent.local.errors import ErrorCode, LocalError
 from lictoken.claims import License
 
+if TYPE_CHECKING:
+    from licagent.daemon.agent import Agent
+    from licagent.daemon.policy_keeper import Compiled
+
 Report = dict[str, Any]
 
 VERSION = "0.1.0"
@@ -34,7 +36,7 @@ def status(agent: Agent) -> Report:
     hooks = kernel.hooks()
     counters = kernel.counters.read()
     holders = holders_by_license(agent)
-    reasons = _reasons(agent, hooks)
+    reasons = reasons_of(agent, hooks)
     compiled = agent.compiled
     left = agent.glass_left_s()
     if agent.glass is not None and left is not None and left > 0:
@@ -119,7 +121,8 @@ def status(agent: Agent) -> Report:
     }
 
 
-def _reasons(agent: Agent, hooks: list[Any]) -> list[Report]:
+def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
+    """Why the host is not well, and what to do; nothing where it is."""
     found = []
     for each in hooks:
         hook = hook_named(each.name)

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
-from licagent.daemon import explain, history, reports, run_scopes
+from licagent.daemon import enrolling, explain, history, reports, run_scopes
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
 from licagent.daemon.doctor import doctor
@@ -44,6 +44,7 @@ class Service:
         self._on_kernel = on_kernel
         self._fanout = fanout
         self._stop = stop
+        self._enrolling = asyncio.Lock()
         self._reading: dict[str, asyncio.Future[Result]] = {}
 
     def register(self, server: LocalServer) -> None:
@@ -62,6 +63,7 @@ class Service:
         server.method("doctor", self._doctor)
         server.method("break_glass", self._break_glass, write=True)
         server.method("run.prepare", self._run_prepare, write=True)
+        server.method("enroll", self._enroll, write=True)
         server.method("usage", self._usage)
         server.method("config.check", self._config_check)
         server.method("detach", self._detach, write=True)
@@ -334,6 +336,10 @@ class Service:
             return {"schema_version": 1, "cgroup": str(agent.tree.directory(path))}
 
         return await self._on_kernel(prepare)
+
+    async def _enroll(self, params: Params, peer: Peer) -> Result:
+        async with self._enrolling:  # two at once would leave the key of one with the other's name
+            return await enrolling.answer(self._agent, params, peer)
 
     async def _detach(self, _params: Params, _peer: Peer) -> Result:
         agent = self._agent

@@ -18,6 +18,7 @@ class _Use:
     last_at: str = ""
     first_at: str = ""
     executable: str = ""
+    reason: str = ""
 
 
 Key = tuple[str, str, str, str]
@@ -47,6 +48,7 @@ class ShadowBook:
         use = self._uses.setdefault(key, _Use(first_at=str(record.get("at"))))
         use.count += int(record.get("count") or 1)
         use.executable = str(process.get("executable") or use.executable)
+        use.reason = str(record.get("reason") or "")
         use.last_at = str(record.get("at"))
         self._uses.move_to_end(key)
         while len(self._uses) > _ROWS_MAX:
@@ -63,6 +65,7 @@ class ShadowBook:
                 "count": use.count,
                 "first_at": use.first_at,
                 "last_at": use.last_at,
+                "reason": use.reason,
                 "suggestion": suggestion(resource, user, use.executable, unit),
             }
             for (resource, user, name, unit), use in self._uses.items()

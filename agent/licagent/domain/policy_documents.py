@@ -15,11 +15,20 @@ from enum import StrEnum
 from typing import Any, Final
 
 from licagent.domain.policy import read_binding
-from licagent.domain.policy_model import Binding, Policy, Resource
+from licagent.domain.policy_model import (
+    PORT_PROTOCOLS,
+    Binding,
+    Destination,
+    Policy,
+    Resource,
+    ResourceKind,
+)
 from licagent.domain.policy_overlap import Place, conflicting_claims, duplicate_names
 from licagent.domain.policy_reader import PolicyFile
 from licagent.domain.policy_resource import read_resource
+from licagent.domain.ports import ALL_PORTS
 from licagent.domain.problem import PolicyError, PolicyProblem
+from licagent.domain.tables import Protocol
 from licagent.domain.toml_lines import Path
 
 CONTROL_PLANE: Final = "control plane"
@@ -106,6 +115,40 @@ def merge(local: Policy, managed: Policy) -> Policy:
     if problems:
         raise PolicyError(problems)
     return both
+
+
+def document_of(resource: Resource) -> dict[str, Any]:
+    """The table that `parse_documents` reads as `resource`."""
+    table: dict[str, Any] = {
+        "name": resource.name,
+        "kind": resource.kind.value,
+        "mode": "enforce" if resource.enforce else "observe",
+        "description": resource.description,
+    }
+    if resource.kind is ResourceKind.NETWORK:
+        table["destinations"] = [
+            {"cidr": each.cidr, "protocol": protocol.name.lower(), **_ports(each, protocol)}
+            for each in resource.destinations
+            for protocol in each.protocols
+        ]
+    elif resource.kind is ResourceKind.SERVICE:
+        table["ports"] = [str(each) for each in resource.ports]
+        table["protocol"] = _service_protocol(resource)
+    elif resource.paths:
+        table["paths"] = list(resource.paths)
+    return table
+
+
+def _ports(destination: Destination, protocol: Protocol) -> dict[str, list[str]]:
+    if protocol not in PORT_PROTOCOLS or destination.ports == (ALL_PORTS,):
+        return {}
+    return {"ports": [str(each) for each in destination.ports]}
+
+
+def _service_protocol(resource: Resource) -> str:
+    if len(resource.protocols) == 1:
+        return resource.protocols[0].name.lower()
+    return "any"
 
 
 class _DocumentFile(PolicyFile):

@@ -37,17 +37,17 @@ _PORT_FIXED_BITS: Final = 80
 _WORDS: Final = 1024  # 65,536 ports / 64
 _GENERATIONS: Final = 2**32
 
+_GENERATION_AT: Final = {"networks4": 4, "networks6": 4, "ports": 4, "rules": 0}
+"""Where in a map's key the generation stands; after the prefix length in those that are tries."""
+
 
 class TableWriter:
     """Writes policies into the kernel's tables."""
 
     def __init__(self, pins: PinFolder, control: ControlWord) -> None:
         self._control = control
-        self._networks4 = Map(pins.maps / "networks4")
-        self._networks6 = Map(pins.maps / "networks6")
-        self._ports = Map(pins.maps / "ports")
-        self._rules = Map(pins.maps / "rules")
-        self._policies = Map(pins.maps / "policies")
+        self._maps = {name: Map(pins.maps / name) for name in (*_GENERATION_AT, "policies")}
+        self._policies = self._maps["policies"]
         self._service_ports = Map(pins.maps / "service_ports")
 
     def switch(
@@ -89,49 +89,66 @@ class TableWriter:
         enforce: bool,
         keep_existing: bool,
     ) -> None:
-        self._networks4.update_many(
-            _network4(network, generation) for network in tables.networks if network.family == 4
+        entries = self.entries(
+            tables, generation, slot_of, enforce=enforce, keep_existing=keep_existing
         )
-        self._networks6.update_many(
-            _network6(network, generation) for network in tables.networks if network.family == 6
-        )
-        self._ports.update_many(_port(port, generation) for port in tables.ports)
-        self._rules.update_many(_rule(rule, generation, slot_of) for rule in tables.rules)
-        self._service_ports.update_many(_service_bits(tables.ports, generation))
+        for name, rows in entries.items():
+            if name == "policies":
+                # After the tables of which it speaks, and before the word that names it.
+                self._service_ports.update_many(_service_bits(tables.ports, generation))
+            self._maps[name].update_many(rows)
+
+    def entries(
+        self,
+        tables: Tables,
+        generation: int,
+        slot_of: Callable[[int], int],
+        *,
+        enforce: bool,
+        keep_existing: bool,
+    ) -> dict[str, Iterator[tuple[bytes, bytes]]]:
+        """What each map holds of `tables`, in the order in which they are written."""
         policy = Policy()
         policy.generation = generation
         policy.flags = _flags(tables, enforce=enforce, keep_existing=keep_existing)
         policy.shape_count = len(tables.shapes)
         for index, shape in enumerate(tables.shapes[:MAX_SHAPES]):
             policy.shapes[index] = int(shape)
-        self._policies.update(
-            _U32.pack(generation & 1),
-            ctypes.string_at(ctypes.addressof(policy), ctypes.sizeof(policy)),
-        )
+        value = ctypes.string_at(ctypes.addressof(policy), ctypes.sizeof(policy))
+        return {
+            "networks4": (_network4(each, generation) for each in tables.networks if _is4(each)),
+            "networks6": (
+                _network6(each, generation) for each in tables.networks if not _is4(each)
+            ),
+            "ports": (_port(port, generation) for port in tables.ports),
+            "rules": (_rule(rule, generation, slot_of) for rule in tables.rules),
+            "policies": iter([(_U32.pack(generation & 1), value)]),
+        }
+
+    def held(self, name: str, generation: int) -> list[tuple[bytes, bytes]]:
+        """What a map holds of a generation, as the kernel says."""
+        if name == "policies":
+            key = _U32.pack(generation & 1)
+            value = self._policies.lookup(key)
+            return [] if value is None else [(key, value)]
+        at, wanted = _GENERATION_AT[name], _U32.pack(generation)
+        return [
+            (key, value) for key, value in self._maps[name].items() if key[at : at + 4] == wanted
+        ]
 
     def _purge(self, keep: int) -> None:
         """Remove the entries of every generation but one, also what a crash left behind."""
         wanted = _U32.pack(keep)
-        for table, at in (
-            (self._networks4, 4),
-            (self._networks6, 4),
-            (self._ports, 4),
-            (self._rules, 0),
-        ):
+        for name, at in _GENERATION_AT.items():
+            table = self._maps[name]
             stale = [key for key in table.keys() if key[at : at + 4] != wanted]  # noqa: SIM118
             table.delete_many(stale)
 
     def close(self) -> None:
         """Close the maps."""
-        for table in (
-            self._networks4,
-            self._networks6,
-            self._ports,
-            self._rules,
-            self._policies,
-            self._service_ports,
-        ):
+        for table in self._maps.values():
             table.close()
+        self._service_ports.close()
 
 
 def _flags(tables: Tables, *, enforce: bool, keep_existing: bool) -> int:
@@ -147,6 +164,10 @@ def _flags(tables: Tables, *, enforce: bool, keep_existing: bool) -> int:
     if any(shape & Shape.SCOPE for shape in tables.shapes):
         flags |= PolicyFlag.HAS_SCOPES
     return flags
+
+
+def _is4(network: Network) -> bool:
+    return network.family == 4
 
 
 def _network4(network: Network, generation: int) -> tuple[bytes, bytes]:

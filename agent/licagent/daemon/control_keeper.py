@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's side of the link to a control plane: what it says becomes what the kernel does.
+
+All changes run on the kernel thread, in the order in which they come, and a reply leaves only
+after the kernel has them. What cannot be put in force is refused as a whole, and what was in
+force before stays.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from licagent.control.interface import (
+    Assignment,
+    BootCatalog,
+    ControlState,
+    HostStatus,
+    NoticeCode,
+)
+from licagent.daemon.managed import Managed, Step, detail_of, step
+from licagent.daemon.reports import cut_of
+from licagent.domain.lease import NO_LEASES, LeaseSet
+from licagent.domain.policy import PolicyError
+from licagent.domain.replica import CatalogView, Kind, NackReason, Refused
+from licagent.kernel.libbpf import BpfError
+from licagent.store.errors import StoreError
+from lictoken.claims import License
+from lictoken.errors import TokenError
+from lictoken.trust import TrustStore
+from lictoken.verify import verify_license
+
+if TYPE_CHECKING:
+    from licagent.daemon.agent import Agent
+    from licagent.daemon.policy_keeper import Compiled
+
+_log: Final = logging.getLogger(__name__)
+
+BY: Final = "control plane"
+
+_NAMED_MAX: Final = 20
+"""Objects that an event names; it counts the others."""
+
+_SUSPENDED: Final = frozenset({HostStatus.EVICTED, HostStatus.BANNED, HostStatus.CLONED})
+"""In these a host has no leases, also for licenses that would go on without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A view of the catalog, ready to be put in force."""
+
+    view: CatalogView
+    base: Compiled | None  # what was in force when it was made
+    change: Step
+    compiled: Compiled
+
+
+class ControlKeeper:
+    """What the control plane gave this host, and its changes.
+
+    On the kernel thread only, but for `prepare`.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.managed = Managed()
+        self.leases: LeaseSet = NO_LEASES
+        self.assignment: Assignment | None = None
+        self.problems: tuple[str, ...] = ()
+        """Why what was stored is not in force."""
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """The labels in force: those of the assignment, or else of agent.toml."""
+        found = self.assignment
+        return self._agent.config.labels if found is None else found.labels
+
+    # --- at start
+
+    def begin(self, boot: BootCatalog) -> None:
+        """Take what is in force from before. The policy is compiled after it, by the agent."""
+        self.problems = boot.problems
+        for problem in boot.problems:
+            _log.error("%s", problem)
+        self.assignment = boot.assignment
+        self._agent.licensing.set_labels(self.labels)
+        self.leases = boot.leases
+        found = None
+        if boot.catalog is not None:
+            try:
+                found = step(Managed(), boot.catalog)
+            except Refused as refused:  # it was good once: another version of the agent
+                self.problems = (*self.problems, f"the stored catalog is refused: {refused}")
+                _log.error("the stored catalog is refused: %s", refused)
+        if found is not None:
+            # Trust first: statements and licenses are verified with it.
+            self._agent.licensing.set_managed_trust(self._trust(found.after.trust))
+            self._take_statements(found)
+            self._take(found.after)
+        elif self.problems:
+            self._close()
+        else:
+            self._take(Managed())
+        self._set_leases()
+
+    def begin_without(self, problem: str) -> None:
+        """What was stored is lost: what it protected stays closed, and nobody has a license."""
+        self.problems = (problem,)
+        self._close()
+
+    def _close(self) -> None:
+        agent = self._agent
+        agent.keeper.managed = agent.keeper.recall_resources()
+        names = {each.name: each for each in agent.keeper.managed.resources}
+        self.managed = Managed(resources=names)
+
+    # --- what the control plane says
+
+    def revoke(self, tokens: Sequence[bytes]) -> None:
+        """Put signed statements in force. Raises Refused(SIGNATURE) for those that are none.
+
+        The kernel comes first, then the sockets, then the disk: the reply waits for all three,
+        and after a crash in between the control plane says it again.
+        """
+        agent = self._agent
+        refused: list[str] = []
+        taken = []
+        counts: dict[str, int] = {}
+        with agent.records.batch():
+            for token in tokens:
+                try:
+                    found, is_new = agent.licensing.take_statement(token, BY)
+                except TokenError as error:
+                    refused.append(str(error))
+                    continue
+                if is_new:
+                    taken.append(found)
+            if taken:
+                agent.last_cut = []
+                agent.write_few(found.license for found in taken)
+                counts = {found.license: cut_of(agent, found.license) for found in taken}
+        for found in taken:
+            words = {"revoke": "revoked", "suspend": "suspended"}
+            action = words.get(found.action.value, "reinstated")
+            agent.emit(
+                "license",
+                f"license {found.license} {action} by the {BY}: {found.reason}",
+                license=found.license,
+                by=BY,
+                issuer=found.issuer,
+                reason_text=found.reason,
+                sockets_cut=counts[found.license],
+            )
+        if refused:
+            raise Refused(NackReason.SIGNATURE, "; ".join(refused)[:3500])
+
+    def prepare(self, view: CatalogView) -> Plan:
+        """Read, verify and compile a view of the catalog; any thread, one at a time.
+
+        Not on the kernel thread: a revocation must not wait for a policy of 100,000 bindings.
+        Raises Refused.
+        """
+        agent = self._agent
+        base = agent.compiled
+        change = step(self.managed, view)
+        trust = self._trust(change.after.trust)
+        try:
+            compiled = agent.keeper.compile_managed(
+                agent.own_texts(), change.after.policy, self._licenses(change, trust)
+            )
+        except PolicyError as error:
+            raise Refused(NackReason.POLICY, detail_of(error)) from error
+        return Plan(view, base, change, compiled)
+
+    def commit(self, plan: Plan) -> None:
+        """Bring the kernel to what was prepared. Raises Refused; then nothing has changed."""
+        agent = self._agent
+        if plan.base is not agent.compiled:  # root changed something meanwhile
+            plan = self.prepare(plan.view)
+        change = plan.change
+        agent.last_cut = []
+        try:
+            self._agent.licensing.set_managed_trust(self._trust(change.after.trust))
+            self._take_statements(change)
+            self._take(change.after)
+            self._set_leases()
+            compiled = plan.compiled
+            if agent.licensing.withheld() != compiled.tables.withheld:
+                # Conditions of licenses that have just come take some of their entitlements.
+                compiled = agent.keeper.compile_managed(
+                    compiled.texts, compiled.managed, agent.licenses()
+                )
+            agent.put_in_force(compiled)
+        except (PolicyError, BpfError, StoreError, OSError) as error:
+            self._take(change.before)
+            self._set_leases()
+            agent.write_licenses()
+            raise Refused(_reason_of(error), str(error)[:3500]) from error
+        self._tell_of(change)
+
+    def set_leases(self, leases: LeaseSet) -> None:
+        """Take the leases that there are now, and no others."""
+        before, self.leases = self.leases, leases
+        self._set_leases(is_answer=leases.requested_boottime_ns > 0)
+        self._agent.write_licenses()
+        gone = sorted(before.leases.keys() - leases.leases.keys())
+        new = sorted(leases.leases.keys() - before.leases.keys())
+        if gone or new:  # renewals are no news
+            self._agent.emit(
+                "lease",
+                f"leases of the {BY}: {len(leases.leases)}"
+                + (f", new: {_named(new)}" if new else "")
+                + (f", gone: {_named(gone)}" if gone else ""),
+                by=BY,
+                leased=len(leases.leases),
+                new=new[:_NAMED_MAX],
+                gone=gone[:_NAMED_MAX],
+            )
+
+    def assign(self, assignment: Assignment) -> None:
+        """Labels or status of this host are others: everything is judged again."""
+        agent = self._agent
+        old_labels, old = self.labels, self.assignment
+        self.assignment = assignment
+        agent.licensing.set_labels(assignment.labels)
+        self._set_leases()
+        agent.last_cut = []
+        agent.write_licenses()
+        if dict(old_labels) != dict(assignment.labels):
+            agent.emit(
+                "assignment",
+                f"labels of this host, by the {BY}: {_labels(old_labels)} -> "
+                f"{_labels(assignment.labels)}",
+                by=BY,
+                old=dict(old_labels),
+                new=dict(assignment.labels),
+                sockets_cut=len(agent.last_cut),
+            )
+        if old is None or old.status is not assignment.status:
+            agent.emit(
+                "assignment",
+                f"this host is {assignment.status.name.lower()}, says the {BY}",
+                by=BY,
+                old=old.status.name.lower() if old else None,
+                new=assignment.status.name.lower(),
+            )
+
+    def tell(self, code: NoticeCode, detail: str) -> None:
+        """Keep on record what the control plane had to say."""
+        word = code.name.lower().replace("_", "-")
+        self._agent.emit("control", f"the {BY} says {word}: {detail}", by=BY, notice=word)
+
+    def tell_of_link(self, state: ControlState, *, is_up: bool) -> None:
+        """Keep on record that the link came up or went down."""
+        if is_up:
+            message = f"connected to the {BY} at {state.server}"
+        else:
+            message = f"the link to the {BY} at {state.server} is down: {state.last_error}"
+        self._agent.emit("control", message, server=state.server, connected=is_up)
+
+    # ---
+
+    def _trust(self, data: bytes | None) -> TrustStore:
+        try:
+            return TrustStore() if data is None else TrustStore.from_bytes(data)
+        except TokenError as error:
+            detail = f"the issuers' keys cannot be read: {error}"
+            raise Refused(NackReason.SIGNATURE, detail) from error
+
+    def _licenses(self, change: Step, trust: TrustStore) -> dict[str, License]:
+        """The licenses there would be: verified, but not put on record.
+
+        On record a newer generation shuts the older one out, which must stay if this is refused.
+        """
+        licensing = self._agent.licensing
+        keys = licensing.trust
+        for key in trust:
+            keys = keys.with_key(key) if keys.get(key.kid) is None else keys
+        found = dict(self._agent.licenses())
+        for name in change.names(Kind.LICENSE):
+            if name in found and licensing.held[name].managed:
+                del found[name]
+            token = change.after.tokens.get(name)
+            if token is None:
+                continue
+            try:
+                license_ = verify_license(token, keys)
+            except TokenError:
+                continue  # told of when it is taken: a bad license costs only itself
+            filed = found.get(name)
+            if filed is None or filed.generation <= license_.generation:
+                found[name] = license_
+        return found
+
+    def _take_statements(self, change: Step) -> None:
+        with self._agent.records.batch():
+            for token in change.statements:
+                try:
+                    self._agent.licensing.take_statement(token, BY)
+                except TokenError as error:
+                    # Of a key that is retired by now: the license itself verifies no more either.
+                    _log.warning("a statement of the catalog is passed over: %s", error)
+
+    def _take(self, managed: Managed) -> None:
+        licensing = self._agent.licensing
+        if managed.trust != self.managed.trust:
+            licensing.set_managed_trust(self._trust(managed.trust))
+        if managed.tokens != self.managed.tokens or managed.trust != self.managed.trust:
+            licensing.set_managed(managed.tokens)
+        self.managed = managed
+        self._agent.keeper.managed = managed.policy
+
+    def _set_leases(self, *, is_answer: bool = False) -> None:
+        """Tell the judgement of the leases.
+
+        `is_answer`: the control plane was asked a moment ago, and what it did not name it has
+        refused. That ends also a license which would go on without a lease.
+        """
+        licensing = self._agent.licensing
+        ends = {}
+        denied = set()
+        status = HostStatus.UNSPECIFIED if self.assignment is None else self.assignment.status
+        for jti, held in licensing.held.items():
+            if not held.managed:
+                continue
+            number = held.license.number
+            end_ns = self.leases.end_of(jti, held.license.generation)
+            if end_ns:
+                ends[number] = end_ns
+            elif is_answer or status in _SUSPENDED:
+                denied.add(number)
+        licensing.set_leases(ends, denied)
+
+    def _tell_of(self, change: Step) -> None:
+        agent = self._agent
+        counts: dict[str, Any] = {}
+        for kind in (Kind.RESOURCE, Kind.BINDING, Kind.LICENSE, Kind.REVOCATION, Kind.TRUST):
+            names = change.names(kind)
+            if names:
+                counts[kind.name.lower()] = names
+        words = "; ".join(f"{kind} {_named(names)}" for kind, names in counts.items())
+        agent.emit(
+            "catalog",
+            f"revision {change.after.revision} of the {BY} is in force: {words or 'as before'}",
+            by=BY,
+            revision=change.after.revision,
+            generation=agent.kernel.control.generation,
+            changed={kind: names[:_NAMED_MAX] for kind, names in counts.items()},
+            amounts={kind: len(names) for kind, names in counts.items()},
+            sockets_cut=len(agent.last_cut),
+        )
+
+
+def _reason_of(error: Exception) -> NackReason:
+    if isinstance(error, PolicyError):
+        return NackReason.POLICY
+    return NackReason.KERNEL if isinstance(error, BpfError) else NackReason.DISK
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - _NAMED_MAX
+    return ", ".join(names[:_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{name}={text}" for name, text in sorted(labels.items())) or "none"
