@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections to SQLite and PostgreSQL, with transactions that mean the same on both."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from licplane.errors import ExitCode, PlaneError
+from licplane.store.folder import PRIVATE_MODE, StateFolder
+
+LOCK_WAIT_S: Final = 10
+"""How long a writer waits for another one."""
+_CONNECT_WAIT_S: Final = 10
+DATABASE_NAME: Final = "licplane.db"
+
+Mode = Literal["read", "write"]
+
+
+def parse_url(text: str) -> URL:
+    """The URL of a database, or of the one in a state folder that `text` is the path of.
+
+    Raises PlaneError USAGE for what is neither SQLite in a file nor PostgreSQL.
+    """
+    if "://" not in text:
+        return URL.create("sqlite", database=str(Path(text).absolute() / DATABASE_NAME))
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError) as error:
+        # Not from it: its message may hold the password.
+        raise _bad_url("It is no URL") from error.__cause__
+    if url.drivername in ("postgresql", "postgresql+psycopg"):
+        return url.set(drivername="postgresql+psycopg")
+    if url.drivername != "sqlite":
+        raise _bad_url(f"{url.drivername} is not supported")
+    if not url.database or url.database == ":memory:" or url.query:
+        raise _bad_url("SQLite needs a file here, and no options")
+    return url.set(database=str(Path(url.database).absolute()))
+
+
+def _bad_url(why: str) -> PlaneError:
+    return PlaneError(
+        ExitCode.USAGE,
+        f"The database's URL is refused: {why}",
+        "Use a state folder, or postgresql://USER@HOST/DATABASE",
+    )
+
+
+def make_engine(url: URL, *, pool_size: int) -> Engine:
+    """An engine for `url`; it connects when it is first used."""
+    if url.drivername == "sqlite":
+        return _sqlite(url, pool_size)
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_pre_ping=True,  # a database that was restarted costs one round trip, not an error
+        pool_timeout=LOCK_WAIT_S,
+        connect_args={
+            "connect_timeout": _CONNECT_WAIT_S,
+            "application_name": "licplane",
+            "options": f"-c lock_timeout={LOCK_WAIT_S}s -c timezone=UTC",
+        },
+    )
+
+
+def _sqlite(url: URL, pool_size: int) -> Engine:
+    assert url.database is not None  # noqa: S101 -- parse_url saw to it
+    path = Path(url.database)
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=LOCK_WAIT_S,
+        connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _private(*unused: Any) -> None:
+        # SQLite gives its journal the mode of the database, and the database that of the umask.
+        del unused
+        StateFolder(path.parent).require()
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        os.close(os.open(path, flags, PRIVATE_MODE))
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, record: object) -> None:
+        del record
+        connection.isolation_level = None  # BEGIN is ours: see _begin
+        for pragma in (
+            "journal_mode=WAL",  # readers go on while one writes
+            "synchronous=FULL",  # what was answered is on disk
+            "foreign_keys=ON",
+            "trusted_schema=OFF",
+            "journal_size_limit=67108864",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # IMMEDIATE takes the write lock now. A transaction that reads first and asks for the lock
+        # later would be refused at once if somebody else had written in between.
+        mode = connection.get_execution_options().get("licplane_mode", "write")
+        connection.exec_driver_sql("BEGIN" if mode == "read" else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def options(engine: Engine, mode: Mode) -> dict[str, Any]:
+    """Execution options of a connection for this use."""
+    if engine.dialect.name == "sqlite":
+        return {"licplane_mode": mode}
+    if mode == "read":
+        return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    return {"isolation_level": "READ COMMITTED", "postgresql_readonly": False}

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""${message}"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = ${repr(up_revision)}
+down_revision = ${repr(down_revision)}
+
+
+def upgrade() -> None:
+    """One step up."""
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    """One step down."""
+    ${downgrades if downgrades else "pass"}
