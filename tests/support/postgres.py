@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PostgreSQL server of the tests' own, and databases in it.
+
+A test module asks for the fixtures by `pytest_plugins = ["tests.support.postgres"]`: `postgres`
+is one server for the session, on a UNIX socket and a loopback port in a temporary folder;
+`postgres_url` is a new, empty database in it for one test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+_PROGRAMS = Path("/usr/lib/postgresql")
+_START_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A running server."""
+
+    folder: Path
+    port: int
+    programs: Path
+
+    def url(self, database: str) -> str:
+        """SQLAlchemy's URL of a database, over the loopback port."""
+        return f"postgresql+psycopg://postgres@127.0.0.1:{self.port}/{database}"
+
+    def run(self, statement: sql.Composable) -> None:
+        """Run one statement as the superuser, outside a transaction."""
+        with psycopg.connect(
+            f"postgresql://postgres@127.0.0.1:{self.port}/postgres", autocommit=True
+        ) as connection:
+            connection.execute(statement)
+
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """The URL of a new database, which is dropped at the end, whoever is connected to it."""
+        name = f"t_{secrets.token_hex(8)}"
+        self.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        try:
+            yield self.url(name)
+        finally:
+            self.run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    def restart(self) -> None:
+        """Stop the server as a crash would (connections are cut) and start it again."""
+        self._control("restart", "-m", "immediate")
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        self._control("start")
+
+    def stop(self) -> None:
+        """Stop it, and whoever is connected."""
+        self._control("stop", "-m", "immediate")
+
+    def _control(self, *what: str) -> None:
+        log, data = self.folder / "log", self.folder / "data"
+        words = [self.programs / "pg_ctl", "-D", data, "-l", log, "-w", "-t", str(_START_S), *what]
+        done = _run(words, self.folder)
+        if done.returncode:
+            said = log.read_text(errors="replace")[-2000:] if log.exists() else ""
+            raise RuntimeError(f"pg_ctl {what[0]}: {done.stdout}{said}")
+
+
+@contextlib.contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """A server that lives as long as the block."""
+    programs = _newest_programs()
+    folder = Path(tempfile.mkdtemp(prefix="licplane-pg-"))
+    try:
+        if os.geteuid() == 0:
+            user = pwd.getpwnam("postgres")
+            os.chown(folder, user.pw_uid, user.pw_gid)
+        server = Postgres(folder, _free_port(), programs)
+        _create(server)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One server for the whole session."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with postgres.database() as url:
+        yield url
+
+
+def _create(server: Postgres) -> None:
+    data = server.folder / "data"
+    # A locale that is not C: what sorts by it by mistake is found.
+    words = [server.programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    icu = ["--locale-provider=icu", "--icu-locale=en-US", "--locale=C.UTF-8"]
+    done = _run([*words, *icu, "--no-sync"], server.folder)
+    if done.returncode:
+        raise RuntimeError(f"initdb: {done.stdout}")
+    settings = f"""
+listen_addresses = '127.0.0.1'
+port = {server.port}
+unix_socket_directories = '{server.folder}'
+fsync = off
+max_connections = 100
+shared_buffers = 32MB
+"""
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(settings)
+
+
+def _run(words: list[object], folder: Path) -> subprocess.CompletedProcess[str]:
+    """As the user postgres: the server refuses to run as root."""
+    command = [str(word) for word in words]
+    if os.geteuid() == 0:
+        command = ["runuser", "-u", "postgres", "--", *command]
+    # Its output goes to a file: the server would inherit a pipe, and hold it open.
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, check=False
+        )
+        output.seek(0)
+        return subprocess.CompletedProcess(command, done.returncode, output.read())
+
+
+def _newest_programs() -> Path:
+    found = [path for path in _PROGRAMS.glob("*/bin") if (path / "initdb").exists()]
+    if not found:
+        pytest.fail("no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql")
+    return max(found, key=lambda path: float(path.parent.name))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
