@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
+from licagent.daemon.conditions_keeper import ConditionsKeeper
 from licagent.daemon.control_keeper import ControlKeeper
 from licagent.daemon.control_link import ControlLink
 from licagent.daemon.decisions import (
@@ -28,6 +29,7 @@ from licagent.daemon.identity_keeper import IdentityKeeper
 from licagent.daemon.kernel_side import KernelSide, load_programs
 from licagent.daemon.licensing import Licensing
 from licagent.daemon.policy_keeper import Compiled, PolicyKeeper
+from licagent.daemon.self_check import SelfCheck
 from licagent.daemon.shadow import ShadowBook
 from licagent.domain.clock import ClockChange, Reading, TrustedClock
 from licagent.domain.config import AgentConfig
@@ -36,6 +38,7 @@ from licagent.domain.policy import PolicyError
 from licagent.host import posture
 from licagent.host.cgroups import CgroupTree
 from licagent.host.digests import DigestCache
+from licagent.host.facts import FactReader
 from licagent.host.users import Users
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.events import EventReader
@@ -83,6 +86,8 @@ class Agent:
         )
         self.keeper = PolicyKeeper(config.policy_dir, self.state, self.numbering, config.failsafe)
         self.keeper.withheld = self.licensing.withheld
+        self.self_check = SelfCheck(self.state)
+        self.conditions = ConditionsKeeper(self, FactReader(is_whole=self.self_check.is_whole))
         self.control = ControlKeeper(self)
         self.link = ControlLink(self)
         self.log = EventLog(self.state.subdirectory("events"))
@@ -125,6 +130,8 @@ class Agent:
         if cut is not None:
             self.emit("events", f"{cut.bytes_cut} bytes of a torn event were cut off {cut.segment}")
         self._restore_glass()
+        self.self_check.begin(self.kernel_side.hooks)
+        self.conditions.begin()
         self.licensing.load()
         self.link.boot()
         self.write_licenses()
@@ -284,13 +291,18 @@ class Agent:
         if self.keeper.resolvers_changed():
             self.renew_policy()
 
-    def renew_policy(self) -> None:
-        """Compile the policy in force again, because something beside its files has changed."""
+    def renew_policy(self) -> bool:
+        """Compile the policy in force again, because something beside its files has changed.
+
+        False, and said in the log, where it does not compile any more; it stays as it is then.
+        """
         if self.compiled is None:
-            return
+            return True
         renewed = self.keeper.again(self.compiled.texts, self.licenses())
-        if renewed is not None:
-            self.put_in_force(renewed)
+        if renewed is None:
+            return False
+        self.put_in_force(renewed)
+        return True
 
     def _identity(self) -> IdentityKeeper:
         if self.identity is None:

@@ -83,6 +83,9 @@ class Licensing:
         self._filed_refused: tuple[Refused, ...] = ()
         self._managed_refused: tuple[Refused, ...] = ()
         self._verified_with = b""
+        self.all_or_nothing = False
+        """A license of which conditions take something grants nothing: no policy could be made
+        that leaves only that out."""
         self._left_out: frozenset[tuple[str, str]] = frozenset()
         self._written: dict[int, SlotValues] = {}
         self._leases: Mapping[int, int] = MappingProxyType({})  # number -> end, CLOCK_BOOTTIME
@@ -357,8 +360,11 @@ class Licensing:
 
     def slot_of(self, license: License) -> SlotValues:
         """What the kernel should hold for a license now."""
+        state = self.judge(license).state
+        if state is LicenseState.VALID and self.all_or_nothing and self._withheld_of(license):
+            state = LicenseState.CONDITION
         return slot_values(
-            self.judge(license).state,
+            state,
             self._clock.start_boottime_ns(license.not_before_s),
             self._clock.deadline_boottime_ns(license.expires_at_s),
             lease_end_ns=self._lease_end_ns(license),

@@ -32,6 +32,7 @@ from licagent.store.errors import StateDirBusy, StoreError
 _log: Final = logging.getLogger(__name__)
 
 _REFRESH_S: Final = 5.0
+_CONDITIONS_S: Final = 2.0
 _CLOCK_S: Final = 10.0
 _SAVE_CLOCK_S: Final = 60.0
 _SETTLE_S: Final = 1.0
@@ -127,6 +128,7 @@ class Daemon:
             self._every(_SETTLE_S, self._agent.settle_repeats),
             self._every(_SETTLE_S, self._agent.log.sync),
             self._every(_REFRESH_S, self._refresh),
+            self._every(_CONDITIONS_S, self._agent.conditions.refresh),
             self._every(_CLOCK_S, self._agent.watch_clock),
             self._every(_SAVE_CLOCK_S, self._agent.save_clock),
             on_link_changes(self._cover_interfaces, at_least_every_s=_REFRESH_S),
@@ -206,9 +208,11 @@ class Daemon:
                         await self._wake_ends.wait()
                     continue
             await loop.run_in_executor(self._thread, self._end_what_is_over)
+            if (self._agent.conditions.change_in_s() or 0) < 0:  # hours began or ended
+                await self._attempt(self._agent.conditions.judge)
 
     def _next_end_s(self) -> float:
-        """Seconds until a license or break-glass ends that no cut has followed yet.
+        """Seconds until a license or break-glass ends that no cut has followed yet, or hours do.
 
         An hour at most. Zero or less: it is over already, and no request may put its cut off.
         """
@@ -220,6 +224,9 @@ class Daemon:
         glass_s = agent.glass_left_s()
         if glass_s is not None:
             wait_s = min(wait_s, glass_s + _END_SLACK_S)
+        hours_s = agent.conditions.change_in_s()
+        if hours_s is not None:
+            wait_s = min(wait_s, hours_s + _END_SLACK_S)
         return wait_s
 
     def _end_what_is_over(self) -> None:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Licenses follow what this host is: labels, posture, hours. Judged again when these change.
+
+On the kernel thread only. What is lost is taken from the kernel at once, and its sockets end;
+what is gained works at once. Each change is on record, with what it came from.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from licagent.daemon.decisions import rfc3339
+from licagent.domain.entitlements import Entitlements, has_conditions
+from licagent.domain.license import HostFacts, applicability
+from licagent.host.posture import boottime_ns
+from lictoken.claims import License
+
+if TYPE_CHECKING:
+    from licagent.daemon.agent import Agent
+    from licagent.host.facts import FactReader
+
+_log: Final = logging.getLogger(__name__)
+
+_RENEW_NS: Final = 10 * 1_000_000_000
+"""How often the kernel is told anew that conditions hold (`slot.ATTESTED_NS`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What one license was worth at the last judgement, time and revocation aside."""
+
+    generation: int
+    lost: frozenset[str]  # resources that it does not grant because of host or conditions
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class FactChange:
+    """A fact about the host that is another one now; None stands for not known."""
+
+    fact: str  # label:region, posture:secure_boot, hostname
+    old: str | None
+    new: str | None
+
+    def __str__(self) -> str:
+        """For a message."""
+        unknown = "unknown" if self.fact.startswith("posture:") else "none"
+        return f"{self.fact}: {self.old or unknown} -> {self.new or unknown}"
+
+
+class ConditionsKeeper:
+    """Sees to it that licenses with conditions are judged by what the host is now."""
+
+    def __init__(self, agent: Agent, reader: FactReader) -> None:
+        self._agent = agent
+        self._reader = reader
+        self._host: HostFacts | None = None  # at the last judgement
+        self._known: dict[str, _Known] = {}
+        self._changes_at_s: int | None = None
+        self._written_ns = 0
+        self._tried: frozenset[tuple[str, str]] | None = None  # a policy compiled for these
+
+    def begin(self) -> None:
+        """Find out what this host is, before the first license is judged."""
+        self._agent.licensing.set_facts(self._reader.read())
+
+    def refresh(self) -> None:
+        """Look at the host again, and judge again if it has changed."""
+        self._agent.licensing.set_facts(self._reader.read())
+        self.judge()
+
+    def change_in_s(self) -> float | None:
+        """Seconds until hours begin or end, by the last judgement; None: they never do."""
+        if self._changes_at_s is None:
+            return None
+        return self._changes_at_s - self._agent.clock.now_ns(boottime_ns()) / 1e9
+
+    def judge(self) -> None:
+        """Judge all licenses by what the host is now, and bring the kernel to it."""
+        agent = self._agent
+        host = agent.licensing.host
+        found: dict[str, _Known] = {}
+        changes: list[int] = []
+        for jti, held in agent.licensing.held.items():
+            entitlements = agent.licensing.entitlements(held.license)
+            found[jti] = _known(held.license, host, entitlements)
+            if entitlements.changes_at_s is not None:
+                changes.append(entitlements.changes_at_s)
+        before, self._known = self._known, found
+        self._changes_at_s = min(changes, default=None)
+        facts = fact_changes(self._host or host, host)
+        self._host = host
+        affected = [
+            jti
+            for jti, one in found.items()
+            if jti in before
+            and before[jti].generation == one.generation
+            and before[jti].lost != one.lost
+        ]
+        sockets_cut = self._bring(is_changed=bool(affected or facts))
+        if affected or facts:
+            self._tell(facts, [(jti, before[jti], found[jti]) for jti in affected], sockets_cut)
+
+    def _bring(self, *, is_changed: bool) -> int:
+        """Bring the kernel to the judgement; how many sockets ended by it."""
+        agent = self._agent
+        now_ns = boottime_ns()
+        withheld = agent.licensing.withheld()
+        compiled = agent.compiled
+        is_policy_old = compiled is not None and withheld not in (
+            compiled.tables.withheld,
+            self._tried,
+        )
+        if not is_changed and not is_policy_old and now_ns - self._written_ns < _RENEW_NS:
+            return 0
+        self._written_ns = now_ns
+        agent.last_cut = []
+        agent.write_licenses()
+        cut = len(agent.last_cut)
+        if compiled is not None and is_policy_old:
+            self._tried = withheld
+            agent.last_cut = []
+            agent.licensing.all_or_nothing = not agent.renew_policy()
+            if agent.licensing.all_or_nothing:  # no tables that leave out what was lost
+                agent.write_licenses()
+            cut += len(agent.last_cut)
+        return cut
+
+    def _tell(
+        self,
+        facts: Sequence[FactChange],
+        affected: Sequence[tuple[str, _Known, _Known]],
+        sockets_cut: int,
+    ) -> None:
+        rows: list[dict[str, Any]] = []
+        words: list[str] = []
+        for jti, old, new in affected:
+            lost, gained = sorted(new.lost - old.lost), sorted(old.lost - new.lost)
+            rows.append({"license": jti, "lost": lost, "gained": gained, "why": new.why or None})
+            if lost:
+                words.append(f"license {jti} no longer grants {', '.join(lost)} ({new.why})")
+            if gained:
+                words.append(f"license {jti} grants {', '.join(gained)} again")
+        cause = "; ".join(map(str, facts)) or "hours"
+        self._agent.emit(
+            "condition",
+            f"{cause}: {'; '.join(words[:10]) or 'no license here depends on it'}",
+            facts=[{"fact": each.fact, "old": each.old, "new": each.new} for each in facts],
+            licenses=rows,
+            sockets_cut=sockets_cut,
+            at_trusted=rfc3339(self._agent.clock.now_ns(boottime_ns()) / 1e9),
+        )
+
+
+def _known(license: License, host: HostFacts, entitlements: Entitlements) -> _Known:
+    for detail, _hint in applicability(license, host):
+        everything = frozenset(each.resource for each in license.entitlements)
+        return _Known(license.generation, everything, detail)
+    if not has_conditions(license):
+        return _Known(license.generation, frozenset(), "")
+    why = "; ".join(dict.fromkeys(each.detail for each in entitlements.problems()))
+    return _Known(license.generation, entitlements.failing, why)
+
+
+def fact_changes(old: HostFacts, new: HostFacts) -> tuple[FactChange, ...]:
+    """What is another now, in the words of conditions."""
+    return (
+        *_differences("label:", old.labels, new.labels),
+        *_differences("posture:", old.facts, new.facts),
+    )
+
+
+def _differences(
+    prefix: str, old: Mapping[str, str], new: Mapping[str, str]
+) -> Iterable[FactChange]:
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            yield FactChange(prefix + name, old.get(name), new.get(name))
