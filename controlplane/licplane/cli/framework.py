@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: errors to exit codes, --json, --state, output files."""
+"""What all commands share: errors to exit codes, --json, passphrases, output files."""
 
 from __future__ import annotations
 
@@ -7,19 +7,30 @@ import errno
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
+from licplane.cli.completion import complete_kid
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.keyring import Keyring
-from licplane.issuer.registry import Registry
-from licplane.store.folder import PUBLIC_MODE, StateFolder, write_atomically
+from licplane.store.folder import PUBLIC_MODE, write_atomically
 from lictoken.errors import TokenError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXITS: Final[dict[int, str]] = {
+    ExitCode.OK: "done",
+    ExitCode.INTERNAL: "internal error, or a damaged database",
+    ExitCode.USAGE: "the command line, or a value, is wrong",
+    ExitCode.PERMISSION: "not permitted: role, credential, passphrase, file modes",
+    ExitCode.NOT_FOUND: "no such license, key, host, file or state folder",
+    ExitCode.REFUSED: "refused: a bad document, state or signature; nothing was changed",
+    ExitCode.BUSY: "another licplane is changing it, or the server cannot be reached",
+    10: "with --exit-code: something changed, or would",
+}
+"""Status and meaning, as --help and the manual list them."""
 
 _JSON: Final = "licplane.json"
 _REFUSED_BY_SYSTEM: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -47,6 +58,14 @@ class ErrorGroup(click.Group):
                 errno.errorcode.get(error.errno or 0, "OS_ERROR"),
                 f"{where}{error.strerror or error}",
                 "Check the path, its owner and the free space",
+            )
+        except RecursionError:
+            _fail(
+                ctx,
+                ExitCode.REFUSED,
+                "TOO_DEEP",
+                "A document is nested too deeply",
+                "Four levels are enough for every document",
             )
 
 
@@ -80,29 +99,6 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
-def default_state() -> Path:
-    """/var/lib/licplane for root, else the user's own state folder (XDG)."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/licplane")
-    home = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(home) / "licplane"
-
-
-def state_option(command: Command) -> Command:
-    """Add --state, given to the command as a StateFolder named `folder`."""
-    return click.option(
-        "--state",
-        "folder",
-        envvar="LICPLANE_STATE",
-        type=click.Path(file_okay=False, path_type=Path),
-        metavar="DIR",
-        callback=lambda _context, _option, value: StateFolder(value or default_state()),
-        help="Folder with keys and licenses."
-        "  [env: LICPLANE_STATE; default: /var/lib/licplane for root, else"
-        " ~/.local/state/licplane]",
-    )(command)
-
-
 def passphrase_option(command: Command) -> Command:
     """Add --passphrase-file."""
     return click.option(
@@ -133,26 +129,6 @@ def out_option(command: Command) -> Command:
         metavar="FILE",
         help="Write the signed text to FILE, in one step, instead of standard output.",
     )(command)
-
-
-def complete_kid(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Shell completion of key ids."""
-    return _complete(context, incomplete, lambda folder: [k.kid for k in Keyring(folder).trust()])
-
-
-def complete_license(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Shell completion of license ids."""
-    return _complete(context, incomplete, lambda folder: Registry(folder).ids())
-
-
-def _complete(
-    context: click.Context, incomplete: str, names: Callable[[StateFolder], list[str]]
-) -> list[str]:
-    folder = context.params.get("folder") or StateFolder(default_state())
-    try:
-        return [name for name in names(folder) if name.startswith(incomplete)]
-    except (OSError, PlaneError, TokenError):
-        return []  # a completion has nowhere to complain
 
 
 def now_s() -> int:
@@ -203,12 +179,3 @@ def say(words: str) -> None:
 def print_json(document: dict[str, object]) -> None:
     """One JSON object on stdout."""
     click.echo(json.dumps({"schema_version": 1, **document}, indent=2, ensure_ascii=False))
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns, as wide as they need to be."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    for line in lines:
-        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())

@@ -7,22 +7,25 @@ from pathlib import Path
 
 import click
 
+from licplane.cli.completion import complete_kid
 from licplane.cli.framework import (
-    complete_kid,
     json_option,
-    now_s,
     passphrase_option,
     print_json,
-    print_table,
     say,
-    state_option,
     wants_json,
 )
+from licplane.cli.local import local_actor, open_store
+from licplane.cli.output import show_table
 from licplane.cli.passphrase import passphrase
+from licplane.cli.place import Place, place, state_option
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.keyring import Keyring
-from licplane.store.folder import PUBLIC_MODE, StateFolder, write_atomically
-from lictoken.trust import KeyStatus, TrustedKey
+from licplane.issuer.keyring import Keyring, open_keys
+from licplane.service.plane import Plane
+from licplane.service.requests import Change
+from licplane.store.database import Store
+from licplane.store.folder import PUBLIC_MODE, write_atomically
+from lictoken.trust import TrustedKey, TrustStore
 
 
 @click.group()
@@ -40,13 +43,12 @@ def keys() -> None:
 @passphrase_option
 @state_option
 @json_option
-def create(
-    folder: StateFolder, issuer: str, passphrase_file: Path | None, *, unencrypted: bool
-) -> None:
+def create(issuer: str, passphrase_file: Path | None, *, unencrypted: bool) -> None:
     """Make a key pair and print its id (kid).
 
-    The private key is kept in the state folder, encrypted under a passphrase; the public one
-    is added to trust.jwks, which hosts need: see `licplane keys export`.
+    The private key is kept in the database, encrypted under a passphrase; the public one is
+    pushed to the hosts, and added to trust.jwks in the state folder for hosts that live by files:
+    see `licplane keys export`.
     """
     if unencrypted and passphrase_file is not None:
         raise click.UsageError("--unencrypted and --passphrase-file exclude each other.")
@@ -58,17 +60,22 @@ def create(
             "Give --passphrase-file, LICPLANE_PASSPHRASE or the systemd credential"
             " licplane.passphrase (or --unencrypted, for tests only)",
         )
-    folder.create()
-    with folder.locked():
-        key = Keyring(folder).create(issuer, words, now_s())
+    where = local_place()
+    with open_store(where, create=True) as store:
+        with store.reading() as reader:
+            opened = open_keys(reader, lambda: words)
+        plane = Plane(store, opened)
+        key = plane.create_key(local_actor(), Change(), issuer=issuer, passphrase=words)
+        document = _document(key, store)
+        trust = write_trust(where, store)
     if unencrypted:
         say(
-            "Warning: the private key is kept unencrypted. Whoever reads the folder"
-            f" {folder.keys} can issue licenses in the name of {issuer}."
+            "Warning: the private key is kept unencrypted. Whoever reads the database"
+            f" can issue licenses in the name of {issuer}."
         )
-    say(f"Made a key of {issuer}. Install {folder.trust} on the hosts as /etc/licagent/trust.jwks.")
+    say(f"Made a key of {issuer}.{_for_files(trust)}")
     if wants_json():
-        print_json({"key": _document(key, Keyring(folder)), "trust": str(folder.trust)})
+        print_json({"key": document, "trust": str(trust) if trust else None})
     else:
         click.echo(key.kid)
 
@@ -76,16 +83,15 @@ def create(
 @keys.command("list")
 @state_option
 @json_option
-def list_(folder: StateFolder) -> None:
+def list_() -> None:
     """List the keys, the retired ones too."""
-    folder.require()
-    keyring = Keyring(folder)
-    documents = [_document(key, keyring) for key in keyring.trust()]
+    with open_store(local_place()) as store:
+        documents = [_document(key, store) for key in _trust(store)]
     if wants_json():
         print_json({"keys": documents})
         return
     columns = ("kid", "issuer", "status", "private_key", "created_at")
-    print_table(
+    show_table(
         [name.replace("_", " ").upper() for name in columns],
         [[str(one[name] or "-") for name in columns] for one in documents],
     )
@@ -93,24 +99,28 @@ def list_(folder: StateFolder) -> None:
 
 @keys.command()
 @click.argument("kid", shell_complete=complete_kid)
+@passphrase_option
 @state_option
 @json_option
-def retire(folder: StateFolder, kid: str) -> None:
-    """Mark the key KID (or its first characters) as retired in the trust file.
+def retire(kid: str, passphrase_file: Path | None) -> None:
+    """Mark the key KID (or its first characters) as retired.
 
-    Hosts with the new trust file refuse every license the key signed: renew them first.
+    Hosts then refuse every license the key signed: renew them first.
     """
-    folder.require()
-    with folder.locked():
-        keyring = Keyring(folder)
-        was = keyring.find(kid)
-        key = keyring.retire(kid, now_s())
-    if was.status is KeyStatus.RETIRED:
-        say(f"{key.kid} was retired already.")
+    where = local_place()
+    with open_store(where) as store:
+        with store.reading() as reader:
+            Keyring(reader).find(kid)
+            opened = open_keys(reader, lambda: passphrase(passphrase_file))
+        key, changed = Plane(store, opened).retire_key(local_actor(), Change(), kid)
+        document = _document(key, store)
+        trust = write_trust(where, store)
+    if changed:
+        say(f"Retired {key.kid}.{_for_files(trust)}")
     else:
-        say(f"Retired {key.kid}. Install {folder.trust} on the hosts for it to take effect.")
+        say(f"{key.kid} was retired already.")
     if wants_json():
-        print_json({"key": _document(key, keyring), "changed": was.status is not KeyStatus.RETIRED})
+        print_json({"key": document, "changed": changed})
 
 
 @keys.command()
@@ -122,10 +132,10 @@ def retire(folder: StateFolder, kid: str) -> None:
 )
 @state_option
 @json_option
-def export(folder: StateFolder, out: Path | None) -> None:
+def export(out: Path | None) -> None:
     """Print the trust file (JWKS): the public keys, for /etc/licagent/trust.jwks."""
-    folder.require()
-    trust = Keyring(folder).trust()
+    with open_store(local_place()) as store:
+        trust = _trust(store)
     if wants_json():
         print_json({"keys": [key.to_jwk() for key in trust]})
     elif out is None:
@@ -135,13 +145,50 @@ def export(folder: StateFolder, out: Path | None) -> None:
         say(f"Wrote {len(trust)} keys to {out}.")
 
 
-def _document(key: TrustedKey, keyring: Keyring) -> dict[str, object]:
+def local_place() -> Place:
+    """The place, which must not be a server: private keys never travel."""
+    where = place().check()
+    if where.remote:
+        raise PlaneError(
+            ExitCode.USAGE,
+            "Keys are not handled over the network",
+            "Run this on the server's machine, with --state or --database",
+        )
+    return where
+
+
+def write_trust(where: Place, store: Store) -> Path | None:
+    """Keep trust.jwks in the state folder as the store has it; None where there is no folder."""
+    if where.database:
+        return None
+    path = where.state_dir / "trust.jwks"
+    write_atomically(path, _trust(store).to_bytes(), PUBLIC_MODE)
+    return path
+
+
+def _trust(store: Store) -> TrustStore:
+    with store.reading() as reader:
+        return Keyring(reader).trust()
+
+
+def _for_files(trust: Path | None) -> str:
+    if trust is None:
+        return " Hosts that live by files need it too: `licplane keys export`."
+    return (
+        " Hosts of a running server get it by themselves; for those that live by files, install"
+        f" {trust} as /etc/licagent/trust.jwks."
+    )
+
+
+def _document(key: TrustedKey, store: Store) -> dict[str, object]:
+    with store.reading() as reader:
+        protection = Keyring(reader).protection(key.kid)
     return {
         "kid": key.kid,
         "issuer": key.issuer,
         "status": key.status.value,
         "purposes": [purpose.value for purpose in key.purposes],
-        "private_key": keyring.protection(key.kid),
+        "private_key": protection,
         "created_at": key.created_at,
         "retired_at": key.retired_at,
     }

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import json
+import secrets
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from licplane.cli import parsing
+from licplane.cli.backend import Backend
+from licplane.cli.changes import change_options, changing, reading, show_change
+from licplane.cli.completion import complete_kid, complete_license
 from licplane.cli.documents import (
     issue_document,
     license_rows,
@@ -17,26 +23,26 @@ from licplane.cli.documents import (
 )
 from licplane.cli.framework import (
     check_out,
-    complete_license,
     hand_out,
     json_option,
     key_options,
     now_s,
     out_option,
     print_json,
-    print_table,
     say,
-    state_option,
     wants_json,
 )
-from licplane.cli.passphrase import passphrase
+from licplane.cli.local import LocalBackend, open_store
+from licplane.cli.objects import document_of, documents_of, object_document, scope_text
+from licplane.cli.output import show_fields, show_table
+from licplane.cli.place import place, place_options, state_option
+from licplane.cli.signed import issue_of, license_document, statement_of
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer import issuing
+from licplane.issuer.issuing import Terms
 from licplane.issuer.keyring import Keyring
-from licplane.issuer.registry import Issue, Registry
-from licplane.store.folder import StateFolder
+from licplane.issuer.registry import Issue, Record, Registry, Statement
+from licplane.service.requests import Change, Document
 from lictoken.claims import FAILURE_MODES, LicenseScope
-from lictoken.keys import SigningKey
 from lictoken.revocation import RevocationAction
 from lictoken.trust import TrustStore
 from lictoken.validity import rfc3339
@@ -107,13 +113,13 @@ def license() -> None:
 @click.option(
     "--after-revocation", is_flag=True, help="Issue the id again although it was revoked."
 )
+@click.option("--reason", default="", metavar="TEXT", help="Why, for the audit log.")
 @key_options
 @out_option
-@state_option
+@place_options
 @json_option
 def issue(
     *,
-    folder: StateFolder,
     jti: str,
     subject: str,
     org: str,
@@ -129,20 +135,24 @@ def issue(
     expires: str,
     grace: str,
     failure_mode: str,
+    reason: str,
     key: str | None,
     issuer: str | None,
     passphrase_file: Path | None,
     out: Path | None,
     after_revocation: bool,
 ) -> None:
-    """Sign a license. Issued again, the same ID keeps its number and gets a new generation.
+    """Sign a license, and push it to the hosts of its scope.
+
+    Issued again, the same ID keeps its number and gets a new generation. The signed text is
+    printed too, for hosts that live by files.
 
     \b
     licplane license issue --id acme-orders-2026 --subject 'Acme Ltd' --org acme \\
         --resource orders-db --expires +365d --out acme-orders-2026.lic
     """
     now = now_s()
-    terms = issuing.Terms(
+    terms = Terms(
         jti=jti,
         subject=subject,
         not_before_s=parsing.moment_s(not_before, now),
@@ -155,11 +165,20 @@ def issue(
         failure_mode=failure_mode,
     )
     check_out(out)
-    signing = _signing_key(folder, key, issuer, passphrase_file)
-    with folder.locked():
-        issued = issuing.issue(
-            Registry(folder), signing, terms, now, after_revocation=after_revocation
-        )
+    change = _change(reason)
+    with changing(passphrase_file) as backend:
+        if isinstance(backend, LocalBackend):
+            issued = backend.plane.issue_license(
+                backend.actor,
+                change,
+                terms,
+                kid=key,
+                issuer=issuer,
+                after_revocation=after_revocation,
+            )
+        else:
+            _not_remote(key=key, after_revocation=after_revocation)
+            issued = _applied(backend, change, terms, issuer)
     _hand_out_license(issued, out)
 
 
@@ -168,44 +187,54 @@ def issue(
 @click.option(
     "--expires", required=True, metavar="TIME", help="Its new end, as for `license issue`."
 )
+@click.option("--reason", default="", metavar="TEXT", help="Why, for the audit log.")
 @key_options
 @out_option
-@state_option
+@place_options
 @json_option
 def renew(
     *,
-    folder: StateFolder,
     jti: str,
     expires: str,
+    reason: str,
     key: str | None,
     issuer: str | None,
     passphrase_file: Path | None,
     out: Path | None,
 ) -> None:
     """Issue a license again with a later end, and all else as it was."""
-    now = now_s()
-    expires_at_s = parsing.moment_s(expires, now)
+    expires_at_s = parsing.moment_s(expires, now_s())
     check_out(out)
-    Registry(folder).get(jti)
-    signing = _signing_key(folder, key, issuer, passphrase_file)
-    with folder.locked():
-        issued = issuing.renew(Registry(folder), signing, jti, expires_at_s=expires_at_s, now_s=now)
+    change = _change(reason)
+    if not place().remote:
+        _known(jti)  # before a passphrase is asked for
+    with changing(passphrase_file) as backend:
+        if isinstance(backend, LocalBackend):
+            issued = backend.plane.renew_license(
+                backend.actor, change, jti, expires_at_s=expires_at_s, kid=key, issuer=issuer
+            )
+        else:
+            _not_remote(key=key)
+            issued = _renewed(backend, change, jti, expires_at_s)
     _hand_out_license(issued, out)
 
 
 @license.command("list")
-@state_option
+@place_options
 @json_option
-def list_(folder: StateFolder) -> None:
+def list_() -> None:
     """List every license that was issued, newest generation only."""
-    folder.require()
+    if place().check().remote:
+        _list_remote()
+        return
     now = now_s()
-    records = list(Registry(folder))
+    with open_store(place()) as store, store.reading() as reader:
+        records = list(Registry(reader))
     if wants_json():
         print_json({"licenses": [record_document(record, now) for record in records]})
         return
-    print_table(
-        ("ID", "NUMBER", "GENERATION", "STATE", "EXPIRES", "SUBJECT"),
+    show_table(
+        ("ID", ">NUMBER", ">GENERATION", "STATE", "EXPIRES", "SUBJECT"),
         [
             (
                 record.jti,
@@ -217,6 +246,7 @@ def list_(folder: StateFolder) -> None:
             )
             for record in records
         ],
+        empty="There are no licenses. `licplane license issue` and `licplane apply` make some.",
     )
 
 
@@ -226,14 +256,22 @@ def list_(folder: StateFolder) -> None:
 @click.option(
     "--revocation", is_flag=True, help="Print the newest statement again, and nothing else."
 )
-@state_option
+@place_options
 @json_option
-def show(folder: StateFolder, jti: str, *, token: bool, revocation: bool) -> None:
+def show(jti: str, *, token: bool, revocation: bool) -> None:
     """Show one license: its terms, its generations and what was said about it."""
     if token and revocation:
         raise click.UsageError("--token and --revocation exclude each other.")
-    folder.require()
-    record = Registry(folder).get(jti)
+    if place().check().remote:
+        if token or revocation:
+            raise PlaneError(
+                ExitCode.USAGE,
+                "A server does not hand out signed texts again",
+                "Run this on its machine, with --state or --database",
+            )
+        _show_remote(jti)
+        return
+    record = _known(jti)
     now = now_s()
     if token:
         hand_out(record.issues[-1].token, None, issue_document(record.issues[-1]))
@@ -247,51 +285,66 @@ def show(folder: StateFolder, jti: str, *, token: bool, revocation: bool) -> Non
     elif wants_json():
         print_json({"license": record_document(record, now)})
     else:
-        for name, value in license_rows(record, now):
-            click.echo(f"{name:<14}{value}")
+        show_fields(license_rows(record, now))
 
 
 def _statement_command(action: RevocationAction, default_reason: str, text: str) -> click.Command:
     @click.command(action.value, help=text)
     @click.argument("jti", metavar="ID", shell_complete=complete_license)
-    @click.option(
-        "--reason",
-        default=default_reason,
-        show_default=True,
-        metavar="TEXT",
-        help="Why, for the hosts' events.",
-    )
-    @key_options
+    @click.option("--key", metavar="KID", help="Sign with this key.", shell_complete=complete_kid)
+    @click.option("--issuer", metavar="NAME", help="Sign with this issuer's newest active key.")
     @out_option
-    @state_option
+    @change_options
     @json_option
     def command(
         *,
-        folder: StateFolder,
+        change: Change,
         jti: str,
-        reason: str,
         key: str | None,
         issuer: str | None,
         passphrase_file: Path | None,
         out: Path | None,
     ) -> None:
-        parsing.text_value(reason, "--reason")
+        change = replace(change, reason=change.reason or default_reason)
+        parsing.text_value(change.reason, "--reason")
         check_out(out)
-        folder.require()
-        record = Registry(folder).get(jti)
-        whose = issuer or record.latest.issuer
-        signing = _signing_key(folder, key, whose, passphrase_file)
-        with folder.locked():
-            statement = issuing.state(
-                Registry(folder), signing, jti, action, reason=reason, now_s=now_s()
-            )
+        if not place().remote:
+            _known(jti)
+        with changing(passphrase_file) as backend:
+            if change.dry_run:
+                show_change(backend.set_license_state(change, jti, action.value), "")
+                return
+            statement = _state(backend, change, jti, action, key=key, issuer=issuer)
         say(
             f"Signed: {action.value} {jti}, generation {statement.revocation.generation} and"
-            " older. It takes effect on a host when the statement arrives there."
+            " older. Connected hosts have it within a second; one that lives by files needs it"
+            " as a file."
         )
         hand_out(statement.token, out, statement_document(statement))
 
     return command
+
+
+def _state(
+    backend: Backend,
+    change: Change,
+    jti: str,
+    action: RevocationAction,
+    *,
+    key: str | None,
+    issuer: str | None,
+) -> Statement:
+    if isinstance(backend, LocalBackend):
+        return backend.plane.state_license(
+            backend.actor, change, jti, action, kid=key, issuer=issuer
+        )
+    _not_remote(key=key, issuer=issuer)
+    result = backend.set_license_state(change, jti, action.value)
+    if not result.tokens:
+        raise PlaneError(
+            ExitCode.REFUSED, f"{jti} is so already", f"See `licplane license show {jti}`"
+        )
+    return statement_of(result.tokens[0])
 
 
 license.add_command(
@@ -323,23 +376,22 @@ license.add_command(
     "--trust",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Trust file to verify against.  [default: trust.jwks in the state folder]",
+    help="Trust file to verify against.  [default: the keys in the database]",
 )
 @state_option
 @json_option
-def verify(folder: StateFolder, file: Path, trust: Path | None) -> None:
+def verify(file: Path, trust: Path | None) -> None:
     """Verify a license file as a host would, and print what it says.
 
     Exit code 7, with the reason's name, for a file that a host would refuse.
     """
-    store = TrustStore.load(trust or folder.trust)
-    found = verify_license(read_license_file(file), store)
+    found = verify_license(read_license_file(file), _trust(trust))
     say(f"{file}: signed by {found.issuer} ({found.kid}).")
     if wants_json():
         print_json(issue_document(Issue(found, "")))
     else:
-        print_table(
-            ("ID", "NUMBER", "GENERATION", "STARTS", "EXPIRES", "SUBJECT"),
+        show_table(
+            ("ID", ">NUMBER", ">GENERATION", "STARTS", "EXPIRES", "SUBJECT"),
             [
                 (
                     found.jti,
@@ -353,13 +405,101 @@ def verify(folder: StateFolder, file: Path, trust: Path | None) -> None:
         )
 
 
-def _signing_key(
-    folder: StateFolder, kid: str | None, issuer: str | None, passphrase_file: Path | None
-) -> SigningKey:
-    folder.require()
-    return Keyring(folder).signing_key(
-        lambda: passphrase(passphrase_file), kid=kid, issuer=None if kid else issuer
+def _trust(file: Path | None) -> TrustStore:
+    if file is not None:
+        return TrustStore.load(file)
+    with open_store(place().check()) as store, store.reading() as reader:
+        return Keyring(reader).trust()
+
+
+def _known(jti: str) -> Record:
+    """The record of a license. Raises PlaneError NOT_FOUND, with the nearest id."""
+    with open_store(place().check()) as store, store.reading() as reader:
+        return Registry(reader).get(jti)
+
+
+def _change(reason: str) -> Change:
+    return Change(request_id=f"cli-{secrets.token_hex(12)}", reason=reason)
+
+
+def _applied(backend: Backend, change: Change, terms: Terms, issuer: str | None) -> Issue:
+    """Issue over a server: apply the one document."""
+    document = license_document(terms, issuer)
+    result = backend.apply(change, [document], prune=False, delete=False)
+    if not result.tokens:
+        raise PlaneError(
+            ExitCode.REFUSED,
+            f"{terms.jti} says that already, so nothing was signed",
+            f"See `licplane license show {terms.jti}`",
+        )
+    return issue_of(result.tokens[0])
+
+
+def _renewed(backend: Backend, change: Change, jti: str, expires_at_s: int) -> Issue:
+    """Renew over a server: apply its document with another end."""
+    found = document_of(backend, "license", jti)
+    document = json.loads(found.json)
+    end_s = parsing.moment_s(str(document["expires"]), 0)
+    if expires_at_s <= end_s:
+        raise PlaneError(
+            ExitCode.REFUSED,
+            f"{jti} would not last longer than it does",
+            "Choose a later --expires; to end it, use `licplane license revoke`",
+        )
+    text = json.dumps({**document, "expires": rfc3339(expires_at_s)}, sort_keys=True)
+    wanted = Document("license", jti, text, found.etag)
+    result = backend.apply(change, [wanted], prune=False, delete=False)
+    return issue_of(result.tokens[0])
+
+
+def _list_remote() -> None:
+    with reading() as backend:
+        found = documents_of(backend, "license")
+    if wants_json():
+        print_json({"licenses": [object_document(one) for one in found]})
+        return
+    rows = []
+    for one in found:
+        document = json.loads(one.json)
+        rows.append(
+            (
+                one.name,
+                str(document.get("expires", "-")),
+                str(document.get("subject", "-")),
+                scope_text(document),
+                one.revision,
+            )
+        )
+    show_table(("ID", "EXPIRES", "SUBJECT", "SCOPE", ">REVISION"), rows, "There are no licenses.")
+
+
+def _show_remote(jti: str) -> None:
+    with reading() as backend:
+        found = document_of(backend, "license", jti)
+    if wants_json():
+        print_json({"license": object_document(found)})
+        return
+    document = json.loads(found.json)
+    show_fields(
+        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+        for key, value in document.items()
     )
+
+
+def _not_remote(
+    *, key: str | None = None, issuer: str | None = None, after_revocation: bool = False
+) -> None:
+    for option, given in (
+        ("--key", key),
+        ("--issuer", issuer),
+        ("--after-revocation", after_revocation),
+    ):
+        if given:
+            raise PlaneError(
+                ExitCode.USAGE,
+                f"A server does not take {option}",
+                "Run this on its machine, with --state or --database",
+            )
 
 
 def _hand_out_license(issued: Issue, out: Path | None) -> None:

@@ -207,7 +207,8 @@ def label_changes(texts: Sequence[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals or not _LABEL.fullmatch(name):
             raise click.BadParameter(
-                f"{text!r} is no label; write NAME=VALUE, the name in small letters, digits, _ and -"
+                f"{text!r} is no label; write NAME=VALUE,"
+                " the name in small letters, digits, _ and -"
             )
         if name in found:
             raise click.BadParameter(f"the label {name} is given twice")

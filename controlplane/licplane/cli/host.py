@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`licplane host`: the fleet, and what becomes of its hosts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Final
+
+import click
+
+from licplane.cli.admit import admit
+from licplane.cli.backend import every
+from licplane.cli.changes import change_options, changing, reading, show_change
+from licplane.cli.completion import complete_host
+from licplane.cli.framework import json_option, now_s, print_json, say, wants_json
+from licplane.cli.output import (
+    age,
+    labels_text,
+    moment,
+    moment_or_none,
+    show_fields,
+    show_table,
+)
+from licplane.cli.parsing import duration_s, label_changes, labels_of
+from licplane.cli.place import place_options
+from licplane.service.answers import HostView
+from licplane.service.requests import Change
+from licplane.service.values import HostStatus
+
+_SPLIT_TOKEN_S: Final = 3600
+
+
+@click.group()
+def host() -> None:
+    """List hosts, label them, and end their membership."""
+
+
+@host.command("list")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Only hosts with this label (repeatable; all must hold).",
+)
+@place_options
+@json_option
+def list_(labels: tuple[str, ...]) -> None:
+    """List the hosts: who is connected, how far behind, and what differs from what is wanted."""
+    wanted = labels_of(labels)
+    with reading() as backend:
+        found = list(every(lambda page: backend.list_hosts(wanted, page)))
+    if wants_json():
+        print_json({"hosts": [host_document(one) for one in found]})
+        return
+    now_ms = now_s() * 1000
+    show_table(
+        ("HOST", "ID", "STATUS", "LINK", ">LAG", ">SEEN", "LABELS", "DRIFT"),
+        [
+            (
+                one.hostname or "-",
+                one.host_id,
+                one.status.word,
+                "connected" if one.connected else "-",
+                lag(one),
+                f"{age(now_ms - one.last_seen_unix_ms)} ago" if one.last_seen_unix_ms else "never",
+                labels_text(one.labels.items()),
+                _drift(one),
+            )
+            for one in found
+        ],
+        empty="There are no hosts. `licplane token create` makes a token for one to join with.",
+    )
+
+
+@host.command()
+@click.argument("host", metavar="HOST", shell_complete=complete_host)
+@place_options
+@json_option
+def show(host: str) -> None:
+    """Show one host, by its id or its name: state, lag, drift and its last report."""
+    with reading() as backend:
+        found = backend.get_host(host)
+    if wants_json():
+        report = json.loads(found.report_json) if found.report_json else None
+        print_json({"host": {**host_document(found), "report": report}})
+        return
+    rows: list[tuple[str, object]] = [
+        ("host", found.hostname or "-"),
+        ("id", found.host_id),
+        ("status", found.status.word),
+        ("link", "connected" if found.connected else "not connected"),
+        ("last seen", moment(found.last_seen_unix_ms)),
+        ("enrolled", moment(found.enrolled_at_unix_ms)),
+        ("certificate", f"until {moment(found.certificate_not_after_unix_ms)}"),
+        ("labels", labels_text(found.labels.items())),
+        ("revision", f"{found.acked_revision} in force, {found.revision} wanted"),
+        ("lag", lag(found)),
+    ]
+    if found.last_nack:
+        rows.append(("refused", found.last_nack))
+    rows += [("drift", one) for one in found.drift] or [("drift", "none")]
+    show_fields([*rows, *_report_rows(found.report_json)])
+
+
+@host.command()
+@click.argument("host", metavar="HOST", shell_complete=complete_host)
+@click.argument("labels", metavar="NAME=VALUE...", nargs=-1, required=True)
+@change_options
+@json_option
+def label(change: Change, passphrase_file: Path | None, host: str, labels: tuple[str, ...]) -> None:
+    """Set labels of HOST; NAME= removes one.
+
+    org, project, environment and region say which part of the catalog the host sees; the host
+    takes the new part within seconds, and loses what it no longer sees.
+    """
+    wanted = label_changes(labels)
+    with changing(passphrase_file) as backend:
+        result = backend.update_host(change, host, wanted, None)
+    show_change(result, f"Labelled {host}.")
+
+
+def _status_command(name: str, status: HostStatus, done: str, text: str) -> None:
+    @host.command(name, help=text)
+    @click.argument("host", metavar="HOST", shell_complete=complete_host)
+    @change_options
+    @json_option
+    def command(change: Change, passphrase_file: Path | None, host: str) -> None:
+        with changing(passphrase_file) as backend:
+            result = backend.update_host(change, host, {}, status)
+        show_change(result, f"{host} {done}")
+
+
+_status_command(
+    "drain",
+    HostStatus.DRAINING,
+    "gets no new licenses and bindings; its leases run out.",
+    "Let HOST keep what it has until its leases run out, and give it nothing new.",
+)
+_status_command(
+    "evict",
+    HostStatus.EVICTED,
+    "is out. It may come back with a new join token.",
+    "End the membership of HOST: its certificates are revoked, its leases run out.",
+)
+_status_command(
+    "ban",
+    HostStatus.BANNED,
+    "is out, and its machine may not enrol again.",
+    "Evict HOST, and refuse its machine from now on.",
+)
+_status_command(
+    "activate",
+    HostStatus.ACTIVE,
+    "is active.",
+    "End a drain or a ban of HOST. After an eviction it needs a new join token too.",
+)
+
+
+@host.command()
+@click.argument("host", metavar="HOST", shell_complete=complete_host)
+@click.option(
+    "--expires",
+    default="+1h",
+    show_default=True,
+    metavar="TIME",
+    help="How long the two machines have to enrol again.",
+)
+@change_options
+@json_option
+def split(change: Change, passphrase_file: Path | None, host: str, expires: str) -> None:
+    """Mend a cloned HOST: two machines spoke with its identity.
+
+    Its certificates are revoked, so that both machines are out, and a join token for two is
+    printed. Then, on the machine that is to stay HOST: `licagent enroll --again JOIN`, which
+    keeps its id; on the other one: `licagent enroll --new JOIN`, which makes it a host of its own.
+    """
+    ttl_s = _ttl_s(expires)
+    with changing(passphrase_file) as backend:
+        found = backend.get_host(host)
+        evicted = backend.update_host(change, found.host_id, {}, HostStatus.EVICTED)
+        again = Change(f"{change.request_id[:56]}-token", change.dry_run, "", change.reason)
+        made = backend.create_join_token(again, dict(found.labels), 2, ttl_s)
+    if wants_json():
+        show_change(evicted, "", host_id=found.host_id, join=made.join, token_id=made.token.id)
+        return
+    show_change(evicted, f"{host} is out, both machines of it.")
+    if change.dry_run:
+        return
+    say(
+        "On the machine to keep:  licagent enroll --again JOIN\n"
+        "On the other one:        licagent enroll --new JOIN\n"
+        f"JOIN is, until {moment(made.token.expires_at_unix_ms)} and for two machines:"
+    )
+    click.echo(made.join)
+
+
+host.add_command(admit)
+
+
+def _ttl_s(text: str) -> int:
+    return duration_s(text.removeprefix("+"))
+
+
+def lag(one: HostView) -> str:
+    """Revisions that the host has not confirmed."""
+    return str(max(0, one.revision - one.acked_revision))
+
+
+def host_document(one: HostView) -> dict[str, object]:
+    """A host for JSON."""
+    return {
+        "host_id": one.host_id,
+        "hostname": one.hostname,
+        "status": one.status.word,
+        "labels": dict(sorted(one.labels.items())),
+        "enrolled_at": moment_or_none(one.enrolled_at_unix_ms),
+        "last_seen_at": moment_or_none(one.last_seen_unix_ms),
+        "connected": one.connected,
+        "acked_revision": one.acked_revision,
+        "revision": one.revision,
+        "lag": max(0, one.revision - one.acked_revision),
+        "last_nack": one.last_nack or None,
+        "certificate_not_after": moment_or_none(one.certificate_not_after_unix_ms),
+        "etag": one.etag,
+        "drift": list(one.drift),
+    }
+
+
+def _drift(one: HostView) -> str:
+    if not one.drift:
+        return "-"
+    more = f" (+{len(one.drift) - 1})" if len(one.drift) > 1 else ""
+    return one.drift[0] + more
+
+
+def _report_rows(text: str) -> list[tuple[str, object]]:
+    """What people ask of the last report; the whole of it is in --json."""
+    if not text:
+        return [("report", "none yet")]
+    report = json.loads(text)
+    state = report.get("state") or {}
+    rows: list[tuple[str, object]] = []
+    for name, key in (("mode", "mode"), ("agent", "agent_version"), ("kernel", "kernel_release")):
+        if state.get(key):
+            rows.append((name, state[key]))
+    hooks = state.get("hooks") or []
+    if hooks:
+        attached = sum(1 for one in hooks if one.get("attached"))
+        rows.append(("hooks", f"{attached} of {len(hooks)} attached"))
+    rows += [("degraded", one) for one in state.get("degraded") or ()]
+    for one in report.get("live") or ():
+        rows.append(
+            (
+                "live",
+                (
+                    f"{one.get('sockets', 0)} sockets to {one.get('resource', '-')} under"
+                    f" {one.get('license', '-')} by {one.get('selector', '-')}"
+                ),
+            )
+        )
+    return rows
