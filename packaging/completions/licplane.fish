@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+# generated from the commands by docs/build_reference.py; do not edit
+function _licplane_completion;
+    set -l response (env _LICPLANE_COMPLETE=fish_complete COMP_WORDS=(commandline -cp) COMP_CWORD=(commandline -t) licplane);
+
+    for completion in $response;
+        set -l metadata (string split "," $completion);
+
+        if test $metadata[1] = "dir";
+            __fish_complete_directories $metadata[2];
+        else if test $metadata[1] = "file";
+            __fish_complete_path $metadata[2];
+        else if test $metadata[1] = "plain";
+            echo $metadata[2];
+        end;
+    end;
+end;
+
+complete --no-files --command licplane --arguments "(_licplane_completion)";
