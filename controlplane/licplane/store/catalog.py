@@ -24,6 +24,8 @@ from licplane.store.session import (
     CHUNK,
     Session,
     Values,
+    blob,
+    checked,
     chunks,
     inconsistent,
     paged,
@@ -124,7 +126,7 @@ class CatalogReads(Session):
         row = self._one(select(catalog_digest.c.hashes))
         if row is None:
             raise inconsistent("it has no digest of the catalog")
-        return bytes(row.hashes)
+        return blob(row.hashes)
 
 
 class _Buckets:
@@ -283,7 +285,7 @@ class CatalogWrites(CatalogReads):
             entries: dict[int, dict[bytes, bytes]] = {bucket: {} for bucket in part}
             for row in self._all(select(*columns).where(objects.c.bucket.in_(part))):
                 key = object_key(row.kind, row.name)
-                entries[row.bucket][key] = entry_hash(row.scope, bytes(row.payload))
+                entries[row.bucket][key] = entry_hash(row.scope, blob(row.payload))
             for bucket, found in entries.items():
                 buckets.load(bucket, found)
 
@@ -337,18 +339,20 @@ def _object_row(one: CatalogObject) -> Values:
     }
 
 
+@checked
 def _object(row: Row[Any]) -> CatalogObject:
     return CatalogObject(
         Kind(row.kind),
         row.name,
         scope_from(row.scope),
-        bytes(row.payload),
+        blob(row.payload),
         row.document,
         row.etag,
         row.revision,
     )
 
 
+@checked
 def _change(row: Row[Any]) -> CatalogChange:
     return CatalogChange(
         row.revision,
@@ -356,5 +360,5 @@ def _change(row: Row[Any]) -> CatalogChange:
         Kind(row.kind),
         row.name,
         scope_from(row.scope),
-        None if row.payload is None else bytes(row.payload),
+        None if row.payload is None else blob(row.payload),
     )

@@ -29,7 +29,16 @@ from licplane.store.schema import (
     hosts,
     shadow,
 )
-from licplane.store.session import Session, Values, canonical, chunks, labels_from, paged
+from licplane.store.session import (
+    Session,
+    Values,
+    blob,
+    canonical,
+    checked,
+    chunks,
+    labels_from,
+    paged,
+)
 
 
 class HostReads(Session):
@@ -80,7 +89,7 @@ class HostReads(Session):
         row = self._one(select(host_counters).where(host_counters.c.host_id == host_id))
         if row is None:
             return None
-        return HostCounters(row.host_id, bytes(row.current), bytes(row.pending))
+        return HostCounters(row.host_id, blob(row.current), blob(row.pending))
 
     def presence(self, host_ids: Sequence[str]) -> dict[str, HostPresence]:
         """What is known of these hosts' streams, by host id."""
@@ -252,6 +261,7 @@ def _host_row(host: Host) -> Values:
     }
 
 
+@checked
 def _host(row: Row[Any]) -> Host:
     return Host(
         host_id=row.host_id,
@@ -259,7 +269,7 @@ def _host(row: Row[Any]) -> Host:
         status=HostStatus(row.status),
         labels=labels_from(row.labels),
         machine_id=row.machine_id,
-        key_fingerprint=bytes(row.key_fingerprint),
+        key_fingerprint=blob(row.key_fingerprint),
         assignment_sequence=row.assignment_sequence,
         enrolled_at_unix_ms=row.enrolled_at_unix_ms,
         join_token=row.join_token,
@@ -280,6 +290,7 @@ def _presence_row(row: HostPresence) -> Values:
     }
 
 
+@checked
 def _presence(row: Row[Any]) -> HostPresence:
     return HostPresence(
         host_id=row.host_id,
@@ -291,8 +302,9 @@ def _presence(row: Row[Any]) -> HostPresence:
     )
 
 
+@checked
 def _report(row: Row[Any]) -> HostReport:
-    return HostReport(row.host_id, row.at_unix_ms, bytes(row.report))
+    return HostReport(row.host_id, row.at_unix_ms, blob(row.report))
 
 
 def _shadow_row(row: ShadowRow) -> Values:
@@ -312,6 +324,7 @@ def _shadow_row(row: ShadowRow) -> Values:
     }
 
 
+@checked
 def _shadow(row: Row[Any]) -> ShadowRow:
     return ShadowRow(
         host_id=row.host_id,

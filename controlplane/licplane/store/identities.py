@@ -9,7 +9,7 @@ from sqlalchemy import Row, delete, select, update
 
 from licplane.store.model import AdminIdentity, Certificate, Credential, JoinToken, Role
 from licplane.store.schema import admins, certificates, join_tokens, requests, spent
-from licplane.store.session import Session, canonical, labels_from, paged
+from licplane.store.session import Session, blob, canonical, checked, labels_from, paged
 
 CERTIFICATE_KEPT_MS: Final = 30 * 24 * 3600 * 1000
 """How long the row of a certificate outlives it."""
@@ -171,12 +171,13 @@ class IdentityWrites(IdentityRecords):
         return self._run(statement.values(revoked_at_unix_ms=now_unix_ms))
 
 
+@checked
 def _certificate(row: Row[Any]) -> Certificate:
     return Certificate(
-        fingerprint=bytes(row.fingerprint),
+        fingerprint=blob(row.fingerprint),
         serial=row.serial,
         subject=row.subject,
-        key_fingerprint=bytes(row.key_fingerprint),
+        key_fingerprint=blob(row.key_fingerprint),
         not_before_unix_ms=row.not_before_unix_ms,
         not_after_unix_ms=row.not_after_unix_ms,
         host_id=row.host_id,
@@ -184,10 +185,11 @@ def _certificate(row: Row[Any]) -> Certificate:
     )
 
 
+@checked
 def _join_token(row: Row[Any]) -> JoinToken:
     return JoinToken(
         token_id=row.token_id,
-        secret_hash=bytes(row.secret_hash),
+        secret_hash=blob(row.secret_hash),
         labels=labels_from(row.labels),
         uses_max=row.uses_max,
         expires_at_unix_ms=row.expires_at_unix_ms,
@@ -197,12 +199,13 @@ def _join_token(row: Row[Any]) -> JoinToken:
     )
 
 
+@checked
 def _admin(row: Row[Any]) -> AdminIdentity:
     return AdminIdentity(
         name=row.name,
         role=Role(row.role),
         credential=Credential(row.credential),
-        fingerprint=bytes(row.fingerprint),
+        fingerprint=blob(row.fingerprint),
         created_by=row.created_by,
         created_at_unix_ms=row.created_at_unix_ms,
         expires_at_unix_ms=row.expires_at_unix_ms,

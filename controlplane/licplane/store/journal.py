@@ -16,7 +16,7 @@ from licplane.store.model import (
     Setting,
 )
 from licplane.store.schema import audit, audit_heads, requests, settings
-from licplane.store.session import Session, paged
+from licplane.store.session import Session, blob, checked, paged
 from lictoken.sealed import Seal
 
 
@@ -53,20 +53,20 @@ class JournalReads(Session):
         return RequestResult(
             row.actor,
             row.request_id,
-            bytes(row.request_digest),
-            bytes(row.result),
+            blob(row.request_digest),
+            blob(row.result),
             row.at_unix_ms,
         )
 
     def setting(self, name: str) -> bytes | None:
         """A setting's value, or None."""
         row = self._one(select(settings.c.value).where(settings.c.name == name))
-        return None if row is None else bytes(row.value)
+        return None if row is None else blob(row.value)
 
     def settings(self) -> tuple[Setting, ...]:
         """All settings by name."""
         rows = self._all(select(settings).order_by(settings.c.name))
-        return tuple(Setting(row.name, bytes(row.value)) for row in rows)
+        return tuple(Setting(row.name, blob(row.value)) for row in rows)
 
 
 class JournalWrites(JournalReads):
@@ -135,6 +135,7 @@ class JournalWrites(JournalReads):
         return self._run(delete(settings).where(settings.c.name == name)) == 1
 
 
+@checked
 def _record(row: Row[Any]) -> AuditRecord:
     return AuditRecord(
         sequence=row.sequence,
@@ -146,12 +147,13 @@ def _record(row: Row[Any]) -> AuditRecord:
         reason=row.reason,
         request_id=row.request_id,
         detail=row.detail,
-        previous_hash=bytes(row.previous_hash),
-        hash=bytes(row.hash),
+        previous_hash=blob(row.previous_hash),
+        hash=blob(row.hash),
     )
 
 
+@checked
 def _head(row: Row[Any]) -> AuditHead:
     return AuditHead(
-        row.sequence, bytes(row.hash), Seal(bytes(row.payload), row.kid, bytes(row.signature))
+        row.sequence, blob(row.hash), Seal(blob(row.payload), row.kid, blob(row.signature))
     )

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Column, Connection, Executable, Row, Select, Table
 from sqlalchemy.dialects import postgresql, sqlite
@@ -16,6 +16,8 @@ from lictoken.sealed import Seal
 
 CHUNK: Final = 500
 """Values of one IN list; SQLite before 3.32 takes 999 parameters in a statement."""
+
+Made = TypeVar("Made")
 
 Values = dict[str, Any]
 """A row to write, by column."""
@@ -80,6 +82,25 @@ def chunks(values: Sequence[str]) -> Iterator[Sequence[str]]:
         yield values[at : at + CHUNK]
 
 
+def blob(value: object) -> bytes:
+    """The bytes in a column. SQLite gives back whatever somebody put there."""
+    if not isinstance(value, bytes):
+        raise TypeError(f"bytes are wanted, not {type(value).__name__}")
+    return value
+
+
+def checked(convert: Callable[[Row[Any]], Made]) -> Callable[[Row[Any]], Made]:
+    """A conversion of rows that raises PlaneError INTERNAL for what no program of ours wrote."""
+
+    def converted(row: Row[Any]) -> Made:
+        try:
+            return convert(row)
+        except (TypeError, ValueError, KeyError) as error:
+            raise inconsistent(f"a row of it makes no sense ({error})") from error
+
+    return converted
+
+
 def canonical(value: object) -> str:
     """JSON with sorted keys and no spaces."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -87,7 +108,10 @@ def canonical(value: object) -> str:
 
 def labels_from(text: str) -> Mapping[str, str]:
     """The labels in a column."""
-    return cast("dict[str, str]", json.loads(text))
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError("labels are an object")
+    return cast("dict[str, str]", value)
 
 
 def scope_text(scope: Scope) -> str:
@@ -98,6 +122,8 @@ def scope_text(scope: Scope) -> str:
 def scope_from(text: str) -> Scope:
     """The scope in a column."""
     org, project, environments, regions = json.loads(text)
+    if not isinstance(org, str) or not isinstance(project, str):
+        raise TypeError("names are text")
     return Scope(org, project, tuple(environments), tuple(regions))
 
 

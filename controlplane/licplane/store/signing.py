@@ -18,7 +18,7 @@ from licplane.store.model import (
     SealedKey,
 )
 from licplane.store.schema import keys, license_tokens, licenses
-from licplane.store.session import Session, Values, canonical, chunks, paged
+from licplane.store.session import Session, Values, canonical, checked, chunks, paged
 from lictoken.claims import U32_MAX
 
 _ISSUE: Final = "issue"
@@ -60,14 +60,11 @@ class SigningReads(Session):
             tokens = select(license_tokens).where(license_tokens.c.license.in_(part))
             order = (license_tokens.c.license, license_tokens.c.position)
             for token in self._all(tokens.order_by(*order)):
-                document = json.loads(token.document)
-                if token.type == _ISSUE:
-                    claims = canonical(document["claims"])
-                    one = LicenseIssue(document["kid"], claims, token.token)
+                one = _signed(token)
+                if isinstance(one, LicenseIssue):
                     issues.setdefault(token.license, []).append(one)
                 else:
-                    statement = LicenseStatement(**document, token=token.token)
-                    statements.setdefault(token.license, []).append(statement)
+                    statements.setdefault(token.license, []).append(one)
         return tuple(
             LicenseRecord(
                 row.jti,
@@ -168,5 +165,14 @@ def _token(jti: str, position: int, what: str, token: str, document: dict[str, o
     }
 
 
+@checked
+def _signed(row: Row[Any]) -> LicenseIssue | LicenseStatement:
+    document = json.loads(row.document)
+    if row.type == _STATEMENT:
+        return LicenseStatement(**document, token=row.token)
+    return LicenseIssue(document["kid"], canonical(document["claims"]), row.token)
+
+
+@checked
 def _key(row: Row[Any]) -> SealedKey:
     return SealedKey(row.key_id, KeyKind(row.kind), row.owner, row.document, row.created_at_unix_ms)
