@@ -68,6 +68,8 @@ class ControlKeeper:
         self.managed = Managed()
         self.leases: LeaseSet = NO_LEASES
         self.assignment: Assignment | None = None
+        self._enrolled_trust: bytes | None = None
+        self._trusted: bytes | None = None  # what the licensing was told
         self.problems: tuple[str, ...] = ()
         """Why what was stored is not in force."""
 
@@ -79,8 +81,12 @@ class ControlKeeper:
 
     # --- at start
 
-    def begin(self, boot: BootCatalog) -> None:
-        """Take what is in force from before. The policy is compiled after it, by the agent."""
+    def begin(self, boot: BootCatalog, enrolled_trust: bytes | None) -> None:
+        """Take what is in force from before. The policy is compiled after it, by the agent.
+
+        `enrolled_trust`: the issuers' keys (JWKS) until a catalog brings some.
+        """
+        self._enrolled_trust = enrolled_trust
         self.problems = boot.problems
         for problem in boot.problems:
             _log.error("%s", problem)
@@ -96,7 +102,7 @@ class ControlKeeper:
                 _log.error("the stored catalog is refused: %s", refused)
         if found is not None:
             # Trust first: statements and licenses are verified with it.
-            self._agent.licensing.set_managed_trust(self._trust(found.after.trust))
+            self._trust_in(found.after)
             self._take_statements(found)
             self._take(found.after)
         elif self.problems:
@@ -111,10 +117,9 @@ class ControlKeeper:
         self._close()
 
     def _close(self) -> None:
-        agent = self._agent
-        agent.keeper.managed = agent.keeper.recall_resources()
-        names = {each.name: each for each in agent.keeper.managed.resources}
-        self.managed = Managed(resources=names)
+        recalled = self._agent.keeper.recall_resources()
+        names = {each.name: each for each in recalled.resources}
+        self._take(Managed(resources=names))
 
     # --- what the control plane says
 
@@ -182,7 +187,7 @@ class ControlKeeper:
         change = plan.change
         agent.last_cut = []
         try:
-            self._agent.licensing.set_managed_trust(self._trust(change.after.trust))
+            self._trust_in(change.after)
             self._take_statements(change)
             self._take(change.after)
             self._set_leases()
@@ -269,6 +274,12 @@ class ControlKeeper:
             detail = f"the issuers' keys cannot be read: {error}"
             raise Refused(NackReason.SIGNATURE, detail) from error
 
+    def _trust_in(self, managed: Managed) -> None:
+        data = self._enrolled_trust if managed.trust is None else managed.trust
+        if data != self._trusted:
+            self._agent.licensing.set_managed_trust(self._trust(data))
+            self._trusted = data
+
     def _licenses(self, change: Step, trust: TrustStore) -> dict[str, License]:
         """The licenses there would be: verified, but not put on record.
 
@@ -304,11 +315,9 @@ class ControlKeeper:
                     _log.warning("a statement of the catalog is passed over: %s", error)
 
     def _take(self, managed: Managed) -> None:
-        licensing = self._agent.licensing
-        if managed.trust != self.managed.trust:
-            licensing.set_managed_trust(self._trust(managed.trust))
+        self._trust_in(managed)
         if managed.tokens != self.managed.tokens or managed.trust != self.managed.trust:
-            licensing.set_managed(managed.tokens)
+            self._agent.licensing.set_managed(managed.tokens)
         self.managed = managed
         self._agent.keeper.managed = managed.policy
 

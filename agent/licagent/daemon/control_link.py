@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 
+CATALOG_FILE: Final = "catalog.db"
+"""In the state folder."""
+
 _RESOLVE_S: Final = 60.0
 _AGAIN_S: Final = 30.0
 _NOTICES: Final = 20
@@ -62,7 +65,7 @@ class ControlLink:
         self._on_kernel: OnKernel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.identities = IdentityStore(agent.state)
-        self.catalogs = CatalogStore(agent.state.path / "catalog.db")
+        self.catalogs = CatalogStore(agent.state.path / CATALOG_FILE)
         override = agent.config.control
         self.settings = ControlSettings(
             boot_id=posture.boot_id(),
@@ -99,7 +102,7 @@ class ControlLink:
             _log.exception("what the control plane gave cannot be read")
             self._agent.control.begin_without(f"what the control plane gave is lost: {error}")
             return
-        self._agent.control.begin(found)
+        self._agent.control.begin(found, self.session.trust)
 
     def close(self) -> None:
         """Close what is open."""

@@ -8,6 +8,7 @@ import time
 from collections import Counter as Tally
 from typing import TYPE_CHECKING, Any
 
+from licagent.daemon import control_status
 from licagent.daemon.decisions import rfc3339
 from licagent.domain.config import values
 from licagent.domain.license import refusals
@@ -117,6 +118,7 @@ def status(agent: Agent) -> Report:
             "wall_offset_s": round(agent.clock.wall_offset_ns(reading) / 1e9, 3),
             "high_water": rfc3339(agent.clock.high_water_ns / 1e9),
         },
+        "control": control_status.control(agent),
         "shadow": agent.shadow.rows()[:50],
     }
 
@@ -182,6 +184,7 @@ def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
         _reason("license-refused", f"{each.file}: {each.detail} ({each.reason})", each.hint)
         for each in agent.licensing.refused
     )
+    found.extend(control_status.reasons(agent))
     found.extend(
         _reason(
             "state-damaged",

@@ -113,7 +113,7 @@ METHODS: Final[Mapping[str, Method]] = {
             "enroll",
             (
                 Param("join", "text"),  # a join token, licjoin1.…
-                Param("bundle", "text"),  # what the control plane answered to a request file
+                Param("bundle", "text"),  # path of the file that answers a request
                 Param("request", "flag"),  # write such a request
                 Param("identity", "text", default="keep", words=("keep", "again", "new")),
             ),

@@ -63,6 +63,10 @@ def test_json_is_the_daemons_answer(daemon, run, examples, arguments, name):
                       "(kernel 5.7 with lsm=bpf)"]),
         (["break-glass", "--for", "15m", "--reason", "y"], ["open until 2026-03-02T12:15:00Z"]),
         (["detach", "--yes"], ["detached: 1 program", "cgroup/connect4"]),
+        (["status"], ["control.example.org:8443", "2026-03-02T12:07:31.000Z", "revision",
+                      "1042", "region=eu-1", "2026-03-02T20:00:00.000Z"]),
+        (["enroll", "licjoin1.x"], ["enrolled: 3f6c2a54", "control.example.org:8443",
+                                    "environment=production", "renewed by itself"]),
     ],
 )  # fmt: skip
 def test_text_says_what_the_daemon_found(daemon, run, arguments, words):
@@ -84,6 +88,7 @@ def test_every_method_of_the_api_has_a_command(daemon, run, tmp_path):
         ["policy", "apply"],
         ["break-glass", "--end"],
         ["config", "check", "--live"],
+        ["enroll", "licjoin1.x"],
         ["detach", "--yes"],
     ):
         run(*arguments)
@@ -252,9 +257,72 @@ def test_an_answer_without_its_fields_is_shown_and_not_a_traceback(daemon, run):
         ["policy", "apply"],
         ["license", "remove", "x"],
         ["break-glass", "--end"],
+        ["enroll", "x"],
         ["detach", "--yes"],
     ):
         assert run(*arguments).exit_code in (0, 4), arguments
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("waiting", ["waiting, last heard of 2026-03-02T12:00:01.880Z: connection refused"]),
+        ("off", ["the settings want no link"]),
+        ("stopped", ["stopped", "notice", "evicted: by alice"]),
+    ],
+)
+def test_status_says_why_the_control_plane_is_away_and_that_is_no_error(
+    daemon, run, examples, state, words
+):
+    answer = examples("status") | {"state": "enforcing", "reasons": []}
+    answer["control"] |= {
+        "state": state,
+        "last_error": "connection refused",
+        "notices": [{"at": "2026-03-02T12:00:00Z", "code": "evicted", "detail": "by alice"}],
+    }
+    daemon.answers["status"] = answer
+    result = run("status")
+    assert result.exit_code == 0
+    for word in words:
+        assert word in result.stdout, result.stdout
+
+
+def test_status_says_nothing_of_a_control_plane_that_was_never_joined(daemon, run, examples):
+    answer = examples("status")
+    answer["control"] |= {"state": "unenrolled"}
+    daemon.answers["status"] = answer
+    assert "control plane" not in run("status").stdout
+
+
+def test_enroll_takes_exactly_one_way(daemon, run, tmp_path):
+    assert run("enroll").exit_code == 2
+    assert run("enroll", "x", "--bundle", "y").exit_code == 2
+    assert run("enroll", "--bundle", str(tmp_path / "none")).exit_code == 6
+    assert daemon.calls == []
+
+
+def test_enroll_passes_what_is_to_become_of_the_identity(daemon, run, tmp_path):
+    bundle = tmp_path / "bundle"
+    bundle.write_bytes(b"x")
+    run("enroll", "-", "--again", stdin="licjoin1.y\n")
+    run("enroll", "--bundle", str(bundle), "--new")
+    given = [
+        {key: value for key, value in params.items() if value is not None}
+        for _, params in daemon.calls
+    ]
+    assert given == [
+        {"join": "licjoin1.y", "identity": "again"},
+        {"bundle": str(bundle), "identity": "new"},
+    ]
+
+
+def test_an_enrolment_request_is_a_file_for_its_owner_only(daemon, run, tmp_path):
+    daemon.answers["enroll"] = {"changed": False, "request": "the request"}
+    path = tmp_path / "request"
+    result = run("enroll", "--request", str(path))
+    assert "licplane host admit" in result.stdout
+    assert path.read_text(encoding="utf-8") == "the request"
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_events_pass_their_filters(daemon, run):

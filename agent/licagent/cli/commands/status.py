@@ -29,7 +29,8 @@ def status(session: Session, verbose: bool) -> None:
     Answers from the daemon alone, within --timeout, with the network gone. The exit status is
     0 when the host enforces or observes and all is well, 3 when the daemon is not running
     (the kernel goes on deciding from the last policy), 4 when it does not answer in time,
-    150 when something is degraded, 151 while the host is open by break-glass.
+    150 when something is degraded, 151 while the host is open by break-glass. A control plane
+    that is away is shown, and degrades nothing until leases are about to end.
     """
     result = session.call("status")
     session.emit(result, lambda found: status_blocks(found, verbose=verbose))
@@ -79,10 +80,50 @@ def _summary(result: Row) -> Iterator[tuple[str, object]]:
         dropped = events.get("dropped", 0)
         text = f"{events.get('emitted', 0)} written, {dropped} dropped"
         yield "events", Cell(text + (" (counters stay exact)" if dropped else ""))
+    yield from _control(result.get("control") or {})
     opened = result.get("break_glass")
     if opened:
         text = f"open until {opened.get('until')}, by {opened.get('by')}: {opened.get('reason')}"
         yield "break-glass", Cell(text, "bad")
+
+
+def _control(control: Row) -> Iterator[tuple[str, object]]:
+    """The link to the control plane; nothing on a host that has none."""
+    from licagent.cli.output import Cell
+
+    state = str(control.get("state"))
+    if not control or state == "unenrolled":
+        return
+    server = control.get("server")
+    if state == "connected":
+        text = f"{server}, since {control.get('connected_since')}"
+        yield "control plane", Cell(text, "good")
+    elif state == "off":
+        yield "control plane", Cell(f"{server}, but the settings want no link", "warn")
+    else:
+        last = control.get("last_contact") or "never"
+        text = f"{server}: {state}, last heard of {last}"
+        if control.get("last_error"):
+            text += f": {control['last_error']}"
+        if control.get("retry_at"):
+            text += f"; tried again at {control['retry_at']}"
+        yield "control plane", Cell(text, "warn")
+    yield "host", f"{control.get('host_id')}, {control.get('host_status')}"
+    labels = control.get("labels") or {}
+    yield "labels", ", ".join(f"{name}={text}" for name, text in labels.items()) or "none"
+    lag = control.get("lag")
+    behind = f", {lag} behind" if lag else ""
+    yield "revision", f"{control.get('revision')}{behind}, taken {control.get('last_sync')}"
+    if control.get("lease_end"):
+        yield "leases", f"{control.get('leased_licenses')}, until {control['lease_end']}"
+    certificate = f"until {control.get('certificate_end')}"
+    if control.get("renewal_error"):
+        yield "certificate", Cell(f"{certificate}: {control['renewal_error']}", "warn")
+    else:
+        yield "certificate", certificate
+    for notice in control.get("notices") or ():
+        text = f"{notice.get('at')} {notice.get('code')}: {notice.get('detail')}"
+        yield "notice", Cell(text, "warn")
 
 
 def _licenses(result: Row) -> Iterator[Block]:
