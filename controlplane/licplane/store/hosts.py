@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select, tuple_, update
+from sqlalchemy import Double, Row, cast, delete, func, select, tuple_, update
 
 from licplane.store.model import (
     NO_LABELS,
@@ -22,6 +22,7 @@ from licplane.store.model import (
     ShadowRow,
 )
 from licplane.store.schema import (
+    I64_MAX,
     host_counters,
     host_labels,
     host_presence,
@@ -112,12 +113,15 @@ class HostReads(Session):
     def shadow(
         self, *, after: tuple[str, str, str, str] | None = None, limit: int = 0
     ) -> tuple[FleetShadow, ...]:
-        """Shadow usage of the fleet by (resource, selector, executable, user)."""
+        """Shadow usage of the fleet by (resource, selector, executable, user).
+
+        Sums are exact up to 2**53 and end at 2**63-1: hosts that tell of more do not break them.
+        """
         use = (shadow.c.resource, shadow.c.selector, shadow.c.executable, shadow.c.user_name)
         statement = select(
             *use,
             func.count(shadow.c.host_id.distinct()).label("hosts"),
-            func.sum(shadow.c["count"]).label("total"),
+            func.sum(cast(shadow.c["count"], Double)).label("total"),
             func.min(shadow.c.first_unix_ms).label("first_unix_ms"),
             func.max(shadow.c.last_unix_ms).label("last_unix_ms"),
         ).group_by(*use)
@@ -133,7 +137,7 @@ class HostReads(Session):
                 row.executable,
                 row.user_name,
                 hosts=int(row.hosts),
-                count=int(row.total),
+                count=min(int(row.total), I64_MAX),
                 first_unix_ms=row.first_unix_ms,
                 last_unix_ms=row.last_unix_ms,
             )

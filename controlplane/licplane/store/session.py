@@ -50,7 +50,7 @@ class Session:
         """Insert rows or replace those of their primary keys; how many rows that touched.
 
         With `newer` a row is replaced only by one that is not lower in that column; with `skip`
-        a row that is there stays. Counts of more than one row are not reliable.
+        a row that is there stays. The count is exact for one row, and an upper bound for more.
         """
         if not rows:
             return 0
@@ -64,8 +64,11 @@ class Session:
             where = None if newer is None else insert.excluded[newer.name] >= newer
             statement = insert.on_conflict_do_update(index_elements=keys, set_=new, where=where)
         if len(rows) == 1:
-            return self._connection.execute(statement.values(rows[0])).rowcount
-        return self._connection.execute(statement, list(rows)).rowcount
+            # Without this option SQLAlchemy tells the count of an INSERT on some drivers only.
+            counted = statement.values(rows[0]).execution_options(preserve_rowcount=True)
+            return self._connection.execute(counted).rowcount
+        self._connection.execute(statement, list(rows))
+        return len(rows)
 
 
 def paged(statement: Select[Any], key: Column[Any], after: object, limit: int) -> Select[Any]:

@@ -233,7 +233,7 @@ def test_a_digest_in_memory_follows_the_log(store: Store) -> None:
         "DELETE FROM objects",
         "UPDATE objects SET name = 'z' || name",
         "INSERT INTO objects SELECT 1, name, scope, payload, document, etag, revision, 0"
-        + " FROM objects WHERE name = 'a'",
+        " FROM objects WHERE name = 'a'",
     ],
 )
 def test_altered_rows_are_found(store: Store, tampering: str) -> None:
