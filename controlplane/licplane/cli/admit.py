@@ -20,6 +20,7 @@ from lictoken import base64url
 from lictoken.errors import TokenError
 from lictoken.strictjson import parse_object
 
+REQUEST_KIND: Final = "licagent-enrolment-request"
 _REQUEST_MAX_BYTES: Final = 64 * 1024
 _MACHINE: Final = ("hostname", "machine_id", "boot_id", "agent_version", "kernel_release")
 
@@ -129,8 +130,8 @@ def read_request(file: Path) -> tuple[bytes, Machine, bytes]:
         raise _bad(file, f"it has more than {_REQUEST_MAX_BYTES // 1024} KiB")
     try:
         found = parse_object(data, str(file))
-        if found.get("schema_version") != 1:
-            raise _bad(file, "its schema_version is not 1")
+        if found.get("kind") != REQUEST_KIND or found.get("schema_version") != 1:
+            raise _bad(file, "it is something else, or of a newer agent")
         machine = cast("dict[str, object]", found.get("machine") or {})
         texts = {name: str(machine.get(name, "")) for name in _MACHINE}
         csr = base64url.decode(str(found.get("csr", "")), "csr")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ Run = Callable[..., Result]
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "state"
+    for name in [*os.environ, "CREDENTIALS_DIRECTORY"]:
+        if name.startswith("LICPLANE_") or name == "CREDENTIALS_DIRECTORY":
+            monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("LICPLANE_STATE", str(folder))
-    for name in ("LICPLANE_PASSPHRASE", "CREDENTIALS_DIRECTORY"):
-        monkeypatch.delenv(name, raising=False)
     return folder
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -118,24 +120,23 @@ def test_numbers_are_unique_and_generations_rise(state: Path, issue: Issue) -> N
     assert [as_agent(state, one["token"]).generation for one in made] == [1, 1, 2, 1, 3]
 
 
-def test_a_number_taken_before_a_crash_is_never_used_again(
+def test_a_failure_in_the_middle_leaves_nothing(
     run: Any, state: Path, issue: Issue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from licplane.issuer.registry import Registry
+    from licplane.issuer.registry import OpenRegistry
 
     issue("a")
-    put = Registry.put
-    monkeypatch.setattr(Registry, "put", lambda *_: (_ for _ in ()).throw(OSError(5, "crash")))
+    put = OpenRegistry.put
+    monkeypatch.setattr(OpenRegistry, "put", lambda *_: (_ for _ in ()).throw(OSError(5, "crash")))
     arguments = ("--subject", "B", "--org", "b", "--resource", "r", "--expires", "+1d")
     run("license", "issue", "--id", "b", *arguments, code=ExitCode.INTERNAL)
-    monkeypatch.setattr(Registry, "put", put)
-    assert issue("c")["number"] == 3
-    assert [
-        one["id"] for one in json.loads(run("license", "list", "--json").stdout)["licenses"]
-    ] == [
-        "a",
-        "c",
-    ]
+    monkeypatch.setattr(OpenRegistry, "put", put)
+    assert issue("c")["number"] != 1
+    listed = json.loads(run("license", "list", "--json").stdout)["licenses"]
+    assert [one["id"] for one in listed] == ["a", "c"]
+    audit = json.loads(run("audit", "list", "--json").stdout)["entries"]
+    assert "b" not in [one["target"] for one in audit]
+    assert "intact" in run("audit", "verify").stderr
 
 
 def test_refused_terms_spend_no_number(run: Any, issue: Issue) -> None:
@@ -145,30 +146,14 @@ def test_refused_terms_spend_no_number(run: Any, issue: Issue) -> None:
     assert issue("c")["number"] == 1
 
 
-def test_numbers_json_gone(run: Any, state: Path, issue: Issue) -> None:
+def test_a_damaged_record(run: Any, state: Path, issue: Issue) -> None:
     issue("a")
-    (state / "numbers.json").unlink()
-    arguments = ("--subject", "B", "--org", "b", "--resource", "r", "--expires", "+1d")
-    result = run("license", "issue", "--id", "b", *arguments, code=ExitCode.INTERNAL)
-    assert "damaged" in result.stderr
-    assert "backup" in result.stderr
-
-
-@pytest.mark.parametrize("text", ["", "{", '{"schema_version":1}', '{"schema_version":9}'])
-def test_a_damaged_record(run: Any, state: Path, issue: Issue, text: str) -> None:
-    issue("a")
-    path = state / "licenses" / "a.json"
-    path.write_text(text)
+    with closing(sqlite3.connect(state / "licplane.db")) as database:
+        database.execute("UPDATE license_issues SET claims = '{}'")
+        database.commit()
     result = run("license", "show", "a", code=ExitCode.INTERNAL)
-    assert str(path) in result.stderr
-
-
-def test_what_a_crash_left_half_written_is_removed(state: Path, issue: Issue) -> None:
-    issue("a")
-    leftover = state / "licenses" / ".new-0123"
-    leftover.write_text("half")
-    issue("b")
-    assert not leftover.exists()
+    assert "license a is damaged" in result.stderr
+    assert "backup" in result.stderr
 
 
 def test_out_is_written_whole_and_readable(run: Any, state: Path, issue: Issue) -> None:
@@ -349,17 +334,13 @@ def test_two_at_once_never_share_a_number(state: Path, issue: Issue) -> None:
 def test_a_held_lock_is_reported(
     run: Any, state: Path, issue: Issue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import fcntl
-
-    from licplane.store.folder import StateFolder
-
-    real = StateFolder.locked
-    monkeypatch.setattr(StateFolder, "locked", lambda self: real(self, wait_s=0.1))
-    with (state / "lock").open("r+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        arguments = ("--id", "a", "--subject", "A", "--org", "a", "--resource", "r")
+    issue("first")
+    monkeypatch.setattr("licplane.store.engine.LOCK_WAIT_S", 0.1)
+    arguments = ("--id", "a", "--subject", "A", "--org", "a", "--resource", "r")
+    with closing(sqlite3.connect(state / "licplane.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
         run("license", "issue", *arguments, "--expires", "+1d", code=ExitCode.BUSY)
-    assert issue("a")["number"] == 1
+    assert issue("a")["number"] == 2
 
 
 def test_the_installed_command(state: Path, tmp_path: Path) -> None:

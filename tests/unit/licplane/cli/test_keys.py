@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.keyfile import Cost, load_key, save_key
+from licplane.errors import ExitCode
+from licplane.issuer.keyring import load_key
+from licplane.store.database import Store
+from licplane.store.model import KeyKind, SealedKey
 from lictoken import base64url
 from lictoken.keys import SigningKey
 from lictoken.trust import KeyStatus, TrustStore
 
 PASSPHRASE = "correct horse battery"
-CHEAP = Cost(n=2**10, p=1)
 ISSUE = ("license", "issue", "--id", "a", "--subject", "A", "--org", "a", "--resource", "r")
 ISSUE_A = (*ISSUE, "--expires", "+1d")
 
@@ -27,18 +28,26 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
+def stored(state: Path) -> list[SealedKey]:
+    with Store.in_folder(state) as store, store.reading() as reader:
+        return list(reader.keys(KeyKind.ISSUER))
+
+
 def test_create_keeps_the_private_key_sealed(run: Any, state: Path, tmp_path: Path) -> None:
     file = tmp_path / "passphrase"
     file.write_text(PASSPHRASE + "\n")
     result = run("keys", "create", "--issuer", "acme", "--passphrase-file", str(file))
     kid = result.stdout.strip()
     assert "Warning" not in result.stderr
-    path = state / "keys" / f"{kid}.json"
-    assert (mode(state), mode(state / "keys"), mode(path)) == (0o700, 0o700, 0o600)
-    key = load_key(path, PASSPHRASE)
+    assert (mode(state), mode(state / "licplane.db")) == (0o700, 0o600)
+    [row] = stored(state)
+    key = load_key(row, PASSPHRASE)
     assert (key.kid, key.issuer) == (kid, "acme")
-    assert base64url.encode(key.secret) not in path.read_text()
-    assert key.secret.hex() not in path.read_text()
+    assert base64url.encode(key.secret) not in row.document
+    for file in state.rglob("*"):
+        data = file.read_bytes() if file.is_file() else b""
+        assert key.secret not in data
+        assert base64url.encode(key.secret).encode() not in data
     trusted = TrustStore.load(state / "trust.jwks").get(kid)
     assert trusted is not None
     assert trusted.public_key == key.public_key
@@ -75,13 +84,13 @@ def test_poor_passphrases(run: Any, state: Path, tmp_path: Path, text: str, word
     file.write_text(text)
     arguments = ("keys", "create", "--issuer", "acme", "--passphrase-file", str(file))
     assert word in run(*arguments, code=ExitCode.REFUSED).stderr
-    assert not list(state.glob("keys/*"))
+    assert stored(state) == []
 
 
 def test_unencrypted_only_when_asked_and_with_a_warning(run: Any, state: Path) -> None:
     result = run("keys", "create", "--issuer", "acme", "--unencrypted")
     assert "Warning" in result.stderr
-    assert mode(state / "keys" / f"{result.stdout.strip()}.json") == 0o600
+    assert load_key(stored(state)[0], None).kid == result.stdout.strip()
     run("keys", "create", "--issuer", "a", "--unencrypted", "--passphrase-file", "x", code=2)
 
 
@@ -106,7 +115,7 @@ def test_list_and_retire(run: Any, state: Path, kid: str) -> None:
 
 
 def test_export_holds_no_secret(run: Any, state: Path, kid: str, tmp_path: Path) -> None:
-    secret = json.loads((state / "keys" / f"{kid}.json").read_text())["secret"]
+    secret = json.loads(stored(state)[0].document)["secret"]
     out = tmp_path / "trust.jwks"
     texts = (
         run("keys", "export").stdout,
@@ -161,65 +170,6 @@ def test_a_state_folder_that_others_may_change(run: Any, state: Path, kid: str) 
     state.chmod(0o777)
     assert "Others may change" in run("keys", "list", code=ExitCode.PERMISSION).stderr
     assert "Others may change" in run(*ISSUE_A, code=ExitCode.PERMISSION).stderr
-
-
-def test_a_private_key_that_others_may_read(run: Any, state: Path, kid: str) -> None:
-    (state / "keys" / f"{kid}.json").chmod(0o640)
-    assert "0640" in run(*ISSUE_A, code=ExitCode.PERMISSION).stderr
-
-
-@pytest.fixture
-def sealed(tmp_path: Path) -> Path:
-    path = tmp_path / "key.json"
-    save_key(path, SigningKey("acme", bytes(range(32))), PASSPHRASE, CHEAP)
-    return path
-
-
-def test_seal_and_open(sealed: Path) -> None:
-    assert load_key(sealed, PASSPHRASE) == SigningKey("acme", bytes(range(32)))
-    again = sealed.with_name("again.json")
-    save_key(again, load_key(sealed, PASSPHRASE), PASSPHRASE, CHEAP)
-    assert json.loads(again.read_text())["sealed"] != json.loads(sealed.read_text())["sealed"]
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "code"),
-    [
-        ("issuer", "evil", ExitCode.PERMISSION),  # bound in: it no longer opens
-        ("kid", "a" * 43, ExitCode.PERMISSION),
-        ("n", 2**11, ExitCode.PERMISSION),
-        ("n", 2**40, ExitCode.INTERNAL),  # would ask for all memory
-        ("n", "many", ExitCode.INTERNAL),
-        ("sealed", "AAAA", ExitCode.PERMISSION),
-        ("sealed", "!", ExitCode.INTERNAL),
-        ("nonce", "", ExitCode.INTERNAL),
-        ("encryption", "rot13", ExitCode.INTERNAL),
-        ("schema_version", 2, ExitCode.INTERNAL),
-    ],
-)
-def test_a_changed_key_file_does_not_open(
-    sealed: Path, name: str, value: object, code: ExitCode
-) -> None:
-    document = {**json.loads(sealed.read_text()), name: value}
-    sealed.write_text(json.dumps(document))
-    with pytest.raises(PlaneError) as caught:
-        load_key(sealed, PASSPHRASE)
-    assert caught.value.code is code
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema_version": 1}'])
-def test_a_damaged_key_file(sealed: Path, text: str) -> None:
-    sealed.write_text(text)
-    with pytest.raises(PlaneError, match="damaged"):
-        load_key(sealed, PASSPHRASE)
-
-
-def test_a_clear_key_under_another_kid(tmp_path: Path) -> None:
-    path = tmp_path / "key.json"
-    save_key(path, SigningKey("acme", bytes(32)), None)
-    path.write_text(path.read_text().replace(base64url.encode(bytes(32)), "A" * 42 + "E"))
-    with pytest.raises(PlaneError, match="does not match its kid"):
-        load_key(path, None)
 
 
 def test_issue_fixture_is_what_the_tests_say(issue: Callable[..., dict[str, Any]]) -> None:
