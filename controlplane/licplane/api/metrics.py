@@ -51,7 +51,7 @@ class Metrics:
 
     def count(self, name: str, by: float = 1, **labels: str) -> None:
         """Add to a counter."""
-        assert _HELP[name][0] == "counter", name
+        _check(name, "counter")
         series = self._values.setdefault(name, {})
         key = tuple(labels.items())
         series[key] = series.get(key, 0) + by
@@ -64,12 +64,12 @@ class Metrics:
 
     def gauge(self, name: str, read: Callable[[], float]) -> None:
         """Where a gauge's value is read when somebody asks."""
-        assert _HELP[name][0] == "gauge", name
+        _check(name, "gauge")
         self._gauges[name] = read
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
         """Add a duration to a histogram."""
-        assert _HELP[name][0] == "histogram", name
+        _check(name, "histogram")
         series = self._histograms.setdefault(name, {})
         row = series.setdefault(tuple(labels.items()), [0.0] * (len(_BOUNDS_S) + 2))
         for at, bound in enumerate(_BOUNDS_S):
@@ -114,6 +114,11 @@ async def serve_metrics(metrics: Metrics, host: str, port: int) -> asyncio.Serve
                 await writer.wait_closed()
 
     return await asyncio.start_server(answer, host, port, limit=_REQUEST_MAX_BYTES)
+
+
+def _check(name: str, kind: str) -> None:
+    if _HELP[name][0] != kind:
+        raise ValueError(f"{name} is a {_HELP[name][0]}, not a {kind}")
 
 
 def _response(head: bytes, metrics: Metrics) -> bytes:

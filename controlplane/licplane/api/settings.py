@@ -17,7 +17,13 @@ class Admission:
     """Sync streams begun; a token bucket refills at this rate."""
     streams_burst: int = 400
     cold_syncs: int = 64
-    """Hosts that are being brought to the newest revision at the same time."""
+    """Hosts that are being sent a large delta at the same time."""
+    cold_waiting: int = 2_000
+    """Hosts that wait for their turn at that; the next ones are told to come back."""
+    cold_bytes: int = 64 * 1024
+    """What is a large delta."""
+    cold_hold_s: float = 30.0
+    """A host that does not answer a large delta for that long no longer holds others up."""
     retry_after_min_ms: int = 500
     retry_after_max_ms: int = 10_000
     """Who is turned away gets a time between the two, at random, longer the more wait."""
@@ -28,6 +34,8 @@ class Limits:
     """What one peer may use. Beyond it the peer is refused or cut, and a metric counts it."""
 
     message_bytes: int = 4 * MIB
+    sync_message_bytes: int = 64 * 1024
+    """Of a message on a sync stream; the longest is a NACK with 4 KiB of words."""
     delta_part_bytes: int = MIB
     hello_timeout_s: float = 10.0
     """A sync stream whose Hello has not come by then is ended."""
@@ -46,6 +54,10 @@ class Limits:
     """Reports being stored at the same time; the others wait, unread."""
     telemetry_pause_ms: int = 5_000
     """What a host is told to pause when the reports do not keep up."""
+    telemetry_interval_s: float = 1.0
+    """A host's next report is not read before that."""
+    connections: int = 20_000
+    handshake_timeout_s: float = 10.0
     calls_at_once: int = 256
     """Unary calls being served at the same time, per listener."""
     database_threads: int = 8

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Brings what changes to the streams it concerns: revocations first, then one delta a view.
+
+Whatever the number of streams of a view, a change is read, encoded and signed once for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from licapi.control.v1 import sync_pb2
+from licplane.api import wire
+from licplane.api.admission import Slots
+from licplane.api.site import FAULTS, Site, log
+from licplane.api.stream import Ending, Sent, SyncStream
+from licplane.api.wire import EncodedDelta
+from licplane.service.answers import FleetChanges, HeadCheck
+from licplane.service.values import SERVED, HostStatus, View
+from licplane.store.announce import Announcer
+
+if TYPE_CHECKING:
+    from licplane.service.answers import HostState
+
+_RETRY_S: Final = 1.0
+_EMPTY_AFTER: Final = 1000
+"""Revisions that brought a view nothing, after which its hosts are moved on all the same."""
+_CACHE_SMALL_BYTES: Final = 1024 * 1024
+_CACHE_KEPT_S: Final = 30.0
+
+NOTICES: Final = {
+    HostStatus.CLONED: (
+        sync_pb2.Notice.CODE_CLONED,
+        "Two machines speak for this host; see `licplane host split`",
+    ),
+    HostStatus.EVICTED: (
+        sync_pb2.Notice.CODE_EVICTED,
+        "The host was evicted; enrol it again with a new join token",
+    ),
+    HostStatus.BANNED: (sync_pb2.Notice.CODE_BANNED, "The host was banned"),
+}
+
+
+class Hub:
+    """All sync streams of one worker."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self.metrics = site.metrics
+        self.limits = site.settings.limits
+        self.revision = 0
+        """The catalog's, as it is being sent."""
+        self.slots = Slots(site.settings.admission.cold_syncs)
+        self.streams: dict[str, SyncStream] = {}
+        self._views: dict[View, set[SyncStream]] = {}
+        self._deltas: dict[tuple[View, int], asyncio.Task[EncodedDelta]] = {}
+        self._used_s: dict[tuple[View, int], float] = {}
+        self._cursor: int | None = None
+        self._intact = True
+        self._problem = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.metrics.gauge("licplane_sync_streams", lambda: len(self.streams))
+        self.metrics.gauge("licplane_catalog_revision", lambda: self.revision)
+        self.metrics.gauge("licplane_catalog_intact", lambda: float(self._intact))
+        self.metrics.gauge("licplane_cold_syncs", lambda: self.slots.taken)
+
+    # ---------------------------------------------------------------------- what changed
+
+    async def start(self) -> None:
+        """Read the catalog for the first time. Raises what the plane raises."""
+        await self.look()
+
+    async def follow(self, announcer: Announcer) -> None:
+        """Until cancelled: push what is announced."""
+        bell = await announcer.listen()
+        try:
+            while True:
+                await self._look_safely()  # what came before the bell was there counts too
+                await bell.wait()
+        finally:
+            await bell.close()
+
+    async def _look_safely(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except FAULTS as error:
+                self._site.fault("catalog", error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                return
+
+    async def look(self) -> None:
+        """Take over what changed, and push it."""
+        began_s = time.monotonic()
+        check = await self._site.catalog(self._site.plane.refresh)
+        self._judged(check)
+        if check.revision != self.revision:
+            await self._publish(check.revision)
+            self.metrics.observe("licplane_push_seconds", time.monotonic() - began_s)
+        fleet = await self._site.catalog(self._fleet)
+        self._cursor = fleet.cursor
+        for host_id in fleet.host_ids:
+            if host_id in self.streams:
+                await self._host_changed(host_id)
+
+    def _fleet(self) -> FleetChanges:
+        return self._site.plane.fleet_changes(self._cursor)
+
+    def _judged(self, check: HeadCheck) -> None:
+        self._intact = check.intact
+        if check.problem and check.problem != self._problem:
+            log.error(
+                "the catalog is not what was signed, so revision %d stays in force: %s."
+                " Stop licplane and restore a backup",
+                check.revision,
+                check.problem,
+            )
+        self._problem = check.problem
+
+    async def _publish(self, revision: int) -> None:
+        before, self.revision = self.revision, revision
+        for task in self._deltas.values():
+            task.cancel()
+        self._deltas.clear()
+        self._used_s.clear()
+        for view in list(self._views):
+            await self._publish_view(view, before)
+
+    async def _publish_view(self, view: View, before: int) -> None:
+        change = await self.delta(view, before)
+        if not change.count and not change.reset and self.revision % _EMPTY_AFTER:
+            return
+        streams = self._views.get(view, ())
+        for stream in streams:
+            stream.send(Sent.REVOCATIONS, *change.revocations, urgent=True)
+        for since in {stream.since for stream in streams if stream.takes_delta}:
+            await self.delta(view, since)
+        for stream in list(self._views.get(view, ())):
+            self.offer(stream)
+
+    # ---------------------------------------------------------------------------- deltas
+
+    async def delta(self, view: View, since: int) -> EncodedDelta:
+        """From a revision to the newest one; made once, for all who ask."""
+        key = (view, since)
+        task = self._deltas.get(key)
+        if task is None:
+            task = asyncio.create_task(self._site.catalog(self._encoded, view, since))
+            self._deltas[key] = task
+            self.metrics.count("licplane_deltas_encoded_total")
+        self._used_s[key] = time.monotonic()
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise  # it is the asker who was cancelled
+            return await self.delta(view, since)  # a newer revision came in between
+        except FAULTS:
+            self._deltas.pop(key, None)
+            raise
+
+    def _encoded(self, view: View, since: int) -> EncodedDelta:
+        plane = self._site.plane
+        found = plane.view_changes(view, since)
+        manifest = plane.sign_manifest(view, found.to_revision, found.digest, found.count)
+        return wire.encode_delta(found, manifest, self.limits.delta_part_bytes)
+
+    def offer(self, stream: SyncStream) -> None:
+        """Send the stream what leads it to the newest revision, if it can take it now."""
+        if not stream.takes_delta:
+            return
+        task = self._deltas.get((stream.view, stream.since))
+        if task is not None and task.done() and not task.cancelled() and not task.exception():
+            self._hand_over(stream, task.result())
+        else:
+            self._spawn(self._offer_later(stream))
+
+    async def _offer_later(self, stream: SyncStream) -> None:
+        try:
+            delta = await self.delta(stream.view, stream.since)
+        except FAULTS as error:
+            self._site.fault("delta", error)
+            return
+        if stream.takes_delta and self.streams.get(stream.host_id) is stream:
+            self._hand_over(stream, delta)
+
+    def _hand_over(self, stream: SyncStream, delta: EncodedDelta) -> None:
+        if not delta.reset and delta.from_revision != stream.since:
+            self.offer(stream)  # the stream moved on while the delta was made
+            return
+        if delta.count or delta.reset or delta.to_revision - stream.revision >= _EMPTY_AFTER:
+            stream.send_delta(delta)
+
+    # --------------------------------------------------------------------------- streams
+
+    def attach(self, stream: SyncStream) -> None:
+        """The stream said Hello and was let in. An older one of the host ends."""
+        older = self.streams.get(stream.host_id)
+        if older is not None:
+            self._remove(older)
+            older.end(
+                Ending("superseded"),
+                wire.notice(
+                    sync_pb2.Notice.CODE_SUPERSEDED, "Another stream of this host took over"
+                ),
+            )
+        self.streams[stream.host_id] = stream
+        self._views.setdefault(stream.view, set()).add(stream)
+
+    def detach(self, stream: SyncStream) -> bool:
+        """The stream ended; whether it was the host's newest one."""
+        if stream.cold:
+            self.warm(stream)
+        newest = self.streams.get(stream.host_id) is stream
+        if newest:
+            self._remove(stream)
+        return newest
+
+    def _remove(self, stream: SyncStream) -> None:
+        del self.streams[stream.host_id]
+        self._leave(stream)
+
+    def _leave(self, stream: SyncStream) -> None:
+        members = self._views.get(stream.view)
+        if members is not None:
+            members.discard(stream)
+            if not members:
+                del self._views[stream.view]
+
+    def settled(self, stream: SyncStream) -> None:
+        """A delta was answered: its slot is free, and the next one may follow."""
+        if stream.cold:
+            self.warm(stream)
+        stream.reported_s = 0.0  # to be written with the next progress
+        if stream.revision != self.revision or stream.since == 0:
+            self.offer(stream)
+
+    def warm(self, stream: SyncStream) -> None:
+        """Give back the stream's slot for a cold sync."""
+        stream.cold = False
+        self.slots.give_back()
+
+    def cool(self, stream: SyncStream) -> None:
+        """Take its slot from a stream that keeps it too long."""
+        if stream.cold:
+            self.refused("slow_sync")
+            self.warm(stream)
+
+    def gone(self, host_id: str) -> None:
+        """The host has no stream here any more."""
+        self._spawn(self._close(host_id))
+
+    async def _close(self, host_id: str) -> None:
+        try:
+            await self._site.call(self._site.plane.close_stream, host_id)
+        except (*FAULTS, RuntimeError) as error:  # RuntimeError: the threads have ended
+            self._site.fault("close", error)
+
+    async def _host_changed(self, host_id: str) -> None:
+        state = await self._site.catalog(self._site.plane.host_state, host_id)
+        stream = self.streams.get(host_id)
+        if stream is not None:
+            self.take_state(stream, state)
+
+    def take_state(self, stream: SyncStream, state: HostState) -> None:
+        """Act on what the host is now: end its stream, tell it, or show it another view."""
+        if state.status not in SERVED:
+            self.dismiss(stream, state.status)
+            return
+        if state.assignment_sequence > stream.assignment_sequence:
+            stream.assignment_sequence = state.assignment_sequence
+            stream.send(Sent.ASSIGNMENT, wire.assignment(state.assignment))
+        draining, stream.draining = stream.draining, state.status is HostStatus.DRAINING
+        if state.view != stream.view:
+            self._leave(stream)
+            stream.view = state.view
+            self._views.setdefault(stream.view, set()).add(stream)
+            stream.want_reset()
+            self.metrics.count("licplane_delta_resets_total", why="view")
+            self.offer(stream)
+        elif draining and not stream.draining:
+            self.offer(stream)
+
+    def dismiss(self, stream: SyncStream, status: HostStatus) -> None:
+        """Tell the host what became of it, and end its stream."""
+        if status is HostStatus.CLONED:
+            self.metrics.count("licplane_clones_total")
+        code, detail = NOTICES[status]
+        self.detach(stream)
+        stream.end(Ending(status.name.lower()), wire.notice(code, detail))
+
+    # ------------------------------------------------------------------------- counting
+
+    def sent(self, kind: Sent, size_bytes: int) -> None:
+        """A message went out."""
+        self.metrics.count("licplane_sync_messages_total", kind=kind.value)
+        self.metrics.count("licplane_sync_bytes_total", size_bytes)
+
+    def refused(self, why: str) -> None:
+        """A peer did what it must not."""
+        self.metrics.count("licplane_refused_total", why=why)
+
+    def forget_large(self) -> None:
+        """Drop whole views that nobody asked for lately."""
+        now_s = time.monotonic()
+        for key, task in list(self._deltas.items()):
+            if not task.done() or now_s - self._used_s[key] < _CACHE_KEPT_S:
+                continue
+            failed = task.cancelled() or task.exception() is not None
+            if failed or task.result().size_bytes > _CACHE_SMALL_BYTES:
+                del self._deltas[key], self._used_s[key]
+
+    def all_streams(self) -> Iterable[SyncStream]:
+        """Those that are open now."""
+        return tuple(self.streams.values())
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
