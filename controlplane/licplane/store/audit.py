@@ -3,7 +3,8 @@
 
 Entry n's hash is SHA-256 over "licagent-audit-v1", a NUL and the entry's canonical form, which
 holds the hash of entry n-1. A head is the last entry's sequence and hash, signed. So an edit, a
-deletion or another order breaks the chain, and a log cut at its end is shorter than its head.
+deletion or another order breaks the chain, a log cut at its end is shorter than its head, and
+what somebody adds who has no key comes after the last head.
 What a chain cannot show by itself: a log that was rolled back together with its heads. That
 takes a head kept elsewhere.
 """
@@ -111,6 +112,7 @@ class _Check:
         self.problems: list[str] = []
         self._sequence = 0
         self._hash = FIRST_HASH
+        self._sealed = 0  # the last entry that a head stands for
         self._hidden = False
 
     def head(
@@ -148,18 +150,23 @@ class _Check:
             self._say(f"entry {record.sequence} does not follow the one before it")
         if entry_hash(record) != record.hash:
             self._say(f"entry {record.sequence} was changed")
-        if sealed.pop(record.sequence, record.hash) != record.hash:
-            self._say(f"entry {record.sequence} is not the one that was signed")
+        signed = sealed.pop(record.sequence, None)
+        if signed is not None:
+            self._sealed = record.sequence
+            if signed != record.hash:
+                self._say(f"entry {record.sequence} is not the one that was signed")
         self._sequence, self._hash = record.sequence, record.hash
 
     def end(self, sealed: dict[int, bytes]) -> None:
-        """What heads are left: they stand for entries that are gone."""
+        """What heads are left: they stand for entries that are gone. And entries without one."""
         beyond = [sequence for sequence in sealed if sequence > self._sequence]
         if beyond:
             self._say(
                 f"the log ends with entry {self._sequence}, but a signed head says that it went"
                 f" to entry {max(beyond)}"
             )
+        elif self._sealed < self._sequence:
+            self._say(f"the entries after entry {self._sealed} are not signed")
 
     def _say(self, problem: str) -> None:
         if len(self.problems) < PROBLEMS_MAX:

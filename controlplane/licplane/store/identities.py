@@ -84,7 +84,7 @@ class IdentityRecords(IdentityReads):
 
         Certificates are kept for 30 days after their end. Gives the number of rows deleted.
         """
-        ended = certificates.c.not_after_unix_ms < now_unix_ms - CERTIFICATE_KEPT_MS
+        ended = certificates.c.not_after_unix_ms < max(0, now_unix_ms - CERTIFICATE_KEPT_MS)
         return (
             self._run(delete(requests).where(requests.c.at_unix_ms < requests_before_unix_ms))
             + self._run(delete(spent).where(spent.c.until_unix_ms < now_unix_ms))
