@@ -259,6 +259,13 @@ class Hub:
         except (*FAULTS, RuntimeError) as error:  # RuntimeError: the threads have ended
             self._site.fault("close", error)
 
+    async def finish(self, grace_s: float) -> None:
+        """Let what was begun end."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=grace_s)
+        for task in (*self._tasks, *self._deltas.values()):
+            task.cancel()
+
     async def _host_changed(self, host_id: str) -> None:
         state = await self._site.catalog(self._site.plane.host_state, host_id)
         stream = self.streams.get(host_id)
