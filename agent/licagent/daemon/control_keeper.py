@@ -186,6 +186,7 @@ class ControlKeeper:
             plan = self.prepare(plan.view)
         change = plan.change
         agent.last_cut = []
+        held = agent.licensing.managed()
         try:
             self._trust_in(change.after)
             self._take_statements(change)
@@ -200,6 +201,7 @@ class ControlKeeper:
             agent.put_in_force(compiled)
         except (PolicyError, BpfError, StoreError, OSError) as error:
             self._take(change.before)
+            agent.licensing.put_back(held)
             self._set_leases()
             agent.write_licenses()
             raise Refused(_reason_of(error), str(error)[:3500]) from error

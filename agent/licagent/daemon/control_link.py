@@ -229,8 +229,9 @@ class ControlLink:
         servers += [self.settings.server, self.settings.public_server]
         with contextlib.suppress(StoreError, OSError):
             if await asyncio.to_thread(self.reach.resolve, [each for each in servers if each]):
-                await self._kernel(self._open_addresses)
+                await self._kernel(self.open_addresses)
 
-    def _open_addresses(self) -> None:
+    def open_addresses(self) -> None:
+        """Let the policy in force leave the control plane's addresses open."""
         self._agent.keeper.reachable = self.reach.settings()
         self._agent.renew_policy()

@@ -226,6 +226,20 @@ class Licensing:
         _tell(self._managed_refused)
         return self._managed_refused
 
+    def managed(self) -> Mapping[str, Held]:
+        """The licenses that the control plane delivers, for `put_back`."""
+        return self._managed
+
+    def put_back(self, managed: Mapping[str, Held]) -> None:
+        """Undo a `set_managed` that came to nothing.
+
+        Not by delivering the old ones again: they may be of a generation that is on record as
+        replaced by now.
+        """
+        self._managed = dict(managed)
+        self._managed_refused = ()
+        self._join()
+
     def set_leases(self, ends_ns: Mapping[int, int], denied: Collection[int] = ()) -> None:
         """The leases of managed licenses: license number -> end in CLOCK_BOOTTIME, in ns.
 
