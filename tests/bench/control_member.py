@@ -20,12 +20,14 @@ import grpc
 import grpc.aio
 from tests.bench.control_peer import Identity, Join, Peer, enroll, public_channel
 
+from licagent.control.backoff import Backoff
 from licapi.control.v1 import sync_pb2
 
 AT_ONCE: Final = 32
 """Handshakes that a process has under way at once when it opens its streams."""
-BACK_OFF_CAP_S: Final = 480.0
-LEASE_SHARE: Final = 0.5
+BACK_OFF_FIRST_MS: Final = 1_000
+BACK_OFF_CAP_MS: Final = 8 * 60_000
+"""As the agent's own (licagent.control.interface.ControlSettings)."""
 
 
 class Member:
@@ -77,10 +79,10 @@ class Member:
         self.synced.clear()
 
     async def _live(self, gate: asyncio.Semaphore, *, leases: bool) -> None:
-        attempt = 0
+        back_off = Backoff(BACK_OFF_FIRST_MS, BACK_OFF_CAP_MS, self.random)
         while True:
             self._retry_after_s = 0.0
-            synced_before = self.synced.is_set()
+            before = self.peer.messages
             try:
                 async with gate:
                     await self.peer.open()
@@ -100,14 +102,9 @@ class Member:
             finally:
                 await self.peer.close()
             self.reconnects += 1
-            if self.synced.is_set() and not synced_before:
-                attempt = 0
-            attempt += 1
-            if self._retry_after_s:
-                await asyncio.sleep(self._retry_after_s)
-            else:
-                ceiling = min(BACK_OFF_CAP_S, 0.5 * 2**attempt)
-                await asyncio.sleep(self.random.uniform(0, ceiling))
+            if self.peer.messages > before:
+                back_off.succeeded()
+            await asyncio.sleep(back_off.next_ms(int(self._retry_after_s * 1000)) / 1000)
 
 
 class Process:
