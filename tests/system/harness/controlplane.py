@@ -20,14 +20,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.probes import free_port
 from tests.system.harness.scene import HOLDER, Result, Scene, eventually
 
+if TYPE_CHECKING:
+    from licplane.service.plane import Plane
+
 COMMAND: Final = Path(sys.executable).with_name("licplane")
 START_S: Final = 60.0
+PASSPHRASE: Final = "test words"
 LABELS: Final = {"org": "acme"}
 
 
@@ -114,7 +118,7 @@ class ControlPlane:
             for key, value in os.environ.items()
             if not key.startswith(("LICAGENT_", "LICPLANE_")) and not key.endswith("_proxy")
         }
-        made = {**kept, "LICPLANE_STATE": str(self.state), "LICPLANE_PASSPHRASE": "test words"}
+        made = {**kept, "LICPLANE_STATE": str(self.state), "LICPLANE_PASSPHRASE": PASSPHRASE}
         return {**made, "LICPLANE_DATABASE": self.database} if self.database else made
 
     @property
@@ -238,6 +242,22 @@ class ControlPlane:
     def host(self, host: str) -> dict[str, Any]:
         """One host, as `licplane host show` has it."""
         return dict(self.ask("host", "show", host)["host"])
+
+    @contextmanager
+    def opened(self, **settings: Any) -> Iterator[Plane]:
+        """The service itself on this state, as `licplane` uses it, with settings of a test."""
+        from licplane.cli.local import server_store
+        from licplane.cli.place import Place
+        from licplane.issuer.keyring import open_keys
+        from licplane.service.plane import Plane
+        from licplane.service.requests import PlaneSettings
+
+        place = Place(database=self.database) if self.database else Place(state=self.state)
+        with server_store(place) as store:
+            with store.reading() as reader:
+                keys = open_keys(reader, lambda: PASSPHRASE)
+            addresses = {"public_address": self.public, "control_address": self.control}
+            yield Plane(store, keys, PlaneSettings(**{**addresses, **settings}))
 
     @contextmanager
     def rows(self) -> Iterator[sqlite3.Connection]:
