@@ -11,8 +11,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Final
 
+from licplane.issuer.issuing import Terms
+from licplane.issuer.keyring import Keyring, Keys
+from licplane.issuer.registry import Issue, Statement
+from licplane.issuer.sealedkey import Cost
+from licplane.service import payloads
+from licplane.service.admins import Admins
 from licplane.service.answers import (
     AdminCreated,
     AdminView,
@@ -35,6 +41,15 @@ from licplane.service.answers import (
     ViewDelta,
     ViewState,
 )
+from licplane.service.auditing import Auditing
+from licplane.service.core import Core
+from licplane.service.documents import Documents
+from licplane.service.enrolment import Enrolment
+from licplane.service.foundations import Foundations
+from licplane.service.hosts import Hosts
+from licplane.service.identities import Identities
+from licplane.service.offline import Offline
+from licplane.service.replica import Replica
 from licplane.service.requests import (
     Change,
     Document,
@@ -46,16 +61,18 @@ from licplane.service.requests import (
     ReenrollRequest,
     Report,
 )
+from licplane.service.streams import Streams
+from licplane.service.telemetry import Telemetry
+from licplane.service.tokens import Tokens
 from licplane.service.values import Actor, HostStatus, Identity, Role, View
-from lictoken.sealed import Seal
+from licplane.service.work import REQUEST_LIFE_MS
+from licplane.store.database import Store
+from lictoken.revocation import RevocationAction
+from lictoken.sealed import Seal, SealPurpose
+from lictoken.trust import TrustedKey
 
-if TYPE_CHECKING:
-    from licplane.issuer.issuing import Terms
-    from licplane.issuer.keyring import Keys
-    from licplane.issuer.registry import Issue, Statement
-    from licplane.store.database import Store
-    from lictoken.revocation import RevocationAction
-    from lictoken.trust import TrustedKey
+KEPT_REVISIONS: Final = 10_000
+"""Hosts that are further behind get their whole view again."""
 
 
 def wall_clock_ms() -> int:
@@ -77,8 +94,44 @@ class Plane:
         settings: PlaneSettings | None = None,
         *,
         now_ms: Callable[[], int] = wall_clock_ms,
+        cost: Cost | None = None,
     ) -> None:
-        raise NotImplementedError
+        self._core = Core(store, keys, settings or PlaneSettings(), now_ms)
+        self._replica = Replica(self._core)
+        self._identities = Identities(self._core)
+        self._enrolment = Enrolment(self._core)
+        self._streams = Streams(self._core, self._replica)
+        self._offline = Offline(self._core, self._replica, self._streams)
+        self._telemetry = Telemetry(self._core, self._replica)
+        self._hosts = Hosts(self._core)
+        self._tokens = Tokens(self._core)
+        self._documents = Documents(self._core)
+        self._foundations = Foundations(self._core, cost)
+        self._admins = Admins(self._core)
+        self._auditing = Auditing(self._core)
+
+    @property
+    def store(self) -> Store:
+        """The store it works on."""
+        return self._core.store
+
+    @property
+    def settings(self) -> PlaneSettings:
+        """How it is deployed."""
+        return self._core.settings
+
+    @property
+    def revision(self) -> int:
+        """The last good revision (`refresh`)."""
+        return self._replica.revision
+
+    def housekeeping(self) -> None:
+        """Forget what nobody asks for any more; call it every hour or so, on any replica."""
+        now_ms = self._core.now_ms()
+        with self._core.store.recording() as recorder:
+            recorder.purge(now_ms, requests_before_unix_ms=now_ms - REQUEST_LIFE_MS)
+        with self._core.store.transaction() as transaction:
+            transaction.compact_changes(max(0, transaction.head().revision - KEPT_REVISIONS))
 
     # ------------------------------------------------------------------------- who asks
     def authenticate(self, fingerprint: str) -> Identity:
@@ -88,26 +141,26 @@ class Plane:
         be told; look at `Identity.status`. Raises Unauthenticated where no row has it, or it
         is revoked or over.
         """
-        raise NotImplementedError
+        return self._identities.of_certificate(fingerprint)
 
     def authenticate_token(self, token: str) -> Identity:
         """Whose bearer token this is. Raises Unauthenticated."""
-        raise NotImplementedError
+        return self._identities.of_token(token)
 
     # ------------------------------------------------------------------------ enrolment
     def enroll(self, request: EnrollRequest) -> Enrolled:
         """A join token and a certificate request become a host."""
-        raise NotImplementedError
+        return self._enrolment.enroll(request)
 
     def renew(self, identity: Identity, csr: bytes, counter: bytes) -> Enrolled:
         """A new certificate over the one that is shown. Does not turn the counter: the
         answer holds the newest one the host was given. Raises Conflict where `counter` was
         superseded."""
-        raise NotImplementedError
+        return self._enrolment.renew(identity, csr, counter)
 
     def reenroll(self, request: ReenrollRequest) -> Enrolled:
         """A new certificate after the old one's end, on a proof of the key."""
-        raise NotImplementedError
+        return self._enrolment.reenroll(request)
 
     def admit_offline(
         self,
@@ -122,41 +175,50 @@ class Plane:
         nonce: bytes = b"",
     ) -> OfflineAdmission:
         """Enrol a host with no network: everything it needs, as one file."""
-        raise NotImplementedError
+        return self._offline.admit(
+            actor,
+            change,
+            csr=csr,
+            machine=machine,
+            labels=labels,
+            certificate_ttl_s=certificate_ttl_s,
+            lease_ttl_s=lease_ttl_s,
+            nonce=nonce,
+        )
 
     # ---------------------------------------------------------------------- sync stream
     def open_stream(self, host_id: str, counter: bytes) -> CounterResult:
         """Judge the counter of a Hello, and turn it; a superseded one makes the host CLONED."""
-        raise NotImplementedError
+        return self._streams.open(host_id, counter)
 
     def keep_counter(self, host_id: str, counter: bytes) -> CounterVerdict:
         """The host has `counter` on disk: it holds from now on."""
-        raise NotImplementedError
+        return self._streams.keep(host_id, counter)
 
     def close_stream(self, host_id: str) -> None:
         """The host's stream ended here: it no longer counts as connected."""
-        raise NotImplementedError
+        self._streams.close(host_id)
 
     def host_state(self, host_id: str) -> HostState:
         """Status, labels, view and sealed assignment of a host."""
-        raise NotImplementedError
+        return self._streams.state(host_id)
 
     def view_of(self, host_id: str) -> View:
         """The part of the catalog that the host sees."""
-        raise NotImplementedError
+        return self._streams.view_of(host_id)
 
     def fleet_changes(self, cursor: int | None) -> FleetChanges:
         """Hosts changed since `cursor`; None gives the newest cursor and no hosts."""
-        raise NotImplementedError
+        return self._streams.fleet_changes(cursor)
 
     def record_progress(self, progress: Sequence[Progress]) -> None:
         """ACKs and NACKs of hosts, many in one transaction; also what keeps them connected."""
-        raise NotImplementedError
+        self._streams.record(progress)
 
     def lease(self, host_id: str, key_fingerprint: bytes, boot_id: str, nonce: bytes) -> Seal:
         """A sealed LeaseBundle for the licenses that count for the host now. Raises
         PlaneError REFUSED for a host that gets none."""
-        raise NotImplementedError
+        return self._streams.lease(host_id, key_fingerprint, boot_id, nonce)
 
     # -------------------------------------------------------------------------- catalog
     def refresh(self) -> HeadCheck:
@@ -164,51 +226,53 @@ class Plane:
 
         Cheap when nothing changed. After a problem the last good state stays.
         """
-        raise NotImplementedError
+        return self._replica.refresh()
 
     def verify_head(self) -> HeadCheck:
         """Read every row again and compare them with the signed head."""
-        raise NotImplementedError
+        return self._replica.verify()
 
     def view_snapshot(self, view: View) -> ViewState:
         """The view at the last good revision (`refresh`)."""
-        raise NotImplementedError
+        return self._replica.snapshot(view)
 
     def view_changes(self, view: View, since: int) -> ViewDelta:
         """From revision `since` to the last good one; a reset where that cannot be told."""
-        raise NotImplementedError
+        return self._replica.changes(view, since)
 
     def sign_manifest(self, view: View, revision: int, digest: bytes, count: int) -> Seal:
         """A sealed SnapshotManifest."""
-        raise NotImplementedError
+        payload = payloads.manifest(view, revision, digest, count, self._core.now_ms())
+        return self._core.current_sealer().seal(SealPurpose.SNAPSHOT, payload)
 
     def trust(self) -> bytes:
         """The issuers' public keys, JWKS."""
-        raise NotImplementedError
+        with self._core.store.reading() as reader:
+            return Keyring(reader).trust().to_bytes()
 
     def server_credentials(self, names: Sequence[str]) -> ServerCredentials:
         """A new key and certificate for a listener with these DNS names and addresses."""
-        raise NotImplementedError
+        return self._foundations.server_credentials(names)
 
     # ------------------------------------------------------------------------ telemetry
     def record_report(self, host_id: str, report: Report) -> None:
         """Keep a host's newest report, its shadow usage and its open sockets."""
-        raise NotImplementedError
+        self._telemetry.record(host_id, report)
 
     def shadow_usage(self, actor: Actor, page: PageRequest) -> Page[ShadowUsageView]:
         """Who uses what without a binding, over all hosts, with the binding to write."""
-        raise NotImplementedError
+        return self._telemetry.usage(actor, page)
 
     # ---------------------------------------------------------------------------- hosts
     def list_hosts(
         self, actor: Actor, labels: Mapping[str, str], page: PageRequest
     ) -> Page[HostView]:
         """Hosts with all of these labels, by host id."""
-        raise NotImplementedError
+        return self._hosts.list(actor, labels, page)
 
     def get_host(self, actor: Actor, host: str) -> HostView:
         """By host_id, or by a hostname that only one host has."""
-        raise NotImplementedError
+        return self._hosts.get(actor, host)
 
     def update_host(
         self,
@@ -220,7 +284,7 @@ class Plane:
         status: HostStatus | None = None,
     ) -> ChangeResult:
         """Set labels (an empty value removes one) or the status of a host."""
-        raise NotImplementedError
+        return self._hosts.update(actor, change, host, labels=labels, status=status)
 
     # ---------------------------------------------------------------------- join tokens
     def create_join_token(
@@ -233,20 +297,20 @@ class Plane:
         ttl_s: int,
     ) -> JoinTokenCreated:
         """A token with which `uses_max` hosts may enrol."""
-        raise NotImplementedError
+        return self._tokens.create(actor, change, labels, uses_max, ttl_s)
 
     def list_join_tokens(self, actor: Actor) -> tuple[JoinTokenView, ...]:
         """All join tokens that were not deleted, without their secrets."""
-        raise NotImplementedError
+        return self._tokens.list(actor)
 
     def delete_join_token(self, actor: Actor, change: Change, token_id: str) -> ChangeResult:
         """End a join token."""
-        raise NotImplementedError
+        return self._tokens.delete(actor, change, token_id)
 
     # ------------------------------------------------------------------------ documents
     def list_objects(self, actor: Actor, kind: str, page: PageRequest) -> Page[Document]:
         """Documents of one kind (resource, binding, license), or of all with ""."""
-        raise NotImplementedError
+        return self._documents.list(actor, kind, page)
 
     def apply(
         self,
@@ -258,13 +322,13 @@ class Plane:
         delete: bool = False,
     ) -> ChangeResult:
         """Make the catalog hold these documents; all of them or none."""
-        raise NotImplementedError
+        return self._documents.apply(actor, change, documents, prune=prune, delete=delete)
 
     def set_license_state(
         self, actor: Actor, change: Change, license: str, action: str
     ) -> ChangeResult:
         """Revoke, suspend or reinstate a license."""
-        raise NotImplementedError
+        return self._documents.set_state(actor, change, license, action)
 
     def issue_license(
         self,
@@ -277,7 +341,9 @@ class Plane:
         after_revocation: bool = False,
     ) -> Issue:
         """Sign a license and put it into the catalog; see licplane.issuer.issuing.issue."""
-        raise NotImplementedError
+        return self._documents.issue(
+            actor, change, terms, kid=kid, issuer=issuer, after_revocation=after_revocation
+        )
 
     def renew_license(
         self,
@@ -290,7 +356,9 @@ class Plane:
         issuer: str | None = None,
     ) -> Issue:
         """Issue a license again with a later end and all else as it was."""
-        raise NotImplementedError
+        return self._documents.renew(
+            actor, change, jti, expires_at_s=expires_at_s, kid=kid, issuer=issuer
+        )
 
     def state_license(
         self,
@@ -304,7 +372,7 @@ class Plane:
     ) -> Statement:
         """Sign a statement about a license and put it into the catalog. The reason for the
         hosts' events is `change.reason`. `set_license_state` is the same for machines."""
-        raise NotImplementedError
+        return self._documents.state(actor, change, jti, action, kid=kid, issuer=issuer)
 
     # ----------------------------------------------------------------------------- keys
     def create_key(
@@ -312,42 +380,42 @@ class Plane:
     ) -> TrustedKey:
         """Make an issuer's key and trust it. The first one needs no opened keys
         (`Plane(store, NO_KEYS)`); this Plane signs with it from then on."""
-        raise NotImplementedError
+        return self._foundations.create_key(actor, change, issuer, passphrase)
 
     def retire_key(self, actor: Actor, change: Change, kid: str) -> tuple[TrustedKey, bool]:
         """Retire a key (kid or its first characters), and whether it was not before."""
-        raise NotImplementedError
+        return self._foundations.retire_key(actor, change, kid)
 
     def ensure_foundations(self, actor: Actor, *, issuer: str, passphrase: str | None) -> bool:
         """Make what `serve` needs and is not there: an issuer's key, and the certification
         authority. Whether anything was made. Start with `Plane(store, NO_KEYS)` where the
         database has no keys at all."""
-        raise NotImplementedError
+        return self._foundations.ensure(actor, issuer, passphrase)
 
     # ------------------------------------------------------------------- administrators
     def create_admin(
         self, actor: Actor, change: Change, *, name: str, role: Role, means: str, ttl_s: int = 0
     ) -> AdminCreated:
         """A client certificate (`means` "certificate") or a bearer token ("token")."""
-        raise NotImplementedError
+        return self._admins.create(actor, change, name=name, role=role, means=means, ttl_s=ttl_s)
 
     def list_admins(self, actor: Actor) -> tuple[AdminView, ...]:
         """Every means of signing in that was handed out."""
-        raise NotImplementedError
+        return self._admins.list(actor)
 
     def revoke_admin(self, actor: Actor, change: Change, name: str) -> ChangeResult:
         """End every certificate and token of an administrator."""
-        raise NotImplementedError
+        return self._admins.revoke(actor, change, name)
 
     # ---------------------------------------------------------------------------- audit
     def list_audit(self, actor: Actor, after: int, size: int) -> tuple[AuditView, ...]:
         """Entries after a sequence number, oldest first."""
-        raise NotImplementedError
+        return self._auditing.list(actor, after, size)
 
     def verify_audit(self, actor: Actor, head: bytes | None = None) -> AuditCheck:
         """Whether the log is whole; `head` is one exported earlier (`audit_head`)."""
-        raise NotImplementedError
+        return self._auditing.verify(actor, head)
 
     def audit_head(self, actor: Actor) -> bytes:
         """The newest signed head, as a JSON object to keep elsewhere."""
-        raise NotImplementedError
+        return self._auditing.head(actor)

@@ -14,10 +14,10 @@ from licplane.service import payloads
 from licplane.service.answers import CounterResult, CounterVerdict, FleetChanges, HostState
 from licplane.service.core import Core
 from licplane.service.replica import Replica
-from licplane.service.requests import Change, Progress
+from licplane.service.requests import Progress
 from licplane.service.texts import tidy
 from licplane.service.values import SERVED, Actor, HostStatus, Role, View
-from licplane.service.work import Work, perform
+from licplane.service.work import Work, perform_once
 from licplane.store.model import Host, HostCounters, HostPresence
 from licplane.store.reader import Reader
 from lictoken.sealed import Seal, SealPurpose
@@ -46,7 +46,7 @@ class Streams:
                 if host.status not in SERVED:
                     raise _not_served(host)
                 known = recorder.counters(host_id)
-                if known is not None and not _holds(known, counter):
+                if known is not None and not holds(known, counter):
                     break
                 pending = secrets.token_bytes(COUNTER_BYTES)
                 current = counter if known is not None else pending
@@ -201,8 +201,7 @@ def mark_cloned(core: Core, host_id: str, why: str) -> None:
         work.audit("host.cloned", host_id, {"hostname": host.hostname, "why": why})
         return True
 
-    actor = Actor(f"host:{host_id}", Role.HOST)
-    perform(core, actor, Change(reason=why), {}, body, encode=lambda _: {}, decode=lambda _: False)
+    perform_once(core, Actor(f"host:{host_id}", Role.HOST), body, why)
 
 
 def host_of(reader: Reader, host_id: str) -> Host:
@@ -223,7 +222,7 @@ def assignment(core: Core, host: Host) -> Seal:
     return core.current_sealer().seal(SealPurpose.ASSIGNMENT, payload)
 
 
-def _holds(known: HostCounters, counter: bytes) -> bool:
+def holds(known: HostCounters, counter: bytes) -> bool:
     """Whether the counter is the confirmed one, or the one given last."""
     return hmac.compare_digest(known.current, counter) or (
         bool(known.pending) and hmac.compare_digest(known.pending, counter)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 from licplane.errors import Conflict, ExitCode, PlaneError
-from licplane.issuer.keyring import Keyring, Keys
+from licplane.issuer.keyring import TRUST_NAME, TRUST_SETTING, Keyring, Keys, put_trust
 from licplane.service.core import Core, control_key
+from licplane.service.publishing import publish_register
 from licplane.service.requests import Change
 from licplane.service.texts import check_words
-from licplane.service.values import Actor
+from licplane.service.values import Actor, Kind
 from licplane.store.audit import audit_head_payload
 from licplane.store.database import Transaction
 from licplane.store.digest import catalog_head_payload, parse_catalog_head
@@ -134,7 +135,7 @@ def perform(
     request: Mapping[str, object],
     body: Callable[[Work], Result],
     *,
-    encode: Callable[[Result], Mapping[str, object]],
+    encode: Callable[[Result], Mapping[str, object]] | None,
     decode: Callable[[Mapping[str, Any]], Result],
 ) -> Result:
     """Run `body` in one transaction. The same request id again answers the first result.
@@ -145,7 +146,7 @@ def perform(
     core.keys  # noqa: B018 - refuse before anything is locked
     digest = hashlib.sha256(canonical({**request, "etag": change.etag}).encode()).digest()
     with core.store.transaction(dry_run=change.dry_run) as transaction:
-        if change.request_id:
+        if change.request_id and encode is not None:
             known = transaction.request_result(actor.name, change.request_id)
             if known is not None:
                 if known.request_digest != digest:
@@ -155,9 +156,11 @@ def perform(
                     )
                 return decode(json.loads(known.result))
         work = Work(core, transaction, actor, change)
+        if work.before.revision == 0:
+            adopt(work)
         result = body(work)
         work.finish()
-        if change.request_id:
+        if change.request_id and encode is not None:
             transaction.put_request_result(
                 RequestResult(
                     actor.name,
@@ -170,6 +173,36 @@ def perform(
     if not change.dry_run and work.keys is not core.keys:
         core.take_keys(work.keys)
     return result
+
+
+def run_once(core: Core, actor: Actor, change: Change, body: Callable[[Work], Result]) -> Result:
+    """A change whose answer cannot be asked for again, with or without a request id."""
+    result: list[Result] = []
+
+    def keep(work: Work) -> None:
+        result.append(body(work))
+
+    # The id is for the audit log alone: an answer that holds secrets is not kept.
+    perform(core, actor, change, {}, keep, encode=None, decode=lambda _: None)
+    return result[0]
+
+
+def perform_once(
+    core: Core, actor: Actor, body: Callable[[Work], Result], reason: str = ""
+) -> Result:
+    """As `run_once`, for what nobody asked for by request."""
+    return run_once(core, actor, Change(reason=reason), body)
+
+
+def adopt(work: Work) -> None:
+    """Bring what was taken over from a state folder's files into the catalog."""
+    transaction = work.transaction
+    waiting = transaction.setting(TRUST_SETTING)
+    if waiting is None or transaction.object(Kind.TRUST, TRUST_NAME) is not None:
+        return
+    put_trust(transaction, TrustStore.from_bytes(waiting))
+    count = publish_register(transaction)
+    work.audit("catalog.adopt", "catalog", {"licenses": count})
 
 
 def canonical(value: Mapping[str, object]) -> str:

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a control plane is made of first: an issuer's key, and an authority for certificates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from licplane.errors import ExitCode, PlaneError
+from licplane.issuer import keyring
+from licplane.issuer.authority import create_authority, new_private_key, pem_of, private_key_pem
+from licplane.issuer.sealedkey import Cost, check_passphrase, is_encrypted
+from licplane.service.access import Permission, require
+from licplane.service.answers import ServerCredentials
+from licplane.service.core import Core
+from licplane.service.requests import Change
+from licplane.service.values import Actor
+from licplane.service.work import Work, perform_once, run_once
+from licplane.store.model import KeyKind
+from lictoken.trust import TrustedKey
+
+
+class Foundations:
+    """Keys of issuers, the authority, and the server's own credentials."""
+
+    def __init__(self, core: Core, cost: Cost | None = None) -> None:
+        self._core = core
+        self._cost = cost
+
+    def create_key(
+        self, actor: Actor, change: Change, issuer: str, passphrase: str | None
+    ) -> TrustedKey:
+        """See Plane.create_key."""
+        require(actor, Permission.CHANGE_KEYS)
+        check_passphrase(passphrase)
+
+        def body(work: Work) -> TrustedKey:
+            _check_protection(work, passphrase)
+            key, trusted = keyring.create_key(
+                work.transaction, issuer, passphrase, work.now_ms, self._cost
+            )
+            work.keys = work.keys.with_key(key, encrypted=passphrase is not None)
+            work.audit("key.create", key.kid, {"issuer": issuer})
+            return trusted
+
+        return run_once(self._core, actor, change, body)
+
+    def retire_key(self, actor: Actor, change: Change, kid: str) -> tuple[TrustedKey, bool]:
+        """See Plane.retire_key."""
+        require(actor, Permission.CHANGE_KEYS)
+
+        def body(work: Work) -> tuple[TrustedKey, bool]:
+            key, changed = keyring.retire_key(work.transaction, kid, work.now_ms)
+            if changed:
+                work.audit("key.retire", key.kid, {"issuer": key.issuer})
+            return key, changed
+
+        return run_once(self._core, actor, change, body)
+
+    def ensure(self, actor: Actor, issuer: str, passphrase: str | None) -> bool:
+        """See Plane.ensure_foundations."""
+        require(actor, Permission.CHANGE_KEYS)
+        with self._core.store.reading() as reader:
+            has_key = bool(reader.keys(KeyKind.ISSUER))
+            has_authority = bool(reader.keys(KeyKind.AUTHORITY))
+        if not has_key:
+            self.create_key(actor, Change(reason="the first start"), issuer, passphrase)
+        if has_authority:
+            self._core.authority()  # refuse to go on beside one that does not open
+            return not has_key
+
+        def body(work: Work) -> bool:
+            if work.transaction.keys(KeyKind.AUTHORITY):
+                raise PlaneError(
+                    ExitCode.BUSY, "Another process is making the authority", "Start again"
+                )
+            _check_protection(work, passphrase)
+            authority, row = create_authority(passphrase, work.now_ms, self._cost)
+            work.transaction.put_key(row)
+            work.keys = work.keys.with_authority(authority)
+            work.audit("authority.create", row.key_id, {})
+            return True
+
+        return perform_once(self._core, actor, body, "the first start")
+
+    def server_credentials(self, names: Sequence[str]) -> ServerCredentials:
+        """See Plane.server_credentials."""
+        authority = self._core.authority()
+        key = new_private_key()
+        issued = authority.issue_server(
+            names,
+            key.public_key(),
+            self._core.settings.server_certificate_ttl_s,
+            self._core.now_ms(),
+        )
+        return ServerCredentials(
+            private_key_pem(key), pem_of(issued.der), authority.pem, issued.not_after_unix_ms
+        )
+
+
+def _check_protection(work: Work, passphrase: str | None) -> None:
+    """A key in the clear beside encrypted ones would never count: see Keys.counted."""
+    rows = work.transaction.keys(KeyKind.ISSUER)
+    if passphrase is None and any(is_encrypted(row.document) for row in rows):
+        raise PlaneError(
+            ExitCode.REFUSED,
+            "The other keys of this database are encrypted, and this one would not be",
+            "Give the passphrase of the others",
+        )
+    if rows and not work.keys.signing:
+        raise PlaneError(
+            ExitCode.PERMISSION,
+            "There are keys in this database, and none was opened",
+            "Give their passphrase",
+        )
