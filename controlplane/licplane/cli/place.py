@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-_META: Final = "licplane.place"
+_TYPED: Final = "licplane.place.typed"
+_INHERITED: Final = "licplane.place.inherited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +119,41 @@ _OPTIONS: Final[tuple[tuple[str, str, str, object, str], ...]] = (
 
 
 def place(context: click.Context | None = None) -> Place:
-    """Where the running command works, unchecked."""
+    """Where the running command works, unchecked.
+
+    A server that is named on the command line sets aside a state folder or database of the
+    environment, and the reverse.
+    """
     context = context or click.get_current_context(silent=True)
-    found = context.meta.get(_META) if context else None
+    if context is None:
+        return Place()
+    typed, inherited = (_noted(context, key) for key in (_TYPED, _INHERITED))
+    if typed.server is not None:
+        inherited = replace(inherited, state=None, database=None)
+    if typed.state is not None or typed.database is not None:
+        inherited = replace(inherited, server=None, identity=None, token_file=None)
+    if typed.identity is not None or typed.token_file is not None:
+        inherited = replace(inherited, identity=None, token_file=None)
+    names = [one.name for one in fields(Place)]
+    return Place(*(_either(getattr(typed, n), getattr(inherited, n)) for n in names))
+
+
+def _either(first: Any, second: Any) -> Any:
+    return second if first is None else first
+
+
+def _noted(context: click.Context, key: str) -> Place:
+    found = context.meta.get(key)
     return found if isinstance(found, Place) else Place()
 
 
 def _note(context: click.Context, option: click.Parameter, value: object) -> None:
     if value is None or option.name is None:
         return
-    name = option.name.removeprefix("place_")
-    # What is said after the command replaces what the environment said of another way to work.
-    context.meta[_META] = replace(place(context), **{name: value})  # type: ignore[arg-type]
+    source = context.get_parameter_source(option.name)
+    key = _INHERITED if source is ParameterSource.ENVIRONMENT else _TYPED
+    changes: dict[str, Any] = {option.name.removeprefix("place_"): value}
+    context.meta[key] = replace(_noted(context, key), **changes)
 
 
 def _options(command: Command, names: tuple[str, ...], *, root: bool) -> Command:

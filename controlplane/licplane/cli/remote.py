@@ -40,7 +40,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 _EXITS: Final[Mapping[grpc.StatusCode, ExitCode]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: ExitCode.REFUSED,
+    grpc.StatusCode.INVALID_ARGUMENT: ExitCode.USAGE,
     grpc.StatusCode.FAILED_PRECONDITION: ExitCode.REFUSED,
     grpc.StatusCode.ALREADY_EXISTS: ExitCode.REFUSED,
     grpc.StatusCode.OUT_OF_RANGE: ExitCode.REFUSED,

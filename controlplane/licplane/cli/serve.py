@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from functools import partial
 from pathlib import Path
@@ -185,8 +186,10 @@ def serve(
     control = control_address or _advertised(listen)
     public = public_address or _advertised(public_listen)
     for option, value in (("--control-address", control), ("--public-address", public)):
-        _check_address(option, value)
+        if value:
+            _check_address(option, value)
     words = None if unencrypted else passphrase(passphrase_file)
+    _log_to_stderr()
     prepare(where, issuer=issuer, words=words, unencrypted=unencrypted)
 
     from licplane.api.server import serve as run
@@ -274,6 +277,7 @@ def open_for_server(where: Place, words: str | None, settings: PlaneSettings) ->
     from licplane.issuer.keyring import open_keys
     from licplane.service.plane import Plane
 
+    _log_to_stderr()
     store = server_store(where)
     try:
         with store.reading() as reader:
@@ -288,8 +292,8 @@ def _started(where: Place, settings: ServerSettings, addresses: Addresses) -> No
     """Every worker accepts connections: write down where, and say what to do next."""
     from licplane.cli.local import open_store, remember_addresses
 
-    control = _with_port(settings.control_address, addresses.control)
-    public = _with_port(settings.public_address, addresses.public)
+    control = settings.control_address or addresses.control
+    public = settings.public_address or addresses.public
     with open_store(where) as store:
         remember_addresses(store, public=public, control=control)
     workers = f", {settings.workers} workers" if settings.workers > 1 else ""
@@ -307,15 +311,17 @@ def _started(where: Place, settings: ServerSettings, addresses: Addresses) -> No
 
 
 def _advertised(listen: str) -> str:
-    """The address as others reach it: this machine's name where it listens on all."""
+    """This machine's name where it listens on every address; else "", which is as it listens."""
     host, _, port = listen.rpartition(":")
-    return f"{socket.gethostname()}:{port}" if host in _ANY else listen
+    return f"{socket.gethostname()}:{port}" if host in _ANY and port != "0" else ""
 
 
-def _with_port(address: str, listening: str) -> str:
-    """`address`, with the port that was got where 0 asked for a free one."""
-    host, _, port = address.rpartition(":")
-    return f"{host}:{listening.rpartition(':')[2]}" if port == "0" else address
+def _log_to_stderr() -> None:
+    """Warnings of everybody, and what the server says of itself. Again changes nothing."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("licplane").setLevel(logging.INFO)
 
 
 def _check_address(option: str, value: str) -> None:

@@ -116,6 +116,12 @@ def test_numbers_and_truth_are_those_of_json(tmp_path: Path) -> None:
     file.write_text("license:\n- {id: a, n: -12, o: 007, t: true, y: yes, z: ~, e: , h: 0x1f}\n")
     document = read_declared([file])[0].document
     assert document == {
-        **{"id": "a", "n": -12, "o": "007", "t": True, "y": "yes", "z": None, "e": None},
+        "id": "a",
+        "n": -12,
+        "o": "007",
+        "t": True,
+        "y": "yes",
+        "z": None,
+        "e": None,
         "h": "0x1f",
     }

@@ -149,7 +149,7 @@ def test_refused_terms_spend_no_number(run: Any, issue: Issue) -> None:
 def test_a_damaged_record(run: Any, state: Path, issue: Issue) -> None:
     issue("a")
     with closing(sqlite3.connect(state / "licplane.db")) as database:
-        database.execute("UPDATE license_issues SET claims = '{}'")
+        database.execute("UPDATE license_tokens SET document = '{}'")
         database.commit()
     result = run("license", "show", "a", code=ExitCode.INTERNAL)
     assert "license a is damaged" in result.stderr
