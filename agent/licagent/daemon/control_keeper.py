@@ -233,7 +233,7 @@ class ControlKeeper:
         self.assignment = assignment
         agent.licensing.set_labels(assignment.labels)
         self._set_leases()
-        agent.last_cut = []
+        agent.conditions.judge()  # and tells what came of it
         agent.write_licenses()
         if dict(old_labels) != dict(assignment.labels):
             agent.emit(
@@ -243,7 +243,6 @@ class ControlKeeper:
                 by=BY,
                 old=dict(old_labels),
                 new=dict(assignment.labels),
-                sockets_cut=len(agent.last_cut),
             )
         if old is None or old.status is not assignment.status:
             agent.emit(
