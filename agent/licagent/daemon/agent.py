@@ -136,6 +136,7 @@ class Agent:
         self.link.boot()
         self.write_licenses()
         self.load_policy()
+        self.conditions.judge()  # what comes after it is a change
         self.save_clock()
 
     def close(self) -> None:

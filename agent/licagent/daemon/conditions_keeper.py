@@ -89,20 +89,26 @@ class ConditionsKeeper:
             found[jti] = _known(held.license, host, entitlements)
             if entitlements.changes_at_s is not None:
                 changes.append(entitlements.changes_at_s)
-        before, self._known = self._known, found
+        last_host = self._host or host
+        before = {jti: self._before(jti, last_host) for jti in found}
+        self._known, self._host = found, host
         self._changes_at_s = min(changes, default=None)
-        facts = fact_changes(self._host or host, host)
-        self._host = host
+        facts = fact_changes(last_host, host)
         affected = [
-            jti
-            for jti, one in found.items()
-            if jti in before
-            and before[jti].generation == one.generation
-            and before[jti].lost != one.lost
+            (jti, before[jti], one) for jti, one in found.items() if before[jti].lost != one.lost
         ]
         sockets_cut = self._bring(is_changed=bool(affected or facts))
         if affected or facts:
-            self._tell(facts, [(jti, before[jti], found[jti]) for jti in affected], sockets_cut)
+            self._tell(facts, affected, sockets_cut)
+
+    def _before(self, jti: str, last_host: HostFacts) -> _Known:
+        """What a license was worth at the last judgement, or is worth to what the host was then."""
+        licensing = self._agent.licensing
+        license_ = licensing.held[jti].license
+        known = self._known.get(jti)
+        if known is not None and known.generation == license_.generation:
+            return known
+        return _known(license_, last_host, licensing.entitlements(license_, last_host))
 
     def _bring(self, *, is_changed: bool) -> int:
         """Bring the kernel to the judgement; how many sockets ended by it."""

@@ -324,13 +324,14 @@ class Licensing:
 
     # --- conditions
 
-    def entitlements(self, license: License) -> Entitlements:
-        """The entitlements of a license by their conditions, now."""
+    def entitlements(self, license: License, host: HostFacts | None = None) -> Entitlements:
+        """The entitlements of a license by their conditions, now; on this host or another."""
         boottime_ns = _boottime_ns()
+        host = host or self.host
         return judge_entitlements(
             license,
-            self.host.labels,
-            self.host.facts,
+            host.labels,
+            host.facts,
             self._clock.now_ns(boottime_ns) / 1e9,
             self._clock.earliest_ns(boottime_ns) / 1e9,
         )

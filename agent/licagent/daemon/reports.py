@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter as Tally
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from licagent.daemon import control_status
 from licagent.daemon.decisions import rfc3339
+from licagent.domain.conditions import Standing
 from licagent.domain.config import values
 from licagent.domain.license import refusals
 from licagent.domain.reason import Verdict
@@ -289,6 +291,7 @@ def license_show(agent: Agent, jti: str) -> Report:
     found = held.license
     holders = holders_by_license(agent)
     statement = agent.licensing.revocation(found)
+    judged = agent.licensing.entitlements(found).standings
     compiled = agent.compiled
     bindings = (
         [each.name for each in compiled.policy.bindings if each.license == jti]
@@ -340,15 +343,41 @@ def license_show(agent: Agent, jti: str) -> Report:
                         for limit in each.limits
                     ],
                     "conditions": [
-                        {"kind": condition.kind, "values": list(condition.values)}
+                        {
+                            "kind": condition.kind,
+                            "values": list(condition.values),
+                            **_standing(condition.kind, judged.get(each.resource, ())),
+                        }
                         for condition in each.conditions
                     ],
-                    "refused": list(refusals(each)),
+                    "refused": [
+                        *refusals(each),
+                        *(
+                            standing.detail
+                            for standing in judged.get(each.resource, ())
+                            if not standing.holds
+                        ),
+                    ],
                 }
                 for each in found.entitlements
             ],
         },
     }
+
+
+def _standing(kind: str, standings: Iterable[Standing]) -> Report:
+    """Whether a condition holds, by what was found; empty where it cannot be judged."""
+    for each in standings:
+        if each.kind == kind:
+            changes = each.changes_at_s
+            return {
+                "holds": each.holds,
+                "found": each.found,
+                "detail": each.detail or None,
+                "hint": each.hint or None,
+                "changes_at": rfc3339(changes) if changes is not None else None,
+            }
+    return {"holds": False, "found": None, "detail": None, "hint": None, "changes_at": None}
 
 
 def amounts(compiled: Compiled) -> Report:

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A license follows what the host is: hours, posture and labels, on the real kernel, both ways."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.kernel.harness.inside import inside
+from tests.kernel.harness.probes import Probes, ask, eventually
+from tests.kernel.harness.wall_clock import WallClock
+
+from licagent.domain.reason import Reason
+from licagent.domain.slot import ATTESTED_NS
+from licagent.host.posture import boottime_ns
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.licenses import LicenseTable
+from lictoken.claims import Condition, Entitlement
+
+pytest_plugins = ["tests.kernel.harness.kept", "tests.kernel.harness.shim"]
+
+AHEAD_S: Final = 6
+"""The daemon is started that long before a minute of its clock begins."""
+REBOOT_MARK: Final = Path("/run/reboot-required")
+ACTIONS: Final = ("connect", "bind")
+
+
+def entitlements(*conditions: Condition, free: str = "") -> tuple[Entitlement, ...]:
+    """Both resources of the probes under the conditions, but for the one named."""
+    return tuple(
+        Entitlement(name, ACTIONS, conditions=() if name == free else conditions)
+        for name in ("probe", "offer")
+    )
+
+
+@pytest.fixture
+def probes(fresh_agent: AgentUnderTest) -> Iterator[Probes]:
+    with Probes(fresh_agent.cgroup) as found:
+        yield found
+
+
+@pytest.fixture
+def minute(fresh_agent: AgentUnderTest, probes: Probes, wall: WallClock) -> datetime:
+    """A running daemon, by whose clock that minute begins soon."""
+    now = time.time()
+    offset_s = int(-now % 60) - AHEAD_S
+    wall.turn(offset_s)
+    wall.start(fresh_agent)
+    found = datetime.fromtimestamp(now + offset_s + AHEAD_S, UTC).replace(second=0, microsecond=0)
+    if found.timestamp() < now + offset_s:
+        found += timedelta(minutes=1)
+    return found
+
+
+def hours(begin: datetime, end: datetime) -> Condition:
+    """A window of at most a day."""
+    return Condition("hours", (f"{begin:%a %H:%M}-{end:%H:%M} UTC",))
+
+
+def told(agent: AgentUnderTest, jti: str) -> list[dict[str, Any]]:
+    """The records of changes that concern a license."""
+    return [
+        event
+        for event in agent.events()
+        if event["kind"] == "condition" and any(row["license"] == jti for row in event["licenses"])
+    ]
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["daemon", "no-daemon"])
+def test_hours_end_on_time(
+    fresh_agent: AgentUnderTest, probes: Probes, minute: datetime, is_killed: bool
+) -> None:
+    agent = fresh_agent
+    window = hours(minute - timedelta(minutes=20), minute)
+    agent.issue("one", [], entitlements=entitlements(window))
+    agent.policy(probes.policy("one"))
+    streams = probes.many(probes.cgroups.licensed)
+    before = agent.last_event()
+    if is_killed:
+        agent.kill()
+
+    eventually(lambda: probes.once(probes.cgroups.licensed) == "EKEYREJECTED", "the hours end")
+
+    assert probes.once(probes.cgroups.unlicensed) == "ENOKEY"
+    if is_killed:
+        assert ask(streams)["broken"] == {}, "with the daemon dead a socket is only silenced"
+        agent.start()
+    eventually(lambda: ask(streams)["broken"] == {"ECONNABORTED": 8}, "the sockets are closed")
+    assert agent.count(verdict="deny", reason="condition", license="one") > 0
+    if not is_killed:
+        (record,) = eventually(lambda: told(agent, "one"), "it is on record")
+        assert record["seq"] > before
+        assert record["facts"] == []
+        (row,) = record["licenses"]
+        assert row["lost"] == ["offer", "probe"]
+        assert "the hours are" in row["why"]
+        (listed,) = agent.call("license.list")["licenses"]
+        assert listed["state"] == "condition"
+        assert "the hours are" in listed["reason"]
+
+
+def test_hours_begin_on_time(fresh_agent: AgentUnderTest, probes: Probes, minute: datetime) -> None:
+    agent = fresh_agent
+    window = hours(minute, minute + timedelta(minutes=20))
+    agent.issue("one", [], entitlements=entitlements(window))
+    agent.policy(probes.policy("one"))
+    assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
+
+    eventually(lambda: probes.once(probes.cgroups.licensed) == "", "the hours begin")
+
+    (record,) = eventually(lambda: told(agent, "one"), "it is on record")
+    assert record["licenses"][0]["gained"] == ["offer", "probe"]
+    assert probes.once(probes.cgroups.unlicensed) == "ENOKEY"
+
+
+def test_what_has_no_hours_outlives_those_that_end(
+    fresh_agent: AgentUnderTest, probes: Probes, minute: datetime
+) -> None:
+    """One license, two entitlements: only the one with the condition goes."""
+    agent = fresh_agent
+    window = hours(minute - timedelta(minutes=20), minute)
+    agent.issue("one", [], entitlements=entitlements(window, free="offer"))
+    agent.policy(probes.policy("one"))
+    streams = probes.many(probes.cgroups.licensed)
+
+    eventually(lambda: probes.once(probes.cgroups.licensed) == "EKEYREJECTED", "the hours end")
+
+    for _ in range(3):
+        assert probes.once(probes.cgroups.licensed, "bind-udp", port=probes.service) == ""
+    eventually(lambda: ask(streams)["broken"] == {"ECONNABORTED": 8}, "the sockets are closed")
+    (row,) = eventually(lambda: told(agent, "one"), "it is on record")[0]["licenses"]
+    assert (row["lost"], row["gained"]) == (["probe"], [])
+    (listed,) = agent.call("license.list")["licenses"]
+    assert listed["state"] == "valid"
+    shown = agent.call("license.show", id="one")["license"]["entitlements"]
+    assert {each["resource"]: bool(each["refused"]) for each in shown} == {
+        "probe": True,
+        "offer": False,
+    }
+
+
+@pytest.fixture
+def reboot_mark() -> Iterator[Path]:
+    """The file by which Debian asks for a reboot; there is none before and after."""
+    if REBOOT_MARK.exists():
+        pytest.skip(f"this machine waits for a reboot: {REBOOT_MARK} is there")
+    yield REBOOT_MARK
+    REBOOT_MARK.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("free", ["", "offer"], ids=["whole", "part"])
+def test_a_pending_reboot_takes_and_the_reboot_gives_back(
+    fresh_agent: AgentUnderTest, probes: Probes, reboot_mark: Path, free: str
+) -> None:
+    agent = fresh_agent
+    agent.start()
+    settled = Condition("posture:pending_reboot", ("false",))
+    agent.issue("one", [], entitlements=entitlements(settled, free=free))
+    agent.policy(probes.policy("one"))
+    licensed = probes.cgroups.licensed
+    streams = probes.many(licensed)
+
+    reboot_mark.touch()
+
+    eventually(lambda: ask(streams)["broken"] == {"ECONNABORTED": 8}, "the sockets are closed")
+    assert probes.once(licensed) == "EKEYREJECTED"
+    (record,) = told(agent, "one")
+    assert record["facts"] == [{"fact": "posture:pending_reboot", "old": "false", "new": "true"}]
+    assert record["sockets_cut"] == 8
+    assert "pending_reboot must be false, and is true" in record["licenses"][0]["why"]
+    assert probes.once(licensed, "bind-udp", port=probes.service) == (
+        "" if free else "EKEYREJECTED"
+    )
+
+    reboot_mark.unlink()
+
+    eventually(lambda: probes.once(licensed) == "", "the license is back")
+    assert probes.once(licensed, "bind-udp", port=probes.service) == ""
+    (_, record) = told(agent, "one")
+    assert "probe" in record["licenses"][0]["gained"]
+    assert agent.count(reason="condition", verdict="cut", license="one") > 0
+    assert ask(probes.many(licensed))["alive"] == 8
+
+
+def test_a_clock_that_falls_out_of_step_takes_and_gives(
+    fresh_agent: AgentUnderTest, probes: Probes, wall: WallClock
+) -> None:
+    agent = fresh_agent
+    wall.turn(synchronized=True)
+    wall.start(agent)
+    in_sync = Condition("posture:clock_in_sync", ("true",))
+    agent.issue("one", [], entitlements=entitlements(in_sync))
+    agent.policy(probes.policy("one"))
+    licensed = probes.cgroups.licensed
+    assert probes.once(licensed) == ""
+
+    wall.turn(synchronized=False)
+    eventually(lambda: probes.once(licensed) == "EKEYREJECTED", "it is taken")
+    wall.turn(synchronized=True)
+    eventually(lambda: probes.once(licensed) == "", "it is given back")
+
+    assert [record["facts"][0]["new"] for record in told(agent, "one")] == ["false", "true"]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        Condition("label:rack", ("7",)),
+        Condition("posture:kernel", (">=99",)),
+        Condition("hours", ("Mon-Sun 00:00-24:00 Mars/Base",)),
+    ],
+    ids=lambda one: one.kind,
+)
+def test_what_is_not_known_is_denied_in_enforce_and_told_of_in_observe(
+    fresh_agent: AgentUnderTest, probes: Probes, condition: Condition
+) -> None:
+    agent = fresh_agent
+    agent.start()
+    agent.issue("one", [], entitlements=entitlements(condition))
+    agent.policy(probes.policy("one"))
+    assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
+    agent.stop()
+    agent.mode = "observe"
+    agent.start()
+
+    assert probes.once(probes.cgroups.licensed) == ""
+
+    assert agent.count(verdict="shadow", reason="condition", license="one") > 0
+
+
+def test_without_a_daemon_conditions_are_believed_for_a_minute_at_most(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    agent = fresh_agent
+    agent.start()
+    on_linux = Condition("posture:kernel", (">=5.10",))
+    agent.issue("one", [], entitlements=entitlements(on_linux))
+    agent.issue("two", ["probe", "offer"])
+    agent.policy(probes.policy("one"))
+    assert probes.once(probes.cgroups.licensed) == ""
+    table = LicenseTable(PinFolder(agent.bpffs))
+    try:
+
+        def end_ns(jti: str) -> int:
+            slot = table.get(agent._numbered[jti])
+            assert slot is not None
+            assert slot.end_reason is (Reason.CONDITION if jti == "one" else Reason.EXPIRED)
+            return slot.not_after_ns
+
+        first_ns = end_ns("one")
+        assert first_ns <= boottime_ns() + ATTESTED_NS
+        assert end_ns("two") > boottime_ns() + ATTESTED_NS
+        eventually(lambda: end_ns("one") > first_ns, "the daemon says again that it holds", 30)
+        assert end_ns("one") <= boottime_ns() + ATTESTED_NS
+        agent.kill()
+        # A minute later, as the kernel would find it.
+        table.set(agent._numbered["one"], Reason.LICENSED, 0, boottime_ns(), Reason.CONDITION)
+    finally:
+        table.close()
+
+    assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
+    agent.start()
+    assert probes.once(probes.cgroups.licensed) == "", "the daemon that is back sees that it holds"
+
+
+def test_a_label_that_changes_cuts_and_gives_back(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    outer = fresh_agent
+    outer.settings = 'labels = { region = "eu" }'
+    in_eu = Condition("label:region", ("eu",))
+    outer.issue("one", [], entitlements=entitlements(in_eu))
+    outer.issue("two", [], entitlements=entitlements(in_eu, free="probe"))
+    outer.policy(
+        probes.policy(
+            "one", extra='[[binding]]\nlicense = "two"\nselectors = ["cgroup:path:/other"]\n'
+        )
+    )
+    other = probes.cgroup("other")
+    licensed = probes.cgroups.licensed
+    with inside(outer) as found:
+        agent = found.agent
+        agent.conditions.judge()
+        assert found.told("condition") == [], "a start is no change"
+        streams, others = probes.many(licensed), probes.many(other)
+
+        agent.licensing.set_labels({"region": "us"})
+        agent.conditions.judge()
+
+        assert ask(streams)["broken"] == {"ECONNABORTED": 8}
+        assert ask(others)["alive"] == 8, "its own entitlement has no condition"
+        assert probes.once(licensed) == "EKEYREJECTED"
+        assert probes.once(other, "bind-udp", port=probes.service) == "EKEYREJECTED"
+        (record,) = found.told("condition")
+        assert record["facts"] == [{"fact": "label:region", "old": "eu", "new": "us"}]
+        assert record["sockets_cut"] == 8
+        lost = {row["license"]: row["lost"] for row in record["licenses"]}
+        assert lost == {"one": ["offer", "probe"], "two": ["offer"]}
+
+        agent.licensing.set_labels({"region": "eu"})
+        agent.conditions.judge()
+
+        assert probes.once(licensed) == ""
+        assert probes.once(other, "bind-udp", port=probes.service) == ""
+        assert ask(others)["alive"] == 8
+        gained = {row["license"]: row["gained"] for row in found.told("condition")[1]["licenses"]}
+        assert gained == lost
+
+
+def test_nothing_is_granted_between_two_judgements(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    """All of a license is lost; then a part comes back: its slot must wait for the rules."""
+    outer = fresh_agent
+    parts = (
+        Entitlement("probe", ACTIONS, conditions=(Condition("label:region", ("eu",)),)),
+        Entitlement("offer", ACTIONS, conditions=(Condition("label:team", ("db",)),)),
+    )
+    outer.issue("one", [], entitlements=parts)
+    outer.policy(probes.policy("one"))
+    licensed = probes.cgroups.licensed
+    with inside(outer) as found:
+        agent = found.agent
+        assert probes.once(licensed) == "EKEYREJECTED"
+        agent.licensing.set_labels({"team": "db"})
+        agent.write_licenses()
+
+        # The rules in force still have both: nothing may pass by the slot alone.
+        assert probes.once(licensed) == "EKEYREJECTED"
+        agent.conditions.judge()
+
+        assert probes.once(licensed) == "EKEYREJECTED"
+        assert probes.once(licensed, "bind-udp", port=probes.service) == ""
