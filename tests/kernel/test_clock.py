@@ -8,23 +8,22 @@ folder that was written under another boot id.
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.probes import Probes, ask, eventually
+from tests.kernel.harness.wall_clock import WallClock
 
 from licagent.domain.clock import ClockState
 from licagent.local.errors import LocalError
 from licagent.store.clockstate import ClockStore
 from licagent.store.statedir import StateDir
 
-pytest_plugins = ["tests.kernel.harness.kept"]
+pytest_plugins = ["tests.kernel.harness.kept", "tests.kernel.harness.shim"]
 
 DAY_S: Final = 86_400
 HOUR_S: Final = 3600
@@ -34,39 +33,19 @@ SLACK_S: Final = 120.0
 _NS: Final = 1_000_000_000
 
 
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library."""
-    made = tmp_path_factory.mktemp("shim") / "clock_shim.so"
-    source = Path(__file__).with_name("harness") / "clock_shim.c"
-    subprocess.run(
-        ["cc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", str(made), str(source)], check=True
-    )
-    return made
-
-
 class Clocked:
     """An agent whose daemon sees the wall clock that a test sets."""
 
-    def __init__(self, agent: AgentUnderTest, probes: Probes, shim: Path, setting: Path) -> None:
+    def __init__(self, agent: AgentUnderTest, probes: Probes, wall: WallClock) -> None:
         self.agent = agent
         self.probes = probes
         self.licensed = probes.cgroups.licensed
-        self._shim = shim
-        self._setting = setting
-
-    def turn(self, offset_s: int = 0, *, synchronized: bool = False) -> None:
-        """Set the daemon's wall clock, whether it runs or not."""
-        fresh = self._setting.with_suffix(".new")
-        fresh.write_text(f"{offset_s} {int(synchronized)}\n")
-        fresh.rename(self._setting)
+        self.turn = wall.turn
+        self._wall = wall
 
     def start(self) -> None:
         """Start the daemon, and only it, under the shim."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("LD_PRELOAD", str(self._shim))
-            patch.setenv("CLOCK_SHIM", str(self._setting))
-            self.agent.start()
+        self._wall.start(self.agent)
 
     def restart(self) -> None:
         """kill -9, and again."""
@@ -100,11 +79,10 @@ class Clocked:
 
 
 @pytest.fixture
-def clocked(fresh_agent: AgentUnderTest, shim: Path, tmp_path: Path) -> Iterator[Clocked]:
+def clocked(fresh_agent: AgentUnderTest, wall: WallClock) -> Iterator[Clocked]:
     """A running daemon with the true time, not synchronised."""
     with Probes(fresh_agent.cgroup) as probes:
-        found = Clocked(fresh_agent, probes, shim, tmp_path / "setting")
-        found.turn()
+        found = Clocked(fresh_agent, probes, wall)
         found.start()
         yield found
 
