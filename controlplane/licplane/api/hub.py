@@ -131,7 +131,8 @@ class Hub:
 
     async def _publish_view(self, view: View, before: int) -> None:
         change = await self.delta(view, before)
-        if not change.count and not change.reset and self.revision % _EMPTY_AFTER:
+        nothing = not change.count and (before == 0 or not change.reset)
+        if nothing and self.revision % _EMPTY_AFTER:
             return
         streams = self._views.get(view, ())
         for stream in streams:
@@ -191,7 +192,9 @@ class Hub:
         if not delta.reset and delta.from_revision != stream.since:
             self.offer(stream)  # the stream moved on while the delta was made
             return
-        if delta.count or delta.reset or delta.to_revision - stream.revision >= _EMPTY_AFTER:
+        ahead = delta.to_revision - stream.revision
+        whole = delta.reset and (stream.wants_reset or ahead != 0)
+        if whole or delta.count or ahead >= _EMPTY_AFTER:
             stream.send_delta(delta)
 
     # --------------------------------------------------------------------------- streams
@@ -235,7 +238,7 @@ class Hub:
         if stream.cold:
             self.warm(stream)
         stream.reported_s = 0.0  # to be written with the next progress
-        if stream.revision != self.revision or stream.since == 0:
+        if stream.revision != self.revision or stream.wants_reset:
             self.offer(stream)
 
     def warm(self, stream: SyncStream) -> None:

@@ -125,6 +125,11 @@ class SyncStream:
         return 0 if self._reset_wanted else self.revision
 
     @property
+    def wants_reset(self) -> bool:
+        """Whether it was found to hold something else than we thought."""
+        return self._reset_wanted
+
+    @property
     def takes_delta(self) -> bool:
         """Whether a delta to the hub's revision may be sent now."""
         return (

@@ -109,7 +109,7 @@ class _Crew:
                 try:
                     self._ready(new)
                 except PlaneError as error:
-                    log.error("worker %d does not start: %s", new.number, error)  # noqa: TRY400
+                    log.error("worker %d does not start: %s", new.number, error)
 
     def stop(self) -> None:
         """Let all end in an orderly way, and by force where that takes too long."""
