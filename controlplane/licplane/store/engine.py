@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 from pathlib import Path
@@ -86,8 +87,12 @@ def _sqlite(url: URL, pool_size: int) -> Engine:
         # SQLite gives its journal the mode of the database, and the database that of the umask.
         del unused
         StateFolder(path.parent).require()
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        os.close(os.open(path, flags, PRIVATE_MODE))
+        # Never a file that is there: close(2) would take away the locks of all connections that
+        # this process has to it (sqlite.org/howtocorrupt.html, 2.2), and the next process to
+        # leave would delete the journal that this one writes to.
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, flags, PRIVATE_MODE))
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, record: object) -> None:
