@@ -43,6 +43,8 @@ from lictoken.trust import TrustStore
 
 _log: Final = logging.getLogger(__name__)
 
+_SETTLE_S: Final = 30.0
+
 Result = TypeVar("Result")
 
 
@@ -78,10 +80,13 @@ class CatalogKeeper:
         self.trust = trust
 
     async def settled(self) -> None:
-        """Wait for a change that a cut link left half way: it is carried to its end."""
+        """Wait for a change that a cut link left half way: it is carried to its end.
+
+        Not for ever: a daemon that hangs must still be able to stop.
+        """
         busy = self._busy
         if busy is not None and not busy.done():
-            await asyncio.wait({busy})
+            await asyncio.wait({busy}, timeout=_SETTLE_S)
 
     async def take_delta(self, delta: GatheredDelta) -> Taken:
         """Put a delta in force. Raises Refused with what was in force still in force."""

@@ -209,6 +209,7 @@ class Replica:
         self._objects: dict[ObjectKey, CatalogObject] = {}
         self._staged: _Staged | None = None
         self.manifest: Manifest | None = None
+        """Of the snapshot in force; what is staged is not in force."""
 
     def __len__(self) -> int:
         return len(self._objects)
@@ -249,7 +250,6 @@ class Replica:
                 f"changes and the digest {found.hex()[:16]}, the snapshot says "
                 f"{delta.manifest.digest.hex()[:16]} over {delta.manifest.objects} objects",
             )
-        self.manifest = delta.manifest
         return CatalogView(
             view=delta.manifest.view,
             revision=delta.to_revision,
@@ -271,14 +271,15 @@ class Replica:
 
     def keep(self) -> None:
         """What was staged is in force."""
-        self._staged = None
+        staged, self._staged = self._staged, None
+        if staged is not None:
+            self.manifest = staged.manifest
 
     def undo(self) -> None:
         """What was staged is not."""
         staged, self._staged = self._staged, None
         if staged is None:
             return
-        self.manifest = staged.manifest
         if staged.tree is not None:
             self._tree, self._objects = staged.tree, staged.objects
             return
@@ -339,7 +340,7 @@ class Replica:
             touched[change.key] = old.get(change.key)
         touched.update((key, each) for key, each in old.items() if key not in objects)
         self._tree, self._objects = tree, objects
-        return _Staged(self.manifest, touched, old_tree, old)
+        return _Staged(delta.manifest, touched, old_tree, old)
 
     def _change(self, delta: Delta) -> _Staged:
         touched: dict[ObjectKey, CatalogObject | None] = {}
@@ -351,7 +352,7 @@ class Replica:
                 if change.payload is None
                 else CatalogObject(change.kind, change.name, change.revision, change.payload),
             )
-        return _Staged(self.manifest, touched, None, {})
+        return _Staged(delta.manifest, touched, None, {})
 
     def _set(self, key: ObjectKey, value: CatalogObject | None) -> None:
         if value is None:
@@ -364,9 +365,9 @@ class Replica:
 
 @dataclass(slots=True)
 class _Staged:
-    """How to go back."""
+    """Where the delta leads, and how to go back."""
 
-    manifest: Manifest | None
+    manifest: Manifest
     touched: dict[ObjectKey, CatalogObject | None]  # as they were
     tree: DigestTree | None  # of before a reset
     objects: dict[ObjectKey, CatalogObject]
