@@ -25,6 +25,7 @@ from licplane.service.values import Kind
 from licplane.service.work import Work
 from licplane.store.model import CatalogObject, ObjectDraft
 from lictoken.armour import Label
+from lictoken.errors import TokenError
 from lictoken.fields import ID
 from lictoken.revocation import RevocationAction
 from lictoken.validity import Standing
@@ -220,7 +221,12 @@ def _put_license(work: Work, wanted: Wanted, outcome: Outcome) -> None:
     start_s = wanted.license.not_before_s
     if not wanted.not_before_given:
         start_s = record.latest.not_before_s if record is not None else work.now_s
-    issued = licensing.issue(work, wanted.terms(start_s), issuer=wanted.issuer)
+    try:
+        issued = licensing.issue(work, wanted.terms(start_s), issuer=wanted.issuer)
+    except TokenError as error:
+        raise PlaneError(
+            ExitCode.USAGE, f"license {jti}: {error.detail}", "Correct it; nothing was changed"
+        ) from error
     old = license_document(record.latest) if record is not None else ""
     lines = diff(old, license_document(issued.license))
     action = "update" if record is not None else "create"

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from licplane.service.impact import Cut, Ends, Use
+from licplane.service.impact import Cut, Ends
+from licplane.service.reports import Use
 from licplane.service.values import Kind
 from licplane.store.model import CatalogObject, Host
 from licplane.store.reader import Reader

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+from typing import Final
 
+from licplane.service.reports import KeptReport, kept
 from licplane.service.values import HostStatus
 from licplane.store.model import Host, HostPresence, HostReport
+from lictoken.claims import TIME_MAX_S
 from lictoken.validity import rfc3339
 
 SILENT_AFTER_MS: Final = 10 * 60_000
@@ -34,58 +35,32 @@ def drift_of(
         return (*found, "has not reported yet")
     if now_ms - row.at_unix_ms > SILENT_AFTER_MS:
         found.append(f"last reported at {rfc3339(row.at_unix_ms // 1000)}")
-    return (*found, *_state(host, _json(row).get("state"), now_ms))
+    return (*found, *_reported(host, kept(row.report), now_ms))
 
 
-def _state(host: Host, state: Any, now_ms: int) -> list[str]:
-    if not isinstance(state, dict):
-        return []
-    found = [f"degraded: {_text(one)}" for one in _list(state, "degraded")]
-    for hook in _list(state, "hooks"):
-        if isinstance(hook, dict) and not hook.get("attached"):
-            detail = _text(hook.get("detail", ""))
-            found.append(f"hook {_text(hook.get('hook'))} is not attached {detail}".rstrip())
+def _reported(host: Host, report: KeptReport, now_ms: int) -> list[str]:
+    found = [f"degraded: {_text(one)}" for one in report.degraded]
+    found += [f"not attached: hook {_text(one)}" for one in report.unattached]
     found += [
-        f"map {_text(one.get('map'))} does not hold what the agent put there"
-        for one in _list(state, "maps")
-        if isinstance(one, dict) and one.get("wanted") != one.get("found")
+        f"map {_text(one)} does not hold what the agent put there" for one in report.differing
     ]
-    until_ms = _integer(state.get("break_glass_until_unix_ms"))
-    if until_ms > now_ms:
-        found.append(f"open by break-glass until {rfc3339(until_ms // 1000)}")
-    labels = state.get("labels")
-    if isinstance(labels, dict) and labels and labels != dict(host.labels):
+    if report.break_glass_until_unix_ms > now_ms:
+        until_s = min(report.break_glass_until_unix_ms // 1000, TIME_MAX_S)
+        found.append(f"open by break-glass until {rfc3339(until_s)}")
+    if report.labels and report.labels != dict(host.labels):
         differing = sorted(
-            name for name in {*labels, *host.labels} if labels.get(name) != host.labels.get(name)
+            name
+            for name in {*report.labels, *host.labels}
+            if report.labels.get(name) != host.labels.get(name)
         )
         found.append(f"other labels in force: {', '.join(map(_text, differing))}")
-    refused = state.get("refused_licenses")
-    if isinstance(refused, dict):
-        found += [f"license {_text(k)} grants nothing: {_text(v)}" for k, v in refused.items()]
+    found += [
+        f"license {_text(name)} grants nothing: {_text(why)}"
+        for name, why in report.refused_licenses.items()
+    ]
     return found
-
-
-def _json(row: HostReport) -> dict[str, Any]:
-    try:
-        value = json.loads(row.report)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: dict[str, Any], name: str) -> list[Any]:
-    found = value.get(name)
-    return found if isinstance(found, list) else []
 
 
 def _text(value: object) -> str:
     text = str(value)[:_SHOWN]
     return "".join(one if one.isprintable() else "?" for one in text)
-
-
-def _integer(value: object) -> int:
-    """proto3's JSON writes 64-bit numbers as texts."""
-    try:
-        return int(value) if isinstance(value, int | str) else 0
-    except ValueError:
-        return 0

@@ -14,7 +14,8 @@ from licplane.service.answers import ChangeResult, Difference, HostView, Impact,
 from licplane.service.catalog import diff
 from licplane.service.core import Core
 from licplane.service.drift import drift_of
-from licplane.service.impact import Use, host_impact
+from licplane.service.impact import host_impact
+from licplane.service.reports import Use, kept
 from licplane.service.requests import Change, PageRequest
 from licplane.service.results import change_from, change_to
 from licplane.service.texts import check_labels, host_id_of, shown
@@ -104,7 +105,7 @@ class Hosts:
                     acked_revision=seen.acked_revision,
                     revision=revision,
                     last_nack=seen.last_nack,
-                    report_json=row.report.decode("utf-8", "replace") if row else "",
+                    report_json=kept(row.report).json if row else "",
                     certificate_not_after_unix_ms=max(ends, default=0),
                     etag=etag_of(host),
                     drift=drift_of(host, seen, row, revision, now_ms),

@@ -3,28 +3,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from licplane.service.answers import Impact
+from licplane.service.reports import Use, kept, names_license
 from licplane.store.model import Host, HostReport
 from licplane.store.reader import Reader
-from lictoken.fields import NAME
 
 IMPACTS_MAX: Final = 10_000
 _PAGE: Final = 500
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One line of a report: open sockets of a workload under a license."""
-
-    license: str
-    resource: str
-    selector: str
-    sockets: int
 
 
 Ends = Callable[[Use, Host], bool]
@@ -55,8 +44,6 @@ def impact_of(reader: Reader, cuts: Sequence[Cut], now_ms: int) -> tuple[Impact,
     by_license: dict[str, list[Cut]] = {}
     for cut in cuts:
         by_license.setdefault(cut.license, []).append(cut)
-    # Reports are long and most name none of the licenses: a look at the bytes spares parsing.
-    wanted = [f'"{license}"'.encode() for license in by_license if NAME.fullmatch(license)]
     found: list[Impact] = []
     made: dict[int, Ends] = {}
 
@@ -70,12 +57,12 @@ def impact_of(reader: Reader, cuts: Sequence[Cut], now_ms: int) -> tuple[Impact,
 
     for rows in _pages(reader):
         for row in rows:
-            if "" not in by_license and not any(name in row.report for name in wanted):
+            if not any(names_license(row.report, license) for license in by_license):
                 continue
             host = reader.host(row.host_id)
             if host is None:
                 continue
-            for use in uses_of(row.report):
+            for use in kept(row.report).uses:
                 if ends(use, host):
                     found.append(
                         Impact(
@@ -106,29 +93,9 @@ def host_impact(
             host.host_id, host.hostname, use.license, use.resource, use.selector,
             use.sockets, age_ms,
         )
-        for use in uses_of(row.report)
+        for use in kept(row.report).uses
         if use.license and ends(use)
     )  # fmt: skip
-
-
-def uses_of(report: bytes) -> Iterator[Use]:
-    """The open sockets that a stored report tells of."""
-    for one in report_part(report, "live"):
-        yield Use(
-            str(one.get("license", "")),
-            str(one.get("resource", "")),
-            str(one.get("selector", "")),
-            int(one.get("sockets", 0)),
-        )
-
-
-def report_part(report: bytes, name: str) -> list[dict[str, Any]]:
-    """A list of a stored report; [] where there is none."""
-    try:
-        found = json.loads(report).get(name)
-    except (ValueError, AttributeError):
-        return []
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _pages(reader: Reader) -> Iterator[Iterable[HostReport]]:

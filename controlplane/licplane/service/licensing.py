@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from licplane.errors import ExitCode, PlaneError
 from licplane.issuer import issuing
 from licplane.issuer.issuing import Terms
 from licplane.issuer.keyring import Keyring
 from licplane.issuer.registry import Issue, OpenRegistry, Record, Statement
-from licplane.service.impact import Cut, Use, everything
+from licplane.service.impact import Cut, everything
 from licplane.service.license_documents import license_scope
 from licplane.service.publishing import publish_license, publish_statement
+from licplane.service.reports import Use
 from licplane.service.work import Work
 from licplane.store.model import Host
 from lictoken.claims import License
-from lictoken.errors import TokenError
 from lictoken.keys import SigningKey
 from lictoken.revocation import RevocationAction
 from lictoken.validity import Standing
@@ -36,18 +35,13 @@ def issue(
     issuer: str | None = None,
     after_revocation: bool = False,
 ) -> Issue:
-    """Sign a license and put it into the catalog."""
+    """Sign a license and put it into the catalog. Raises TokenError for terms nobody accepts."""
     registry = OpenRegistry(work.transaction)
     known = registry.find(terms.jti)
     if kid is None and issuer is None and known is not None:
         issuer = known.latest.issuer
     key = _key(work, kid, issuer)
-    try:
-        issued = issuing.issue(registry, key, terms, work.now_s, after_revocation=after_revocation)
-    except TokenError as error:
-        raise PlaneError(
-            ExitCode.USAGE, f"license {terms.jti}: {error.detail}", error.next_step
-        ) from error
+    issued = issuing.issue(registry, key, terms, work.now_s, after_revocation=after_revocation)
     publish_license(work.transaction, issued)
     _audit_issue(work, issued)
     return issued

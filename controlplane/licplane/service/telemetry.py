@@ -13,10 +13,13 @@ from licplane.service.access import Permission, require
 from licplane.service.answers import Page, ShadowUsageView
 from licplane.service.core import Core
 from licplane.service.replica import Replica
+from licplane.service.reports import keep
 from licplane.service.requests import PageRequest, Report, ShadowReport
+from licplane.service.standings import Standings
 from licplane.service.texts import tidy
-from licplane.service.values import Actor
+from licplane.service.values import Actor, Kind
 from licplane.store.model import FleetShadow, HostReport, ShadowRow
+from licplane.store.reader import Reader
 from lictoken.claims import I64_MAX
 
 REPORT_BYTES_MAX: Final = 1024 * 1024
@@ -34,7 +37,7 @@ class Telemetry:
 
     def record(self, host_id: str, report: Report) -> None:
         """See Plane.record_report."""
-        data = report.json.encode("utf-8", "replace")
+        data = keep(report)
         if len(data) > REPORT_BYTES_MAX or len(report.shadow) > SHADOW_ROWS_MAX:
             raise Exhausted(
                 f"The report has {len(data)} bytes and {len(report.shadow)} lines of shadow usage",
@@ -55,8 +58,10 @@ class Telemetry:
         after = (key[0], key[1], key[2], key[3]) if key else None
         with self._core.store.reading() as reader:
             rows = reader.shadow(after=after, limit=size + 1)
-        self._replica.refresh()
-        views = tuple(self._view(one) for one in rows[:size])
+            standings = None if self._core.has_keys else _unverified(reader)
+        if standings is None:
+            self._replica.refresh()
+        views = tuple(self._view(one, standings) for one in rows[:size])
         last = rows[size - 1] if len(rows) > size else None
         more = (
             paging.token_of(last.resource, last.selector, last.executable, last.user)
@@ -65,7 +70,7 @@ class Telemetry:
         )
         return Page(views, more)
 
-    def _view(self, row: FleetShadow) -> ShadowUsageView:
+    def _view(self, row: FleetShadow, standings: Standings | None) -> ShadowUsageView:
         return ShadowUsageView(
             resource=row.resource,
             selector=row.selector,
@@ -75,15 +80,17 @@ class Telemetry:
             count=row.count,
             first_unix_ms=row.first_unix_ms,
             last_unix_ms=row.last_unix_ms,
-            suggestion=self._suggestion(row.resource, row.selector),
+            suggestion=self._suggestion(row.resource, row.selector, standings),
         )
 
-    def _suggestion(self, resource: str, selector: str) -> str:
+    def _suggestion(self, resource: str, selector: str, known: Standings | None) -> str:
         """The binding that would allow it, as TOML."""
         now_s = self._core.now_ms() // 1000
         lock, standings = self._replica.with_standings()
         with lock:
-            able = [one for one in standings.entitling(resource) if one.expires_at_s > now_s]
+            able = [
+                one for one in (known or standings).entitling(resource) if one.expires_at_s > now_s
+            ]
         # The one that lasts longest, by name where two last alike.
         able.sort(key=lambda one: (-one.expires_at_s, one.jti))
         license = able[0].jti if able else _PLACEHOLDER
@@ -97,6 +104,15 @@ class Telemetry:
         if not able:
             lines[2] += f"  # none entitles {json.dumps(resource)[1:-1]}: issue one first"
         return "\n".join(lines) + "\n"
+
+
+def _unverified(reader: Reader) -> Standings:
+    """For somebody who only looks, and has no keys to check signatures of the catalog with."""
+    standings = Standings()
+    for kind in (Kind.LICENSE, Kind.REVOCATION):
+        for one in reader.objects(kind):
+            standings.put(kind, one.name, one.scope, one.payload)
+    return standings
 
 
 def _row(host_id: str, boot_id: str, one: ShadowReport) -> ShadowRow:
