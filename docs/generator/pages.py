@@ -110,10 +110,11 @@ _NEXT: Final[Mapping[Reason, str]] = {
     Reason.EXPIRED: "add the renewed license: `licagent license add FILE`",
     Reason.NOT_YET_VALID: "wait; `licagent license show ID` has the beginning, "
     "`licagent status -v` the trusted time",
-    Reason.LEASE_LOST: "this version has no leases and never gives this reason",
+    Reason.LEASE_LOST: "`licagent status` has the link to the control plane, which leases the "
+    "license to this host, and when leases end",
     Reason.REVOKED: "ask the issuer; `licagent events` has who revoked it and why",
-    Reason.CONDITION: "`licagent explain PID` names the condition: another host, environment or "
-    "region, or a limit that this version cannot hold",
+    Reason.CONDITION: "`licagent explain PID` names the [condition](conditions.md), and what was "
+    "found; or the other host, environment or region, or a limit that this version cannot hold",
     Reason.NO_SEAT: "this version has no seats and never gives this reason",
     Reason.QUOTA: "this version has no quotas and never gives this reason",
     Reason.MALFORMED: "no ordinary program sends such packets; see who does in `licagent events`",

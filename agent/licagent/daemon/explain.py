@@ -220,7 +220,24 @@ def _advice(
         how.append(
             f"or run the command under a license: licagent run --license ID -- {process.name}"
         )
-    elif reason in (Reason.EXPIRED, Reason.NOT_YET_VALID, Reason.REVOKED, Reason.CONDITION):
+    elif reason is Reason.CONDITION and license_id is None:
+        # Conditions have taken this right of a license, and left others.
+        for binding in _candidates(agent, resource):
+            found = agent.licensing.entitlements(agent.licensing.held[binding.license].license)
+            for standing in found.standings.get(resource.name, ()):
+                if not standing.holds:
+                    missing.append(f"license {binding.license}: {standing.detail}")
+                    how.append(standing.hint)
+        if not missing:
+            missing.append("the license has a limit or a condition that this version cannot hold")
+            how.append("see `licagent license list`, then `licagent license show ID`")
+    elif reason in (
+        Reason.EXPIRED,
+        Reason.NOT_YET_VALID,
+        Reason.REVOKED,
+        Reason.CONDITION,
+        Reason.LEASE_LOST,
+    ):
         held = agent.licensing.held.get(license_id or "")
         if held is not None:
             judgement = agent.licensing.judge(held.license)

@@ -18,6 +18,7 @@ EU = (Condition("label:region", ("eu",)),)
 NIGHT = (Condition("hours", ("Mon-Sun 00:00-06:00 UTC",)),)
 MORNING_S = 1_770_000_000 // 86_400 * 86_400 + 6 * 3600  # 06:00 UTC
 IN_EU = {"region": "eu"}
+USERS: dict[str, int] = {}
 
 
 def of(make: Make, *entitlements: Entitlement) -> License:
@@ -91,9 +92,9 @@ def test_what_conditions_take_keeps_its_rule_and_grants_nothing(
         "other": make_license("other", 2, "db", "web"),
     }
     numbering = counting()
-    whole = compile_policy(policy, licenses, numbering, {}.get)
+    whole = compile_policy(policy, licenses, numbering, USERS.get)
     tables = compile_policy(
-        policy, licenses, numbering, {}.get, withheld=frozenset({("acme", "db")})
+        policy, licenses, numbering, USERS.get, withheld=frozenset({("acme", "db")})
     )
     assert {rule.key for rule in tables.rules} == {rule.key for rule in whole.rules}
     names = {entry.number: entry.name for entry in tables.resources}

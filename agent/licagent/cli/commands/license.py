@@ -130,10 +130,16 @@ def _revocation(row: Row) -> str:
 
 
 def _condition(row: object) -> str:
-    """ "region is eu or us": any of the values will do."""
+    """ "label:region is eu or us (holds)": any of the values will do."""
     if not isinstance(row, Mapping):
         return str(row)
-    return f"{row.get('kind')} is " + " or ".join(str(value) for value in row.get("values") or ())
+    text = f"{row.get('kind')} is " + " or ".join(str(value) for value in row.get("values") or ())
+    if "holds" not in row:
+        return text
+    holds = "holds" if row["holds"] else f"does not hold: {row.get('found') or 'not known here'}"
+    if row.get("changes_at"):
+        holds += f", until {row['changes_at']}"
+    return f"{text} ({holds})"
 
 
 def _words(value: object) -> str:
