@@ -88,11 +88,11 @@ def compile_policy(
     resource is still enforced. `tolerated` says it of single problems: a policy for many hosts
     binds licenses and resources that this one does not have (`PolicyProblem.absent`).
     """
-    compiler = _Compiler(policy, licenses, Folder(numbering, users, groups), withheld)
+    compiler = PolicyCompiler(policy, licenses, Folder(numbering, users, groups), withheld)
     return compiler.compile(failsafe, lenient=lenient, tolerated=tolerated)
 
 
-class _Grant(NamedTuple):
+class Grant(NamedTuple):
     """One binding that leads to a rule."""
 
     binding: Binding
@@ -112,7 +112,9 @@ class _LicenseView:
 
 
 @dataclass(slots=True)
-class _Compiler:
+class PolicyCompiler:
+    """One compilation, and what it worked out on the way."""
+
     policy: Policy
     licenses: Mapping[str, License]
     folder: Folder
@@ -120,9 +122,10 @@ class _Compiler:
     problems: list[PolicyProblem] = field(default_factory=list)
     _resources: dict[str, tuple[int, Resource]] = field(default_factory=dict)
     _views: dict[str, _LicenseView | None] = field(default_factory=dict)
-    _grants: defaultdict[tuple[int, ...], list[_Grant]] = field(
+    grants: defaultdict[tuple[int, ...], list[Grant]] = field(
         default_factory=lambda: defaultdict(list)
     )
+    _known: Names | None = None
     _shapes: set[Shape] = field(default_factory=set)
     _reached: set[str] = field(default_factory=set)
 
@@ -183,29 +186,34 @@ class _Compiler:
                 )
 
     def _bind_all(self) -> None:
-        known = Names(self.licenses)
         limit = RULES_MAX
         for binding in self.policy.bindings:
-            license_ = self.licenses.get(binding.license)
-            if license_ is None:
-                hint = known.suggest(binding.license) or "add it: licagent license add FILE"
-                message = f"no license {shown(binding.license)} is known here"
-                self._problem(binding, "license", message, hint, absent=True)
-                continue
-            view = self._view(binding, license_)
-            if view is None:
-                continue
-            try:
-                who = self.folder.fold((*binding.selectors, *view.selectors))
-            except FoldError as error:
-                self._problem(binding, "selectors", error.message, error.suggestion)
-                who = None
-            limit -= self._bind(binding, view, who)
+            limit -= len(self.bind(binding))
             if limit < 0:
                 message = f"more than {RULES_MAX} rules"
                 hint = "name fewer resources in each binding, or merge resources"
                 self._problem(binding, "", message, hint)
                 return
+
+    def bind(self, binding: Binding) -> list[tuple[int, ...]]:
+        """Note what a binding grants; the keys of its rules. Mistakes become problems."""
+        license_ = self.licenses.get(binding.license)
+        if license_ is None:
+            if self._known is None:
+                self._known = Names(self.licenses)
+            hint = self._known.suggest(binding.license) or "add it: licagent license add FILE"
+            message = f"no license {shown(binding.license)} is known here"
+            self._problem(binding, "license", message, hint, absent=True)
+            return []
+        view = self._view(binding, license_)
+        if view is None:
+            return []
+        try:
+            who = self.folder.fold((*binding.selectors, *view.selectors))
+        except FoldError as error:
+            self._problem(binding, "selectors", error.message, error.suggestion)
+            who = None
+        return self._bind(binding, view, who)
 
     def _view(self, binding: Binding, license_: License) -> _LicenseView | None:
         if binding.license in self._views:
@@ -224,8 +232,10 @@ class _Compiler:
         self._views[binding.license] = view
         return view
 
-    def _bind(self, binding: Binding, view: _LicenseView, who: Who | None) -> int:
-        """Note what `binding` grants, to nobody if `who` is None; the number of its rules."""
+    def _bind(
+        self, binding: Binding, view: _LicenseView, who: Who | None
+    ) -> list[tuple[int, ...]]:
+        """Note what `binding` grants, to nobody if `who` is None; the keys of its rules."""
         wanted: Iterable[str] = view.grants
         if binding.resources is not None:
             wanted = dict.fromkeys(binding.resources)
@@ -234,7 +244,7 @@ class _Compiler:
                     problem = self._not_granted(view, name)
                     self._problem(binding, "resources", *problem, absent=True)
         selectors = (*map(str, binding.selectors), *map(str, view.selectors))
-        count = 0
+        keys: list[tuple[int, ...]] = []
         for name in wanted:
             honoured = view.grants.get(name)
             if honoured is None:
@@ -243,11 +253,12 @@ class _Compiler:
             number, resource = self._resources[name]
             if who is None or resource.kind not in ENFORCED_KINDS:
                 continue
-            grant = _Grant(binding, view.license, honoured, selectors)
-            self._grants[(number, *who.key)].append(grant)
+            grant = Grant(binding, view.license, honoured, selectors)
+            key = (number, *who.key)
+            self.grants[key].append(grant)
             self._shapes.add(who.shape)
-            count += 1
-        return count
+            keys.append(key)
+        return keys
 
     def _not_granted(self, view: _LicenseView, name: str) -> tuple[str, str]:
         if name not in self._resources:
@@ -285,22 +296,24 @@ class _Compiler:
             yield PolicyProblem(resource.file, resource.line, "resource", message, hint, True)
 
     def _rules(self) -> list[Rule]:
-        rules = []
-        for number, (key, grants) in enumerate(self._grants.items(), 1):
-            first = grants[0]
-            licenses: tuple[int, ...]
-            if len(grants) == 1:
-                licenses = (first.license.number,) if first.honoured else ()
-                name = first.binding.name
-            else:
-                licenses = self._alternatives(grants)
-                name = ", ".join(dict.fromkeys(grant.binding.name for grant in grants))
-            rules.append(
-                Rule(number, RuleKey(*key), licenses, name, first.selectors, first.binding.source)
-            )
-        return rules
+        return [
+            self.rule(number, key, grants)
+            for number, (key, grants) in enumerate(self.grants.items(), 1)
+        ]
 
-    def _alternatives(self, grants: Sequence[_Grant]) -> tuple[int, ...]:
+    def rule(self, number: int, key: tuple[int, ...], grants: Sequence[Grant]) -> Rule:
+        """The rule that grants with one key come to, in the policy's order."""
+        first = grants[0]
+        licenses: tuple[int, ...]
+        if len(grants) == 1:
+            licenses = (first.license.number,) if first.honoured else ()
+            name = first.binding.name
+        else:
+            licenses = self._alternatives(grants)
+            name = ", ".join(dict.fromkeys(grant.binding.name for grant in grants))
+        return Rule(number, RuleKey(*key), licenses, name, first.selectors, first.binding.source)
+
+    def _alternatives(self, grants: Sequence[Grant]) -> tuple[int, ...]:
         """The licenses of one rule: the one that lasts longest first."""
         honoured = {grant.license.jti: grant for grant in grants if grant.honoured}
         if len(honoured) > MAX_LICENSES_PER_RULE:
