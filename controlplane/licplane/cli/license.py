@@ -36,7 +36,7 @@ from licplane.cli.local import LocalBackend, open_store
 from licplane.cli.objects import document_of, documents_of, object_document, scope_text
 from licplane.cli.output import show_fields, show_table
 from licplane.cli.place import place, place_options, state_option
-from licplane.cli.signed import issue_of, license_document, statement_of
+from licplane.cli.signed import check_terms, issue_of, license_document, statement_of
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.issuing import Terms
 from licplane.issuer.keyring import Keyring
@@ -164,6 +164,7 @@ def issue(
         grace_s=parsing.duration_s(grace),
         failure_mode=failure_mode,
     )
+    check_terms(terms)
     check_out(out)
     change = _change(reason)
     with changing(passphrase_file) as backend:

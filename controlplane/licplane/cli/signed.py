@@ -17,16 +17,32 @@ from lictoken import base64url
 from lictoken.armour import Label, armour
 from lictoken.claims import AUDIENCE, License
 from lictoken.errors import TokenError
-from lictoken.payload import license_from_claims
+from lictoken.payload import license_from_claims, license_to_claims
 from lictoken.revocation import Revocation, RevocationAction
 from lictoken.strictjson import parse_object
 
 
+def check_terms(terms: Terms) -> None:
+    """Refuse terms that no host would accept, before a passphrase is asked for.
+
+    Raises TokenError, which names the claim.
+    """
+    draft = _draft(terms, "-")
+    license_from_claims(license_to_claims(draft), audience=AUDIENCE, issuer="-", kid="")
+
+
 def license_document(terms: Terms, issuer: str | None) -> Document:
     """The terms of a license as `apply` takes them; `issuer` None lets the server choose."""
-    draft = License(
+    found = json.loads(document_of(_draft(terms, issuer or "-")))
+    if issuer is None:
+        del found["issuer"]
+    return Document("license", terms.jti, json.dumps(found, sort_keys=True))
+
+
+def _draft(terms: Terms, issuer: str) -> License:
+    return License(
         jti=terms.jti,
-        issuer=issuer or "-",
+        issuer=issuer,
         subject=terms.subject,
         audience=AUDIENCE,
         number=1,
@@ -42,10 +58,6 @@ def license_document(terms: Terms, issuer: str | None) -> Document:
         failure_mode=terms.failure_mode,
         kid="",
     )
-    found = json.loads(document_of(draft))
-    if issuer is None:
-        del found["issuer"]
-    return Document("license", terms.jti, json.dumps(found, sort_keys=True))
 
 
 def issue_of(token: str) -> Issue:

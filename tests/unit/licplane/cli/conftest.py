@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from licplane.cli.local import open_store, remember_addresses
 from licplane.cli.place import Place
 from licplane.cli.serve import open_for_server, prepare
 from licplane.service.plane import Plane
-from licplane.service.requests import EnrollRequest, Machine, PlaneSettings, Report
+from licplane.service.requests import EnrollRequest, LiveReport, Machine, PlaneSettings, Report
 from lictoken import base64url
 
 DOCUMENTS = """
@@ -73,13 +74,16 @@ class Fleet:
             request = EnrollRequest(found["id"], found["secret"], make_csr(), machine)
             return str(opened.plane.enroll(request).host_id)
 
-    def report(self, host_id: str, **more: Any) -> None:
+    def report(
+        self, host_id: str, live: Sequence[tuple[str, str, str, int]] = (), **more: Any
+    ) -> None:
         """The host's report comes in."""
+        uses = [LiveReport(*one) for one in live]
         opened = self.opened()
         now_ms = time.time_ns() // 10**6
         state = {"mode": "enforce", "agent_version": "0.1.0", "hooks": [{"attached": True}]}
         report = Report(
-            json=json.dumps({"state": state}),
+            json=json.dumps({"state": state, "live": [asdict(one) for one in uses]}),
             at_unix_ms=now_ms,
             boot_id="boot-1",
             hostname="db-1",
@@ -87,6 +91,7 @@ class Fleet:
             kernel_release="6.1.0",
             mode="enforce",
             revision=1,
+            live=tuple(uses),
             **more,
         )
         with opened.store:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from licplane.errors import ExitCode
-from licplane.service.requests import LiveReport, ShadowReport
+from licplane.service.requests import ShadowReport
 from lictoken import base64url
 
 
@@ -142,8 +142,7 @@ def test_admit_by_files(run: Any, fleet: Any, tmp_path: Path, csr: bytes) -> Non
 def test_what_a_change_would_cut(run: Any, fleet: Any, documents: Path) -> None:
     host_id = fleet.join("db-1", org="acme")
     run("apply", "-f", str(documents))
-    live = LiveReport("acme-orders", "orders-db", "systemd:unit:orders.service", 2)
-    fleet.report(host_id, live=(live,))
+    fleet.report(host_id, live=[("acme-orders", "orders-db", "systemd:unit:orders.service", 2)])
     dry = run("license", "revoke", "acme-orders", "--dry-run")
     assert "would cut 2 live sockets on 1 hosts" in dry.stderr
     for word in ("db-1", "acme-orders", "orders-db", "systemd:unit:orders.service"):

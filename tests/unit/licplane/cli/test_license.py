@@ -152,7 +152,7 @@ def test_a_damaged_record(run: Any, state: Path, issue: Issue) -> None:
         database.execute("UPDATE license_tokens SET document = '{}'")
         database.commit()
     result = run("license", "show", "a", code=ExitCode.INTERNAL)
-    assert "license a is damaged" in result.stderr
+    assert "damaged" in result.stderr
     assert "backup" in result.stderr
 
 
