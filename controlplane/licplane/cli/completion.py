@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import click
 
 from licplane.cli.place import place
 from licplane.errors import PlaneError
-from licplane.store.database import Reader
-from licplane.store.model import Kind
 
-Names = Callable[[Reader], Iterable[str]]
+if TYPE_CHECKING:
+    from licplane.store.database import Reader
+
+Names = Callable[["Reader"], Iterable[str]]
 
 
 def _complete(context: click.Context, incomplete: str, names: Names) -> list[str]:
@@ -69,6 +71,8 @@ def complete_admin(context: click.Context, _: click.Parameter, incomplete: str) 
 
 def complete_resource(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Names of resources."""
+    from licplane.store.model import Kind
+
     return _complete(
         context,
         incomplete,
@@ -78,6 +82,8 @@ def complete_resource(context: click.Context, _: click.Parameter, incomplete: st
 
 def complete_binding(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Names of bindings."""
+    from licplane.store.model import Kind
+
     return _complete(
         context,
         incomplete,
