@@ -172,12 +172,22 @@ class ControlKeeper:
         change = step(self.managed, view)
         trust = self._trust(change.after.trust)
         try:
-            compiled = agent.keeper.compile_managed(
-                agent.own_texts(), change.after.policy, self._licenses(change, trust)
-            )
+            compiled = self._amended(change)
+            if compiled is None:
+                compiled = agent.keeper.compile_managed(
+                    agent.own_texts(), change.after, self._licenses(change, trust)
+                )
         except PolicyError as error:
             raise Refused(NackReason.POLICY, detail_of(error)) from error
         return Plan(view, base, change, compiled)
+
+    def _amended(self, change: Step) -> Compiled | None:
+        """The policy in force with some bindings exchanged, where nothing else has changed."""
+        base = self._agent.compiled
+        bindings = change.exchanged_bindings()
+        if base is None or base.managed is not change.before or bindings is None:
+            return None
+        return self._agent.keeper.amend(base, change.after, *bindings)
 
     def commit(self, plan: Plan) -> None:
         """Bring the kernel to what was prepared. Raises Refused; then nothing has changed."""
@@ -320,7 +330,7 @@ class ControlKeeper:
         if managed.tokens != self.managed.tokens or managed.trust != self.managed.trust:
             self._agent.licensing.set_managed(managed.tokens)
         self.managed = managed
-        self._agent.keeper.managed = managed.policy
+        self._agent.keeper.managed = managed
 
     def _set_leases(self, *, is_answer: bool = False) -> None:
         """Tell the judgement of the leases.

@@ -56,6 +56,18 @@ class Step:
         """The objects of a kind that are new, changed or gone."""
         return sorted({name for of, name in (*self.changed, *self.removed) if of is kind})
 
+    def exchanged_bindings(self) -> tuple[list[Binding], list[Binding]] | None:
+        """The bindings before and after, where nothing but bindings (and statements) changed."""
+        kinds = {kind for kind, _ in (*self.changed, *self.removed)}
+        if not kinds <= {Kind.BINDING, Kind.REVOCATION}:
+            return None
+        names = self.names(Kind.BINDING)
+        before, after = self.before.bindings, self.after.bindings
+        return (
+            [before[name] for name in names if name in before],
+            [after[name] for name in names if name in after],
+        )
+
 
 def step(before: Managed, view: CatalogView) -> Step:
     """What `view` makes of `before`. Raises Refused(POLICY) where a document cannot be read."""

@@ -11,10 +11,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from licagent.domain.compiler import compile_policy
+from licagent.daemon.managed import Managed
+from licagent.domain.compiler import PolicyCompiler
 from licagent.domain.config import FailsafeSetting
 from licagent.domain.failsafe import failsafe_entries, read_resolvers
 from licagent.domain.policy import FILE_BYTES_MAX, Policy, PolicyError, parse_policy
@@ -28,6 +30,8 @@ from licagent.domain.policy_documents import (
 )
 from licagent.domain.policy_model import Binding, Resource
 from licagent.domain.problem import PolicyProblem
+from licagent.domain.rulebook import RuleBook, RuleChange
+from licagent.domain.rules import Folder
 from licagent.domain.selector import parse as parse_selector
 from licagent.domain.tables import ResourceEntry, Tables
 from licagent.host.users import UnknownName, Users
@@ -48,6 +52,9 @@ _RESOURCES_SCHEMA: Final = "licagent.control-resources/1"
 _RUN_DOCUMENT: Final = "run-licenses"
 _RUN_SCHEMA: Final = "licagent.run/1"
 
+BOOK_RULES_MIN: Final = 2000
+"""Policies with fewer rules are compiled and written whole: that is quick, and keeps no memory."""
+
 RUN_FOLDER: Final = "licagent.run"
 """Cgroup below the agent's root that holds the scopes of `licagent run`, one folder a license."""
 
@@ -59,13 +66,52 @@ _NONE: Final = Policy()
 
 
 @dataclass(frozen=True, slots=True)
+class Frame:
+    """What a policy was compiled in, apart from its bindings."""
+
+    texts: tuple[tuple[str, str], ...]
+    resolvers: tuple[str, ...]
+    reachable: tuple[FailsafeSetting, ...]
+    run_licenses: frozenset[str]
+    withheld: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Amendment:
+    """A compiled policy that grew from another one, and how their rules differ."""
+
+    base: Tables
+    change: RuleChange
+
+
+@dataclass(frozen=True, eq=False)
 class Compiled:
     """A policy that passed every check, and its tables."""
 
     texts: tuple[tuple[str, str], ...]  # of the host's own files
-    policy: Policy  # of those files, and of the control plane
+    local: Policy  # what they say
+    managed: Managed  # what the control plane gave
     tables: Tables
-    managed: Policy = _NONE  # the control plane's part
+    frame: Frame
+    book: RuleBook | None = None
+    """Of a large policy: for the next change. Out of date where its tables are others."""
+    amendment: Amendment | None = None
+
+    @cached_property
+    def policy(self) -> Policy:
+        """All of it; made when somebody asks, for it may have 100,000 bindings."""
+        managed = self.managed.policy
+        return Policy(
+            self.local.resources + managed.resources, self.local.bindings + managed.bindings
+        )
+
+    @property
+    def amounts(self) -> tuple[int, int]:
+        """Resources and bindings."""
+        return (
+            len(self.local.resources) + len(self.managed.resources),
+            len(self.local.bindings) + len(self.managed.bindings),
+        )
 
     def resource(self, number: int) -> ResourceEntry | None:
         """The resource of a number."""
@@ -90,10 +136,11 @@ class PolicyKeeper:
         """The control plane's own addresses, which no policy may close."""
         self.withheld: Callable[[], AbstractSet[tuple[str, str]]] = frozenset
         """(license id, resource) of entitlements whose conditions do not hold now."""
-        self.managed = _NONE
+        self.managed = Managed()
         """What the control plane gave that is in force, or was when the daemon ended."""
+        self.book_rules_min = BOOK_RULES_MIN
         self._resolvers: tuple[str, ...] = ()  # those of the last compilation
-        self._remembered: tuple[Resource, ...] | None = None
+        self._remembered: Mapping[str, Resource] | None = None
         self._users = Users()
         self._run_licenses: set[str] = set()
         try:
@@ -144,11 +191,10 @@ class PolicyKeeper:
         """
         with no_garbage_collection():
             local = parse_policy(texts, known_licenses=licenses.keys())
-            policy = merge(local, self.managed)
-            return self._compiled(texts, policy, self.managed, licenses, tolerated=_is_managed)
+            return self._compiled(texts, local, self.managed, licenses, tolerated=_is_managed)
 
     def compile_managed(
-        self, texts: Texts, managed: Policy, licenses: Mapping[str, License]
+        self, texts: Texts, managed: Managed, licenses: Mapping[str, License]
     ) -> Compiled:
         """Judge what the control plane gives, together with the host's own files.
 
@@ -159,48 +205,73 @@ class PolicyKeeper:
             PolicyError: with every problem found; nothing was changed.
         """
         with no_garbage_collection():
-            policy = merge(parse_policy(texts), managed)
-            return self._compiled(
-                texts,
-                policy,
-                managed,
-                licenses,
-                tolerated=lambda problem: problem.absent or not _is_managed(problem),
-            )
+            local = parse_policy(texts)
+            return self._compiled(texts, local, managed, licenses, tolerated=_is_fleets)
+
+    def amend(
+        self, base: Compiled, managed: Managed, old: Sequence[Binding], new: Sequence[Binding]
+    ) -> Compiled | None:
+        """As `compile_managed`, where only these bindings differ from `base`, at their price.
+
+        None where that is not possible: compile instead. Raises PolicyError.
+        """
+        book = base.book
+        if book is None or book.tables is not base.tables or base.frame != self._frame(base.texts):
+            return None
+        found = book.exchange(old, new)
+        if found is None:
+            return None
+        tables, change = found
+        self._numbering.save()
+        return replace(
+            base, managed=managed, tables=tables, amendment=Amendment(base.tables, change)
+        )
+
+    def _frame(self, texts: Texts) -> Frame:
+        return Frame(
+            tuple(texts),
+            read_resolvers(),
+            self.reachable,
+            frozenset(self._run_licenses),
+            frozenset(self.withheld()),
+        )
 
     def _compiled(
         self,
         texts: Texts,
-        policy: Policy,
-        managed: Policy,
+        local: Policy,
+        managed: Managed,
         licenses: Mapping[str, License],
         *,
         tolerated: Tolerated,
     ) -> Compiled:
         self._users.forget()
-        self._resolvers = read_resolvers()
-        tables = self._tables(policy, licenses, tolerated)
+        frame = self._frame(texts)
+        self._resolvers = frame.resolvers
+        policy = merge(local, managed.policy)
+        compiler, tables = self._tables(policy, licenses, frame, tolerated)
         extra = _run_bindings(policy, licenses, self._run_licenses)
         if extra:
             # Judged without them first: they must not make an unreachable resource look well.
             widened = replace(policy, bindings=policy.bindings + extra)
-            tables = self._tables(widened, licenses, tolerated)
+            compiler, tables = self._tables(widened, licenses, frame, tolerated)
         self._numbering.save()
-        return Compiled(tuple(texts), policy, tables, managed)
+        book = None
+        if tolerated is _is_fleets and len(tables.rules) >= self.book_rules_min:
+            book = RuleBook(compiler, tables, tolerated)
+        return Compiled(tuple(texts), local, managed, tables, frame, book)
 
     def _tables(
-        self, policy: Policy, licenses: Mapping[str, License], tolerated: Tolerated
-    ) -> Tables:
-        return compile_policy(
-            policy,
-            licenses,
-            self._numbering,
-            self._user,
-            failsafe_entries((*self._failsafe, *self.reachable), self._resolvers),
-            groups=self._group,
-            tolerated=tolerated,
-            withheld=self.withheld(),
-        )
+        self,
+        policy: Policy,
+        licenses: Mapping[str, License],
+        frame: Frame,
+        tolerated: Tolerated,
+    ) -> tuple[PolicyCompiler, Tables]:
+        folder = Folder(self._numbering, self._user, self._group)
+        compiler = PolicyCompiler(policy, licenses, folder, frame.withheld)
+        failsafe = failsafe_entries((*self._failsafe, *frame.reachable), frame.resolvers)
+        return compiler, compiler.compile(failsafe, lenient=False, tolerated=tolerated)
 
     def resolvers_changed(self) -> bool:
         """Whether the host has other name servers than when a policy was compiled last."""
@@ -223,7 +294,7 @@ class PolicyKeeper:
         for name in (_SPARE, _DOCUMENT):
             self._state.write_document(name, _SCHEMA, body)
 
-    def remember_resources(self, managed: Policy) -> None:
+    def remember_resources(self, managed: Managed) -> None:
         """Keep the names of what the control plane protects.
 
         Should its catalog be lost on this host, they are enforced all the same, with nobody
@@ -231,7 +302,7 @@ class PolicyKeeper:
         """
         if managed.resources == self._remembered:
             return
-        body = {"resources": [document_of(resource) for resource in managed.resources]}
+        body = {"resources": [document_of(each) for each in managed.resources.values()]}
         self._state.write_document(_RESOURCES, _RESOURCES_SCHEMA, body)
         self._remembered = managed.resources
 
@@ -280,9 +351,12 @@ class PolicyKeeper:
         """
         try:
             with no_garbage_collection():
-                policy = merge(parse_policy(texts), self.managed)
                 return self._compiled(
-                    texts, policy, self.managed, licenses, tolerated=lambda _problem: True
+                    texts,
+                    parse_policy(texts),
+                    self.managed,
+                    licenses,
+                    tolerated=lambda _problem: True,
                 )
         except PolicyError as error:
             _log.error("the last good policy does not compile any more: %s", error)
@@ -306,6 +380,11 @@ class PolicyKeeper:
             return self._users.gid(name)
         except UnknownName:
             return None
+
+
+def _is_fleets(problem: PolicyProblem) -> bool:
+    """Whether a problem is none of what the control plane gives just now."""
+    return problem.absent or not _is_managed(problem)
 
 
 def _is_managed(problem: PolicyProblem) -> bool:

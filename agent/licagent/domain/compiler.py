@@ -232,9 +232,7 @@ class PolicyCompiler:
         self._views[binding.license] = view
         return view
 
-    def _bind(
-        self, binding: Binding, view: _LicenseView, who: Who | None
-    ) -> list[tuple[int, ...]]:
+    def _bind(self, binding: Binding, view: _LicenseView, who: Who | None) -> list[tuple[int, ...]]:
         """Note what `binding` grants, to nobody if `who` is None; the keys of its rules."""
         wanted: Iterable[str] = view.grants
         if binding.resources is not None:
