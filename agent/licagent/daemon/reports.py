@@ -383,8 +383,8 @@ def _standing(kind: str, standings: Iterable[Standing]) -> Report:
 def amounts(compiled: Compiled) -> Report:
     """How large a policy is."""
     return {
-        "resources": len(compiled.policy.resources),
-        "bindings": len(compiled.policy.bindings),
+        "resources": compiled.amounts[0],
+        "bindings": compiled.amounts[1],
         "rules": len(compiled.tables.rules),
     }
 
