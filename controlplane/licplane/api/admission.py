@@ -74,6 +74,10 @@ class Slots:
         """How many stand in line."""
         return len(self._line)
 
+    def is_full(self, waiting_max: int) -> bool:
+        """Whether there is neither a slot nor a place in a line of that length."""
+        return self._free == 0 and len(self._line) >= waiting_max
+
     async def take(self) -> None:
         """Wait for a slot; every taken one is given back once."""
         if self._free > 0 and not self._line:

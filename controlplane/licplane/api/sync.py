@@ -107,14 +107,20 @@ class SyncService:
             if task is not None:
                 task.uncancel()  # it was us: end it in an orderly way
             ending = stream.ending.why
+            self._over(stream)
             if stream.ending.status is not None:
+                # A peer that does not read gets this status never, and its connection may live
+                # on: then this waits, and the stream goes on counting as one of its host.
                 await _abort(context, stream.ending.status, stream.ending.detail)
         finally:
             self._site.metrics.count("licplane_sync_ended_total", why=ending)
             if stream.ending is None:
                 stream.ending = Ending(ending)
-            if self._hub.detach(stream):
-                self._hub.gone(stream.host_id)
+            self._over(stream)
+
+    def _over(self, stream: SyncStream) -> None:
+        if self._hub.detach(stream):
+            self._hub.gone(stream.host_id)
 
     # -------------------------------------------------------------------------- letting in
 
@@ -226,7 +232,7 @@ class SyncService:
             stream.want_reset()
             delta = await self._delta(stream)
         if delta.size_bytes > settings.admission.cold_bytes:
-            if hub.slots.waiting >= settings.admission.cold_waiting:
+            if hub.slots.is_full(settings.admission.cold_waiting):
                 later = self._site.pace.retry_after_ms()
                 stream.end(
                     Ending("admission"),

@@ -55,7 +55,8 @@ class Worker:
     async def start(self) -> None:
         """Accept connections when it returns. Raises PlaneError."""
         await self.hub.start()
-        certificate = ServerCertificate(self.site, server_names(self._settings, self._addresses))
+        names = server_names(self._settings, self._addresses)
+        self.certificate = certificate = ServerCertificate(self.site, names)
         await certificate.renew()
         await self._start_metrics()
         control, _ = control_server(self.site, certificate, self._sync, self._addresses.control)

@@ -24,7 +24,7 @@ from licplane.api.worker import Worker
 
 assert os.environ["GRPC_SSL_CIPHER_SUITES"] == licplane.api.TLS_CIPHER_SUITES
 
-DEADLINE_S = 30.0
+DEADLINE_S = 20.0
 
 
 async def eventually(true: Callable[[], Any]) -> None:
