@@ -68,10 +68,6 @@ def create(issuer: str, passphrase_file: Path | None, *, unencrypted: bool) -> N
         key = plane.create_key(local_actor(), Change(), issuer=issuer, passphrase=words)
         document = _document(key, store)
         trust = write_trust(where, store)
-    if opened.signing:
-        say(
-            "Restart running servers: they open keys at their start, and this one signs from now on."
-        )
     if unencrypted:
         say(
             "Warning: the private key is kept unencrypted. Whoever reads the database"

@@ -274,15 +274,18 @@ def open_for_server(where: Place, words: str | None, settings: PlaneSettings) ->
     """The Plane of a worker process."""
     from licplane.api.server import Opened as OpenedPlane
     from licplane.cli.local import server_store
-    from licplane.issuer.keyring import open_keys
+    from licplane.issuer.keyring import Keys, open_keys
     from licplane.service.plane import Plane
 
     _log_to_stderr()
     store = server_store(where)
-    try:
+
+    def opened() -> Keys:
         with store.reading() as reader:
-            keys = open_keys(reader, lambda: words)
-        return OpenedPlane(Plane(store, keys, settings), store)
+            return open_keys(reader, lambda: words)
+
+    try:
+        return OpenedPlane(Plane(store, opened(), settings, reopen=opened), store)
     except BaseException:
         store.close()
         raise

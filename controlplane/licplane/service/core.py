@@ -21,12 +21,19 @@ class Core:
     """Store, opened keys, settings and clock of one Plane."""
 
     def __init__(
-        self, store: Store, keys: Keys | None, settings: PlaneSettings, now_ms: Callable[[], int]
+        self,
+        store: Store,
+        keys: Keys | None,
+        settings: PlaneSettings,
+        now_ms: Callable[[], int],
+        reopen: Callable[[], Keys] | None = None,
     ) -> None:
         self.store = store
         self.settings = settings
         self.now_ms = now_ms
         self._keys = keys
+        self._reopen = reopen
+        self._looked_for: set[str] = set()
         self._sealers: dict[str, Sealer] = {}
         self._control: str | None = None
         self._lock = threading.Lock()
@@ -53,6 +60,22 @@ class Core:
         with self._lock:
             self._keys = keys
             self._control = None
+
+    def look_for_key(self, kid: str) -> bool:
+        """Open the keys again for one that was made since; whether it counts now.
+
+        Once a key: what does not open with our passphrase never will.
+        """
+        with self._lock:
+            if self._reopen is None or kid in self._looked_for:
+                return False
+            self._looked_for.add(kid)
+        try:
+            keys = self._reopen()
+        except PlaneError:
+            return False
+        self.take_keys(keys)
+        return kid in keys.counted
 
     def authority(self) -> Authority:
         """The certification authority. Raises PlaneError where there is none."""

@@ -85,6 +85,8 @@ class Plane:
 
     `keys` are the opened private keys (`licplane.issuer.keyring.open_keys`). With None only
     reading works; a change is refused with PERMISSION, which says how to give the passphrase.
+    `reopen` opens them again, for a key that another process made since; without it such a key's
+    seals are not believed until the next start.
     """
 
     def __init__(
@@ -95,8 +97,9 @@ class Plane:
         *,
         now_ms: Callable[[], int] = wall_clock_ms,
         cost: Cost | None = None,
+        reopen: Callable[[], Keys] | None = None,
     ) -> None:
-        self._core = Core(store, keys, settings or PlaneSettings(), now_ms)
+        self._core = Core(store, keys, settings or PlaneSettings(), now_ms, reopen)
         self._replica = Replica(self._core)
         self._identities = Identities(self._core)
         self._enrolment = Enrolment(self._core)

@@ -19,7 +19,7 @@ from licplane.store.audit import audit_head_payload
 from licplane.store.database import Transaction
 from licplane.store.digest import catalog_head_payload, parse_catalog_head
 from licplane.store.model import AuditDraft, AuditHead, AuditRecord, Head, RequestResult
-from lictoken.errors import TokenError
+from lictoken.errors import Refusal, TokenError
 from lictoken.keys import SigningKey
 from lictoken.sealed import SealPurpose, unseal
 from lictoken.trust import TrustStore
@@ -119,6 +119,8 @@ def head_problem(
     try:
         payload = unseal(SealPurpose.CATALOG_HEAD, head.seal, core.own_trust(published))
     except TokenError as error:
+        if error.refusal is Refusal.UNKNOWN_KEY and core.look_for_key(head.seal.kid):
+            return head_problem(core, head, root, published=published)
         return f"its head is not signed by a key of this control plane ({error.detail})"
     revision, signed = parse_catalog_head(payload)
     if revision != head.revision:

@@ -10,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def ops(run: Any, server: Server, tmp_path: Path) -> Any:
     """Runs a command over the mutual TLS listener, as a role."""
     made: dict[str, Path] = {}
 
-    def ask(*arguments: str, role: str = "admin", code: int = 0) -> Any:
+    def ask(*arguments: str, role: str = "admin", code: int | None = 0) -> Any:
         if role not in made:
             made[role] = tmp_path / f"{role}.pem"
             run("admin", "create", f"{role}-1", "--role", role, "--out", str(made[role]))
@@ -200,6 +201,21 @@ def test_hosts_tokens_shadow_and_audit_over_the_network(fleet: Any, ops: Any, ru
     assert json.loads(ops("shadow", "--json").stdout)["usage"] == []
     assert ops("audit", "list").stdout == run("audit", "list").stdout
     assert json.loads(ops("audit", "verify", "--json").stdout)["intact"] is True
+
+
+def test_a_key_made_beside_a_running_server(run: Any, ops: Any, documents: Path) -> None:
+    """It signs from then on, and the server believes it without a restart."""
+    ops("host", "list")
+    kid = run("keys", "create", "--issuer", "acme", "--unencrypted").stdout.strip()
+    run("apply", "-f", str(documents))
+    shown = json.loads(run("license", "show", "acme-orders", "--json").stdout)["license"]
+    assert shown["kid"] == kid
+    for _ in range(600):  # until it was told of the change
+        found = json.loads(ops("audit", "verify", "--json", code=None).stdout)
+        if found["intact"]:
+            break
+        time.sleep(0.05)
+    assert found["problems"] == []
 
 
 def test_roles_hold_over_the_network(ops: Any, run: Any, documents: Path) -> None:
