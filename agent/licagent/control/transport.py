@@ -61,6 +61,9 @@ def _options(settings: ControlSettings | None) -> list[tuple[str, int | str]]:
         options += [
             ("grpc.keepalive_time_ms", settings.keepalive_ms),
             ("grpc.keepalive_timeout_ms", settings.keepalive_timeout_ms),
+            # Alone, the line above changes nothing: an unanswered ping ends the connection after
+            # this one, which is a minute by default (seen with grpcio 1.85).
+            ("grpc.http2.ping_timeout_ms", settings.keepalive_timeout_ms),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.max_pings_without_data", 0),
             ("grpc.primary_user_agent", f"licagent/{settings.agent_version}"),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 import ipaddress
 import os
 import uuid
@@ -53,13 +53,11 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         self.root = self._build(
-            self.name, self.key.public_key(), datetime.timedelta(days=1), is_root=True
+            self.name, self.key.public_key(), dt.timedelta(days=1), is_root=True
         )
         self.root_der = self.root.public_bytes(serialization.Encoding.DER)
 
-    def host(
-        self, csr: bytes, host_id: str, life: datetime.timedelta, age: datetime.timedelta
-    ) -> bytes:
+    def host(self, csr: bytes, host_id: str, life: dt.timedelta, age: dt.timedelta) -> bytes:
         """A host's certificate, DER; it began `age` ago and lasts `life` in all."""
         request = x509.load_der_x509_csr(csr)
         return self._build(
@@ -76,15 +74,13 @@ class Authority:
         certificate = self._build(
             x509.Name([]),
             key.public_key(),
-            datetime.timedelta(days=1),
+            dt.timedelta(days=1),
             names=[x509.IPAddress(ipaddress.ip_address("127.0.0.1"))],
             is_server=True,
         )
         pem = serialization.Encoding.PEM
         return (
-            key.private_bytes(
-                pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
+            key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
             certificate.public_bytes(pem),
         )
 
@@ -92,14 +88,14 @@ class Authority:
         self,
         subject: x509.Name,
         public: Any,
-        life: datetime.timedelta,
+        life: dt.timedelta,
         *,
         names: Sequence[x509.GeneralName] = (),
-        age: datetime.timedelta = datetime.timedelta(seconds=10),
+        age: dt.timedelta = dt.timedelta(seconds=10),
         is_root: bool = False,
         is_server: bool = False,
     ) -> x509.Certificate:
-        begin = datetime.datetime.now(datetime.UTC) - age
+        begin = dt.datetime.now(dt.UTC) - age
         builder = (
             x509.CertificateBuilder()
             .subject_name(subject)
@@ -114,7 +110,9 @@ class Authority:
             builder = builder.add_extension(
                 x509.SubjectAlternativeName(names), critical=not list(subject)
             )
-            usage = ExtendedKeyUsageOID.SERVER_AUTH if is_server else ExtendedKeyUsageOID.CLIENT_AUTH
+            usage = (
+                ExtendedKeyUsageOID.SERVER_AUTH if is_server else ExtendedKeyUsageOID.CLIENT_AUTH
+            )
             builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
         return builder.sign(self.key, hashes.SHA256())
 
@@ -153,9 +151,7 @@ class Model:
 
     def sealed(self, purpose: SealPurpose, message: Any, key: SigningKey | None = None) -> Any:
         found = seal(purpose, message.SerializeToString(), key or self.key)
-        return common_pb2.Sealed(
-            payload=found.payload, kid=found.kid, signature=found.signature
-        )
+        return common_pb2.Sealed(payload=found.payload, kid=found.kid, signature=found.signature)
 
     def manifest(self, key: SigningKey | None = None, view: ViewKey | None = None) -> Any:
         view = view or self.view
@@ -306,8 +302,8 @@ class HostFolder:
         leaf = self.authority.host(
             hostkey.request_for(key),
             host_id,
-            datetime.timedelta(seconds=life_s),
-            datetime.timedelta(seconds=age_s),
+            dt.timedelta(seconds=life_s),
+            dt.timedelta(seconds=age_s),
         )
         assignment = self.model.assignment(host_id)
         identity = Identity(
@@ -517,7 +513,7 @@ class Plane:
         """EnrollResponse for a certificate request."""
         life_s = more.pop("life_s", 43_200)
         leaf = self.authority.host(
-            csr, host_id, datetime.timedelta(seconds=life_s), datetime.timedelta(seconds=0)
+            csr, host_id, dt.timedelta(seconds=life_s), dt.timedelta(seconds=0)
         )
         fields = {
             "host_id": host_id,
@@ -565,7 +561,7 @@ class Host:
     async def until(self, what: Callable[[], Any]) -> Any:
         """Wait for a condition."""
         async with asyncio.timeout(20):
-            while not (found := what()):
+            while not (found := what()):  # noqa: ASYNC110 -- any condition, nobody's event
                 await asyncio.sleep(0.01)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 
 import pytest
 
@@ -55,7 +56,7 @@ async def test_hello_welcome_counter_delta_and_resume(plane, model, folder, kern
     assert again.hello.counter == b"\7" * 32
 
 
-async def test_a_restart_goes_on_from_the_disk(plane, model, folder, kernel, run_host, kit):
+async def test_a_restart_goes_on_from_the_disk(plane, model, folder, run_host, kit):
     folder.enrolled(plane.control)
     host = run_host()
     peer = await plane.stream()
@@ -150,7 +151,7 @@ async def test_a_revocation_does_not_wait_for_a_catalog(plane, model, folder, ke
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    "case",
     [
         ("key", sync_pb2.NACK_REASON_SIGNATURE),
         ("payload", sync_pb2.NACK_REASON_DIGEST),
@@ -163,9 +164,8 @@ async def test_a_revocation_does_not_wait_for_a_catalog(plane, model, folder, ke
         ("revocation kind", sync_pb2.NACK_REASON_SIGNATURE),
     ],
 )
-async def test_what_is_not_signed_for_this_host_is_refused(
-    plane, model, folder, kernel, run_host, spoil, reason
-):
+async def test_what_is_not_signed_for_this_host_is_refused(plane, folder, kernel, run_host, case):
+    (spoil, reason), model = case, plane.model
     folder.enrolled(plane.control)
     run_host()
     peer = await plane.stream()
@@ -228,9 +228,7 @@ async def test_labels_change_then_the_view(plane, model, folder, kernel, run_hos
     assert (await plane.stream()).hello.assignment_sequence == 2
 
 
-async def test_new_keys_come_with_a_snapshot_of_an_old_one(
-    plane, model, folder, kernel, run_host
-):
+async def test_new_keys_come_with_a_snapshot_of_an_old_one(plane, model, folder, kernel, run_host):
     folder.enrolled(plane.control)
     host = run_host()
     peer = await plane.stream()
@@ -320,7 +318,8 @@ async def test_leases_are_asked_for_and_count_from_the_request(
 
 
 @pytest.mark.parametrize("field", ["host_id", "key_fingerprint", "boot_id", "nonce", "kid"])
-async def test_leases_of_others_are_refused(plane, model, folder, kernel, run_host, field):
+async def test_leases_of_others_are_refused(plane, folder, kernel, run_host, field):
+    model = plane.model
     identity = folder.enrolled(plane.control)
     run_host()
     peer = await plane.stream()
@@ -369,9 +368,7 @@ async def test_a_reinstatement_asks_for_leases_and_a_revocation_does_not(
 
 
 @pytest.mark.parametrize("code", [NoticeCode.EVICTED, NoticeCode.BANNED])
-async def test_an_evicted_host_stops_until_it_is_woken(
-    plane, folder, kernel, run_host, code
-):
+async def test_an_evicted_host_stops_until_it_is_woken(plane, folder, kernel, run_host, code):
     folder.enrolled(plane.control)
     host = run_host()
     peer = await plane.stream()
@@ -405,9 +402,6 @@ async def test_a_server_that_asks_for_patience_gets_it(plane, folder, run_host, 
     state = await host.until(
         lambda: host.session.state.phase is ControlPhase.WAITING and host.session.state
     )
-    assert 300_000 <= state.retry_at_unix_ms - state.last_contact_unix_ms or True
-    import time
-
     assert state.retry_at_unix_ms - time.time() * 1000 > 250_000
 
 
@@ -415,13 +409,13 @@ async def test_a_link_that_goes_dead_is_noticed_and_comes_back(
     plane, model, folder, run_host, tmp_path
 ):
     """Between host and server, somebody stops passing bytes on, without closing anything."""
-    stalled = asyncio.Event()
+    stalled, forever = asyncio.Event(), asyncio.Event()
     tasks = []
 
     async def pump(reader, writer):
         while data := await reader.read(65536):
             if stalled.is_set():
-                await asyncio.Event().wait()
+                await forever.wait()
             writer.write(data)
 
     async def accept(reader, writer):
@@ -435,7 +429,7 @@ async def test_a_link_that_goes_dead_is_noticed_and_comes_back(
     writers = []
     proxy = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
-        address = "127.0.0.1:%d" % proxy.sockets[0].getsockname()[1]
+        address = f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
         folder.enrolled(address)
         host = run_host()
         peer = await plane.stream()
@@ -490,9 +484,7 @@ async def test_reports_go_over_a_connection_of_their_own(plane, folder, kernel, 
     await host.until(lambda: host.session.state.reports_sent >= 2)
 
 
-async def test_a_server_of_another_authority_is_not_spoken_to(
-    plane, model, folder, run_host, kit
-):
+async def test_a_server_of_another_authority_is_not_spoken_to(plane, model, folder, run_host, kit):
     folder.authority = kit.Authority("another root")
     folder.enrolled(plane.control)
     host = run_host()
@@ -562,7 +554,7 @@ async def test_only_tls_1_3_is_spoken(folder, authority, run_host, tmp_path):
         listener.setblocking(False)
         serving = asyncio.ensure_future(handshake(listener))
         try:
-            folder.enrolled("127.0.0.1:%d" % listener.getsockname()[1])
+            folder.enrolled(f"127.0.0.1:{listener.getsockname()[1]}")
             host = run_host()
             async with asyncio.timeout(20):
                 await tried.wait()
@@ -572,5 +564,4 @@ async def test_only_tls_1_3_is_spoken(folder, authority, run_host, tmp_path):
             await asyncio.gather(serving, return_exceptions=True)
             listener.close()
     assert versions["new"] == "TLSv1.3"
-    assert "TLS" not in versions["old"].split("(")[0] or "NO_SHARED" in versions["old"]
-    assert not versions["old"].startswith("TLSv1")
+    assert "NO_SHARED_CIPHER" in versions["old"]
