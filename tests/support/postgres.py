@@ -3,7 +3,8 @@
 
 A test module asks for the fixtures by `pytest_plugins = ["tests.support.postgres"]`: `postgres`
 is one server for the session, on a UNIX socket and a loopback port in a temporary folder;
-`postgres_url` is a new, empty database in it for one test.
+`postgres_url` is a new, empty database in it for one test. Import names from here for type
+checking only: pytest refuses a plugin that was imported before it.
 """
 
 from __future__ import annotations

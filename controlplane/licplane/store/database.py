@@ -30,8 +30,9 @@ __all__ = ["Reader", "Recorder", "Store", "Transaction"]
 class Store:
     """One database. Threads may share it; processes each open their own (never across a fork)."""
 
-    def __init__(self, url: URL, engine: Engine) -> None:
+    def __init__(self, url: URL, engine: Engine, lock_wait_s: float = LOCK_WAIT_S) -> None:
         self._engine: Final = engine
+        self._lock_wait_s = lock_wait_s
         self._lock = threading.Lock()
         self.folder: Final = _folder_of(url)
         """The state folder of a SQLite database; None for PostgreSQL."""
@@ -58,14 +59,18 @@ class Store:
         return store
 
     @classmethod
-    def open(cls, url: str, *, pool_size: int = 8) -> Store:
+    def open(cls, url: str, *, pool_size: int = 8, lock_wait_s: float = LOCK_WAIT_S) -> Store:
         """A database by SQLAlchemy URL, or by the path of its state folder.
+
+        At most `pool_size` threads are served at a time. A writer waits `lock_wait_s` for another
+        one, then PlaneError BUSY is raised.
 
         Raises PlaneError USAGE for a URL that is neither SQLite nor PostgreSQL. It connects when
         it is first used, and changes nothing: `check()` or `upgrade()` next.
         """
         parsed = parse_url(url)
-        return cls(parsed, make_engine(parsed, pool_size=pool_size))
+        engine = make_engine(parsed, pool_size=pool_size, lock_wait_s=lock_wait_s)
+        return cls(parsed, engine, lock_wait_s)
 
     def close(self) -> None:
         """Close all connections. Twice is once."""
@@ -144,7 +149,7 @@ class Store:
         """A transaction for changes, one at a time; committed when the block ends well.
 
         With `dry_run` it is rolled back at the end, after everything was tried. Listeners are
-        poked with the commit. Raises PlaneError BUSY when the lock is not had within 10 s.
+        poked with the commit. Raises PlaneError BUSY when the lock is not had in time.
         """
         announced = False
         with self._connected("write", keep=not dry_run) as connection:
@@ -173,10 +178,10 @@ class Store:
         if mode == "read" or self.folder is None:
             yield
             return
-        if not self._lock.acquire(timeout=LOCK_WAIT_S):
+        if not self._lock.acquire(timeout=self._lock_wait_s):
             raise PlaneError(
                 ExitCode.BUSY,
-                f"The database has been locked by this process for {LOCK_WAIT_S} s",
+                f"The database has been locked by this process for {self._lock_wait_s:g} s",
                 "Try again",
             )
         try:

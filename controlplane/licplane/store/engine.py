@@ -16,8 +16,8 @@ from sqlalchemy.exc import ArgumentError
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.folder import PRIVATE_MODE, StateFolder
 
-LOCK_WAIT_S: Final = 10
-"""How long a writer waits for another one."""
+LOCK_WAIT_S: Final = 10.0
+"""How long a writer waits for another one, and anybody for a connection."""
 _CONNECT_WAIT_S: Final = 10
 DATABASE_NAME: Final = "licplane.db"
 
@@ -53,10 +53,10 @@ def _bad_url(why: str) -> PlaneError:
     )
 
 
-def make_engine(url: URL, *, pool_size: int) -> Engine:
+def make_engine(url: URL, *, pool_size: int, lock_wait_s: float = LOCK_WAIT_S) -> Engine:
     """An engine for `url`; it connects when it is first used."""
     if url.drivername == "sqlite":
-        return _sqlite(url, pool_size)
+        return _sqlite(url, pool_size, lock_wait_s)
     return create_engine(
         url,
         pool_size=pool_size,
@@ -66,12 +66,12 @@ def make_engine(url: URL, *, pool_size: int) -> Engine:
         connect_args={
             "connect_timeout": _CONNECT_WAIT_S,
             "application_name": "licplane",
-            "options": f"-c lock_timeout={LOCK_WAIT_S}s -c timezone=UTC",
+            "options": f"-c lock_timeout={max(1, int(lock_wait_s * 1000))} -c timezone=UTC",
         },
     )
 
 
-def _sqlite(url: URL, pool_size: int) -> Engine:
+def _sqlite(url: URL, pool_size: int, lock_wait_s: float) -> Engine:
     assert url.database is not None  # noqa: S101 -- parse_url saw to it
     path = Path(url.database)
     engine = create_engine(
@@ -79,7 +79,7 @@ def _sqlite(url: URL, pool_size: int) -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=LOCK_WAIT_S,
-        connect_args={"timeout": LOCK_WAIT_S, "check_same_thread": False},
+        connect_args={"timeout": lock_wait_s, "check_same_thread": False},
     )
 
     @event.listens_for(engine, "do_connect")
