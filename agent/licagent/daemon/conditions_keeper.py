@@ -20,6 +20,7 @@ from lictoken.claims import License
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
+    from licagent.daemon.licensing import Held
     from licagent.host.facts import FactReader
 
 _log: Final = logging.getLogger(__name__)
@@ -58,6 +59,8 @@ class ConditionsKeeper:
         self._agent = agent
         self._reader = reader
         self._host: HostFacts | None = None  # at the last judgement
+        self._held: Mapping[str, Held] = {}  # the licenses of the last judgement
+        self._conditional: tuple[str, ...] = ()  # those of them with conditions
         self._known: dict[str, _Known] = {}
         self._changes_at_s: int | None = None
         self._written_ns = 0
@@ -68,9 +71,25 @@ class ConditionsKeeper:
         self._agent.licensing.set_facts(self._reader.read())
 
     def refresh(self) -> None:
-        """Look at the host again, and judge again if it has changed."""
+        """Look at the host again, and judge again if anything has changed."""
         self._agent.licensing.set_facts(self._reader.read())
-        self.judge()
+        if not self._is_settled():
+            self.judge()
+        elif boottime_ns() - self._written_ns >= _RENEW_NS:
+            self._written_ns = boottime_ns()
+            self._agent.write_few(self._conditional)
+
+    def _is_settled(self) -> bool:
+        """Whether the last judgement is that of now: the same host, licenses, and hours."""
+        licensing, clock = self._agent.licensing, self._agent.clock
+        now_ns = boottime_ns()
+        change_s = self.change_in_s()
+        return (
+            licensing.host == self._host
+            and licensing.held is self._held
+            and (change_s is None or change_s > 0)
+            and clock.earliest_ns(now_ns) == clock.now_ns(now_ns)  # else hours are in doubt
+        )
 
     def change_in_s(self) -> float | None:
         """Seconds until hours begin or end, by the last judgement; None: they never do."""
@@ -84,7 +103,11 @@ class ConditionsKeeper:
         host = agent.licensing.host
         found: dict[str, _Known] = {}
         changes: list[int] = []
-        for jti, held in agent.licensing.held.items():
+        self._held = agent.licensing.held
+        self._conditional = tuple(
+            jti for jti, held in self._held.items() if has_conditions(held.license)
+        )
+        for jti, held in self._held.items():
             entitlements = agent.licensing.entitlements(held.license)
             found[jti] = _known(held.license, host, entitlements)
             if entitlements.changes_at_s is not None:

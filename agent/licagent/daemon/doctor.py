@@ -126,6 +126,12 @@ def checks(agent: Agent) -> list[Report]:
         ),
         _check("policy", not agent.policy_problem, "the policy is good", agent.policy_problem),
         _check(
+            "integrity",
+            not agent.self_check.problems,
+            "the agent's files and programs are those that were installed",
+            f"{'; '.join(agent.self_check.problems)}: install licagent again, then restart it",
+        ),
+        _check(
             "files",
             limits.getrlimit(limits.RLIMIT_NOFILE)[0] >= 1024,
             "enough file descriptors",
