@@ -105,6 +105,8 @@ def judge(
     if entitlements.none_left:
         why = entitlements.why_not()
         return Judgement(LicenseState.CONDITION, f"license {license.jti}: {why.detail}", why.hint)
+    if lease_end_s is None and now_s >= license.expires_at_s:
+        lease_end_s = math.inf  # no lease is given for what has ended: its end is the cause
     if lease_end_s is None:
         return Judgement(
             LicenseState.LEASE_LOST,

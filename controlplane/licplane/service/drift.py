@@ -13,6 +13,8 @@ from lictoken.validity import rfc3339
 
 SILENT_AFTER_MS: Final = 10 * 60_000
 _SHOWN: Final = 200
+_INTENDED: Final = ("revoked", "expired", "not_yet_valid")
+"""States of a license, as hosts name them, that are what the control plane wants."""
 
 
 def drift_of(
@@ -57,6 +59,7 @@ def _reported(host: Host, report: KeptReport, now_ms: int) -> list[str]:
     found += [
         f"license {_text(name)} grants nothing: {_text(why)}"
         for name, why in report.refused_licenses.items()
+        if str(why).partition(":")[0] not in _INTENDED
     ]
     return found
 
