@@ -31,6 +31,10 @@ class TokenBucket:
         self._level -= 1
         return True
 
+    def give_back(self) -> None:
+        """One that passed did not count after all."""
+        self._level = min(self._burst, self._level + 1)
+
 
 class Pace:
     """How long those who are turned away should stay away."""

@@ -43,7 +43,7 @@ class Calls:
         self._running = 0
         limits = site.settings.limits
         self._bucket = TokenBucket(
-            limits.public_calls_a_second, limits.public_calls_burst, time.monotonic
+            limits.public_failures_a_second, limits.public_failures_burst, time.monotonic
         )
 
     def handlers(self, service: str, methods: Mapping[str, Method]) -> grpc.GenericRpcHandler:
@@ -87,7 +87,7 @@ class Calls:
             )
         self._running += 1
         try:
-            return await self._site.call(self._run, method, data, self._credential(context))
+            answer = await self._site.call(self._run, method, data, self._credential(context))
         except PlaneError as error:
             found = refusal(error)
             if found.status is grpc.StatusCode.INTERNAL:
@@ -100,6 +100,9 @@ class Calls:
             ) from error
         finally:
             self._running -= 1
+        if self._public:
+            self._bucket.give_back()  # what is limited is guessing; a fleet may join at once
+        return answer
 
     def _credential(self, context: Any) -> str:
         """What the peer shows: a token on the public listener, else a certificate."""

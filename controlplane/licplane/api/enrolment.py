@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 import grpc
@@ -12,6 +13,7 @@ from licapi.control.v1 import enrollment_pb2
 from licplane.api.calls import Method
 from licplane.api.peers import Refused
 from licplane.api.wire import sealed
+from licplane.errors import Unauthenticated
 from licplane.service.answers import Enrolled
 from licplane.service.plane import Plane
 from licplane.service.requests import EnrollRequest, Machine, ReenrollRequest
@@ -41,37 +43,33 @@ class EnrollmentService:
         self, _identity: Identity | None, request: enrollment_pb2.EnrollRequest
     ) -> enrollment_pb2.EnrollResponse:
         machine = request.machine
-        return _response(
-            self._plane.enroll(
-                EnrollRequest(
-                    token_id=request.token_id,
-                    token_secret=request.token_secret,
-                    csr=request.csr,
-                    machine=Machine(
-                        hostname=machine.hostname,
-                        machine_id=machine.machine_id,
-                        boot_id=machine.boot_id,
-                        agent_version=machine.agent_version,
-                        kernel_release=machine.kernel_release,
-                    ),
-                )
-            )
+        asked = EnrollRequest(
+            token_id=request.token_id,
+            token_secret=request.token_secret,
+            csr=request.csr,
+            machine=Machine(
+                hostname=machine.hostname,
+                machine_id=machine.machine_id,
+                boot_id=machine.boot_id,
+                agent_version=machine.agent_version,
+                kernel_release=machine.kernel_release,
+            ),
         )
+        with _telling_what_to_do():
+            return _response(self._plane.enroll(asked))
 
     def _reenroll(
         self, _identity: Identity | None, request: enrollment_pb2.ReenrollRequest
     ) -> enrollment_pb2.EnrollResponse:
-        return _response(
-            self._plane.reenroll(
-                ReenrollRequest(
-                    host_id=request.host_id,
-                    csr=request.csr,
-                    counter=request.counter,
-                    signed_at_unix_ms=request.signed_at_unix_ms,
-                    signature=request.signature,
-                )
-            )
+        asked = ReenrollRequest(
+            host_id=request.host_id,
+            csr=request.csr,
+            counter=request.counter,
+            signed_at_unix_ms=request.signed_at_unix_ms,
+            signature=request.signature,
         )
+        with _telling_what_to_do():
+            return _response(self._plane.reenroll(asked))
 
     def _renew(
         self, identity: Identity | None, request: enrollment_pb2.RenewRequest
@@ -81,6 +79,15 @@ class EnrollmentService:
                 grpc.StatusCode.PERMISSION_DENIED, "Only hosts renew their certificate", "role"
             )
         return _response(self._plane.renew(identity, request.csr, request.counter))
+
+
+@contextmanager
+def _telling_what_to_do() -> Iterator[None]:
+    """Who enrols is told what is wrong: the service says it without saying what exists."""
+    try:
+        yield
+    except Unauthenticated as error:
+        raise Refused(grpc.StatusCode.UNAUTHENTICATED, str(error), "credential") from error
 
 
 def _response(enrolled: Enrolled) -> enrollment_pb2.EnrollResponse:

@@ -61,9 +61,10 @@ class Limits:
     calls_at_once: int = 256
     """Unary calls being served at the same time, per listener."""
     database_threads: int = 8
-    public_calls_a_second: float = 50.0
-    """Enrolments, re-enrolments and calls with a bearer token, over all peers."""
-    public_calls_burst: int = 200
+    public_failures_a_second: float = 20.0
+    """Enrolments, re-enrolments and calls with a bearer token that are refused, over all peers;
+    beyond it nobody is heard on the public listener until they are fewer."""
+    public_failures_burst: int = 200
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,7 @@ async def test_the_public_listener_wants_a_token_and_has_no_streams(site: Site) 
 
 
 async def test_public_calls_are_limited_over_all_peers(start: Start) -> None:
-    site = await start(settings(Limits(public_calls_a_second=0.001, public_calls_burst=3)))
+    site = await start(settings(Limits(public_failures_a_second=0.001, public_failures_burst=3)))
     admin = admin_pb2_grpc.AdminStub(site.channel(public=True))
     codes = []
     for _ in range(5):
