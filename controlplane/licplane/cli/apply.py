@@ -11,7 +11,7 @@ import click
 from licplane.cli.changes import EXIT_DIFFERENT, change_options, changing, show_change
 from licplane.cli.declared import read_declared
 from licplane.cli.framework import json_option
-from licplane.cli.objects import to_document
+from licplane.cli.objects import apply_documents, to_document
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.answers import ChangeResult
 from licplane.service.requests import Change
@@ -72,7 +72,7 @@ def apply(
         )
     documents = [to_document(one) for one in declared]
     with changing(passphrase_file) as backend:
-        result = backend.apply(change, documents, prune=prune, delete=False)
+        result = apply_documents(backend, change, documents, prune=prune)
     show_change(result, f"Applied {_summary(result)}.")
     if exit_code and result.changed:
         context.exit(EXIT_DIFFERENT)

@@ -10,10 +10,11 @@ from pathlib import Path
 import click
 
 from licplane.cli.backend import PAGE_SIZE, Backend
-from licplane.cli.changes import reading
-from licplane.cli.framework import json_option, print_json, say, wants_json
+from licplane.cli.changes import changing, reading
+from licplane.cli.framework import json_option, passphrase_option, print_json, say, wants_json
 from licplane.cli.local import LocalBackend
 from licplane.cli.output import moment, moment_or_none, safe, show_table
+from licplane.cli.passphrase import is_given
 from licplane.cli.place import place_options, state_option
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.answers import AuditView
@@ -72,17 +73,19 @@ def list_(after: int, limit: int | None) -> None:
     metavar="FILE",
     help="A head that `licplane audit head` exported earlier: the log must still contain it.",
 )
+@passphrase_option
 @place_options
 @json_option
 @click.pass_context
-def verify(context: click.Context, head: Path | None) -> None:
+def verify(context: click.Context, head: Path | None, passphrase_file: Path | None) -> None:
     """Check the whole log: any edit, deletion, truncation or reordering is found.
 
-    The chain and its signed heads are in the same database, so somebody who can write there and
-    has the keys could make both anew. A head that was exported to another machine shows that too.
+    With the passphrase, only signatures by keys that it opens count; without, those by the keys
+    that the database calls trusted. Somebody who can write there and has the keys could make the
+    whole log anew: a head that was exported to another machine shows that too.
     """
     exported = _read_head(head) if head is not None else None
-    with reading() as backend:
+    with changing(passphrase_file) if is_given(passphrase_file) else reading() as backend:
         if exported is None:
             found = backend.verify_audit()
         elif isinstance(backend, LocalBackend):

@@ -137,7 +137,7 @@ def show_impact(result: ChangeResult) -> None:
     sockets = sum(one.sockets for one in result.impact)
     hosts = len({one.host_id for one in result.impact})
     verb = "would cut" if result.dry_run else "cuts"
-    say(f"It {verb} {sockets} live sockets on {hosts} hosts:")
+    say(f"It {verb} {_count(sockets, 'live socket')} on {_count(hosts, 'host')}:")
     show_table(
         ("HOST", "LICENSE", "RESOURCE", "WORKLOAD", ">SOCKETS", ">REPORTED"),
         [
@@ -152,3 +152,7 @@ def show_impact(result: ChangeResult) -> None:
             for one in result.impact
         ],
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

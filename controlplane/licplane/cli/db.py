@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
 from licplane.cli.framework import json_option, print_json, say, wants_json
+from licplane.cli.local import open_store
 from licplane.cli.place import place, state_option
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.database import Store
@@ -74,6 +76,27 @@ def downgrade(revision: str, *, yes: bool) -> None:
         changed = store.downgrade(revision)
         after = store.current()
     _done(before, after, changed=changed)
+
+
+@db.command("import")
+@click.argument("folder", metavar="DIR", type=click.Path(file_okay=False, path_type=Path))
+@state_option
+@json_option
+def import_(folder: Path) -> None:
+    """Take over keys and licenses that an older licplane kept as files in the state folder DIR.
+
+    Needed for PostgreSQL only: a state folder's own database takes over its files by itself. The
+    files are moved to DIR/imported.
+    """
+    StateFolder(folder).require()
+    with open_store(place().check(), create=True) as store:
+        changed = store.import_folder(folder)
+    if wants_json():
+        print_json({"changed": changed})
+    elif changed:
+        say(f"Took over what was in {folder}; the files are in {folder / 'imported'} now.")
+    else:
+        say(f"No change: {folder} has no files of an older licplane.")
 
 
 def _done(before: str, after: str, *, changed: bool) -> None:

@@ -33,7 +33,13 @@ from licplane.cli.framework import (
     wants_json,
 )
 from licplane.cli.local import LocalBackend, open_store
-from licplane.cli.objects import document_of, documents_of, object_document, scope_text
+from licplane.cli.objects import (
+    apply_documents,
+    document_of,
+    documents_of,
+    object_document,
+    scope_text,
+)
 from licplane.cli.output import show_fields, show_table
 from licplane.cli.place import place, place_options, state_option
 from licplane.cli.signed import check_terms, issue_of, license_document, statement_of
@@ -426,7 +432,7 @@ def _change(reason: str) -> Change:
 def _applied(backend: Backend, change: Change, terms: Terms, issuer: str | None) -> Issue:
     """Issue over a server: apply the one document."""
     document = license_document(terms, issuer)
-    result = backend.apply(change, [document], prune=False, delete=False)
+    result = apply_documents(backend, change, [document])
     if not result.tokens:
         raise PlaneError(
             ExitCode.REFUSED,
@@ -449,7 +455,7 @@ def _renewed(backend: Backend, change: Change, jti: str, expires_at_s: int) -> I
         )
     text = json.dumps({**document, "expires": rfc3339(expires_at_s)}, sort_keys=True)
     wanted = Document("license", jti, text, found.etag)
-    result = backend.apply(change, [wanted], prune=False, delete=False)
+    result = apply_documents(backend, change, [wanted])
     return issue_of(result.tokens[0])
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -17,6 +17,7 @@ from licplane.cli.framework import json_option, print_json, wants_json
 from licplane.cli.output import show_fields, show_table
 from licplane.cli.place import place_options
 from licplane.errors import ExitCode, PlaneError
+from licplane.service.answers import ChangeResult
 from licplane.service.requests import Change, Document
 from lictoken.fields import suggestion
 
@@ -39,6 +40,23 @@ def document_of(backend: Backend, kind: str, name: str) -> Document:
         f"There is no {kind} {name}{suggestion(name, [one.name for one in found])}",
         f"`licplane {kind} list` shows all",
     )
+
+
+def apply_documents(
+    backend: Backend,
+    change: Change,
+    documents: Sequence[Document],
+    *,
+    prune: bool = False,
+    delete: bool = False,
+) -> ChangeResult:
+    """Backend.apply, in which a bad document is REFUSED: the command line itself was right."""
+    try:
+        return backend.apply(change, documents, prune=prune, delete=delete)
+    except PlaneError as error:
+        if error.code is not ExitCode.USAGE:
+            raise
+        raise PlaneError(ExitCode.REFUSED, error.message, error.hint) from error
 
 
 def to_document(one: Declared, etag: str = "") -> Document:
@@ -123,7 +141,7 @@ def _group(kind: str, text: str, complete: Completion, columns: tuple[str, ...])
             )
         document = to_document(found[0], change.etag)
         with changing(passphrase_file) as backend:
-            result = backend.apply(change, [document], prune=False, delete=False)
+            result = apply_documents(backend, change, [document])
         show_change(result, f"Put {kind} {found[0].name}.")
 
     @group.command("delete", help=f"Delete the {kind} NAME.")
@@ -134,7 +152,7 @@ def _group(kind: str, text: str, complete: Completion, columns: tuple[str, ...])
         with changing(passphrase_file) as backend:
             found = document_of(backend, kind, name)
             named = Document(kind, found.name, "", change.etag)
-            result = backend.apply(change, [named], prune=False, delete=True)
+            result = apply_documents(backend, change, [named], delete=True)
         show_change(result, f"Deleted {kind} {name}.")
 
     return group

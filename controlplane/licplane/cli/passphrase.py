@@ -38,6 +38,13 @@ def passphrase(file: Path | None, *, confirm: bool = False) -> str | None:
     return None
 
 
+def is_given(file: Path | None) -> bool:
+    """Whether there is a passphrase without asking anybody for it."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    credential = bool(folder and (Path(folder) / CREDENTIAL).exists())
+    return file is not None or VARIABLE in os.environ or credential
+
+
 def _from_file(file: Path) -> str:
     try:
         if str(file) == "-":

@@ -84,7 +84,7 @@ def test_one_mistake_and_nothing_is_changed(run: Any, fleet: Any, documents: Pat
     (documents / "more.toml").write_text(
         '[[resource]]\nname = "web"\nkind = "service"\nprots = ["443"]\n'
     )
-    refused = run("apply", "-f", str(documents), code=ExitCode.USAGE)
+    refused = run("apply", "-f", str(documents), code=ExitCode.REFUSED)
     assert "prots" in refused.stderr
     assert "did you mean ports?" in refused.stderr
     assert names(run, "resource") == []

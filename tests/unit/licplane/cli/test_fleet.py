@@ -144,7 +144,7 @@ def test_what_a_change_would_cut(run: Any, fleet: Any, documents: Path) -> None:
     run("apply", "-f", str(documents))
     fleet.report(host_id, live=[("acme-orders", "orders-db", "systemd:unit:orders.service", 2)])
     dry = run("license", "revoke", "acme-orders", "--dry-run")
-    assert "would cut 2 live sockets on 1 hosts" in dry.stderr
+    assert "would cut 2 live sockets on 1 host:" in dry.stderr
     for word in ("db-1", "acme-orders", "orders-db", "systemd:unit:orders.service"):
         assert word in dry.stdout
     [cut] = json.loads(run("license", "revoke", "acme-orders", "--dry-run", "--json").stdout)[
