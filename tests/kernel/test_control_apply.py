@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.kernel.harness import programs
 from tests.kernel.harness.catalogs import ManagedHost, binding, managed_host, resource
 from tests.kernel.harness.dial import Destination, Dialer, dialer
@@ -334,6 +336,101 @@ def test_the_control_planes_own_address_passes_whatever_the_policy_says() -> Non
         host.agent.link.open_addresses()
         with Caller(folder, server.port) as caller:
             assert caller.refused() == NO_LICENSE
+
+
+def test_rules_changed_in_place_cut_who_lost_them_and_nobody_else(host: ManagedHost) -> None:
+    one, other = new_jti(), new_jti()
+    for name in ("/calls", "/others"):
+        host.agent.tree.create(name)
+    calls, others = (host.agent.tree.directory(name) for name in ("/calls", "/others"))
+    host.agent.keeper.book_rules_min = 0
+    try:
+        with Server() as server:
+            host.push(
+                resource("one", "127.0.0.1/32", server.port),
+                host.license(one, ["one"]),
+                host.license(other, ["one"]),
+                binding("calls", one, "cgroup:path:/calls"),
+                binding("others", one, "cgroup:path:/others"),
+                binding("of-all-shapes", one, "cgroup:path:/nowhere", "unix:uid:0"),
+            )
+            host.lease(one, other)
+            generation = host.agent.kernel.control.generation
+            with Caller(calls, server.port) as lost, Caller(others, server.port) as kept:
+                assert lost.is_alive()
+                host.push(remove=((Kind.BINDING, "calls"),))
+                lost.wait_dead()
+                assert kept.is_alive()
+                with Caller(calls, server.port) as again:
+                    assert again.refused() == NO_LICENSE
+                # Another license takes the binding over, and with it the open connection.
+                host.push(binding("others", other, "cgroup:path:/others"))
+                assert kept.is_alive()
+                host.agent.control.revoke([host.statement(one)])
+                assert kept.is_alive()
+                # A narrower rule goes before the wider one, also for who is connected.
+                host.push(binding("narrow", one, "cgroup:path:/others", "unix:uid:0"))
+                kept.wait_dead()
+            assert host.agent.kernel.control.generation == generation, "not in place"
+            host.push(remove=((Kind.BINDING, "narrow"),))
+            with Caller(others, server.port) as again:
+                assert again.is_alive()
+    finally:
+        del host.agent.keeper.book_rules_min
+
+
+CATALOGS: Final = st.dictionaries(
+    st.sampled_from(["a", "b", "c", "d"]),
+    st.tuples(
+        st.sampled_from(["x", "y"]),
+        st.sampled_from(
+            [("host",), ("unix:uid:1",), ("unix:uid:2",), ("unix:gid:3",), (BOUND,),
+             ("cgroup:path:/elsewhere",), ("unix:path:/bin/sh", "unix:uid:1")]
+        ),
+    ),
+)  # fmt: skip
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(CATALOGS, min_size=2, max_size=4))
+def test_rules_changed_in_place_are_those_of_a_policy_written_whole(
+    shared_host: ManagedHost, catalogs: list[dict[str, tuple[str, tuple[str, ...]]]]
+) -> None:
+    host = shared_host
+    host.agent.keeper.book_rules_min = 0
+    for key in ("x", "y"):
+        if (Kind.LICENSE, key) not in host.model:
+            host.push(host.license(key, ["db", "web"]))
+    host.push(
+        resource("db", "10.1.0.0/24", 80),
+        resource("web", "10.2.0.0/24", 80),
+        # A policy in force with all shapes: what is changed in place brings no new one.
+        binding("z1", "x", "host"),
+        binding("z2", "x", "unix:uid:99"),
+        binding("z3", "x", "unix:gid:99"),
+        binding("z4", "x", "cgroup:path:/nowhere"),
+        binding("z5", "x", "unix:path:/bin/none", "unix:uid:99"),
+    )
+    try:
+        for described in catalogs:
+            wanted = {(Kind.BINDING, name): binding(name, *each[:1], *each[1])
+                      for name, each in described.items()}  # fmt: skip
+            gone = tuple(
+                key for key in host.model
+                if key[0] is Kind.BINDING and key[1] in "abcd" and key not in wanted
+            )  # fmt: skip
+            host.push(*wanted.values(), remove=gone)
+            amended = host.kernel_tables()
+            host.agent.renew_policy()  # compiled from the start
+            compiled = host.agent.compiled
+            assert compiled is not None
+            host.agent.apply(compiled)  # and written whole
+            assert host.kernel_tables() == amended
+            report = host.agent.link.reporter
+            maps = report.finish(report.take()).state.maps
+            assert all(each.wanted == each.found for each in maps)
+    finally:
+        del host.agent.keeper.book_rules_min
 
 
 def test_a_report_says_what_the_kernel_holds_and_who_uses_it(host: ManagedHost) -> None:

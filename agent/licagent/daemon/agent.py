@@ -35,6 +35,7 @@ from licagent.domain.clock import ClockChange, Reading, TrustedClock
 from licagent.domain.config import AgentConfig
 from licagent.domain.license import HostFacts, LicenseState
 from licagent.domain.policy import PolicyError
+from licagent.domain.rulebook import RuleChange
 from licagent.host import posture
 from licagent.host.cgroups import CgroupTree
 from licagent.host.digests import DigestCache
@@ -273,19 +274,75 @@ class Agent:
             return ()  # told of by `load_policy`
 
     def put_in_force(self, compiled: Compiled) -> None:
-        """Switch to a policy if the kernel's tables differ, and bring licenses up to date."""
+        """Bring the kernel to a policy: single rules where that will do, else all of it."""
         previous = self.compiled
-        if previous is None or compiled.tables != previous.tables:
+        amendment = compiled.amendment
+        if (
+            previous is not None
+            and amendment is not None
+            and amendment.base is previous.tables
+            and self._is_amendable(compiled, amendment.change)
+        ):
+            self._amend(compiled, amendment.change)
+        elif previous is None or compiled.tables != previous.tables:
             try:
                 self.apply(compiled)
             except (StoreError, OSError):
                 if previous is not None and self.compiled is compiled:
                     self.apply(previous)  # the kernel has taken what the disk could not
                 raise
-            return
-        self.licensing.settle(compiled.tables.withheld)
-        self.write_licenses()
+        else:
+            self.licensing.settle(compiled.tables.withheld)
+            self.write_licenses()
+            self.compiled = compiled
+
+    def _is_amendable(self, compiled: Compiled, change: RuleChange) -> bool:
+        """Whether the rules can be changed in the generation in force.
+
+        A tag that says "observed" holds for its generation. Where there may be such tags, only
+        a new generation has their sockets decided anew.
+        """
+        config = self.config
+        observed = {each.number for each in compiled.tables.resources if not each.enforce}
+        return (
+            change.fits_in_place
+            and config.mode == "enforce"
+            and config.existing_sockets == "cut"
+            and not change.resources & observed
+        )
+
+    def _amend(self, compiled: Compiled, change: RuleChange) -> None:
+        """Change single rules in the kernel, at the price of the change."""
+        kernel, identity, tables = self.kernel, self._identity(), compiled.tables
+        previous = self.compiled
+        for rule in (*change.added, *(after for _before, after in change.changed)):
+            for number in rule.licenses:
+                kernel.licenses.slot(number)
+        has_new_names = previous is None or any(
+            getattr(tables, part) is not getattr(previous.tables, part)
+            for part in ("scopes", "paths", "digests")
+        )
+        if has_new_names:
+            identity.prepare(tables)
+            kernel.control.measure = bool(tables.digests)
+        kernel.tables.amend(change, kernel.licenses.slot)
+        for number in change.licenses:
+            kernel.licenses.renew(number)
         self.compiled = compiled
+        self.loaded_at = time.time()
+        self.names.amend(tables, change)
+        if has_new_names:
+            identity.settle(tables)
+        self.cut()
+        generation = kernel.control.generation
+        self.emit(
+            "policy",
+            f"{len(change)} rules of policy generation {generation} are others",
+            generation=generation,
+            added=len(change.added),
+            changed=len(change.changed),
+            removed=len(change.removed),
+        )
 
     def follow_resolvers(self) -> None:
         """Compile the policy in force again if the host's name servers are others now."""

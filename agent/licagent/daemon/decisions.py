@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from licagent.domain.reason import REASON_ERRNO, Reason, Verdict
+from licagent.domain.rulebook import RuleChange
 from licagent.domain.tables import FAILSAFE_RESOURCE, ResourceEntry, Rule, Tables
 from licagent.host.cgroups import CgroupTree, names_of
 from licagent.host.processes import Process, ProcessGone, describe
@@ -59,9 +60,15 @@ class NameBook:
     """What the numbers in events stand for, under the policy in force."""
 
     license_id: Callable[[int], str | None]
-    rules: Mapping[int, Rule] = field(default_factory=dict)
+    rules: dict[int, Rule] = field(default_factory=dict)
     resources: Mapping[int, ResourceEntry] = field(default_factory=dict)
     paths: Mapping[int, str] = field(default_factory=dict)
+
+    def amend(self, tables: Tables, change: RuleChange) -> None:
+        """Follow a change of single rules. Those that went stay known: events may still come."""
+        for rule in (*change.added, *(after for _before, after in change.changed)):
+            self.rules[rule.number] = rule
+        self.paths = dict(tables.paths)
 
     def take(self, tables: Tables) -> None:
         """Follow a switch of policy. Names of resources that went stay known."""

@@ -52,9 +52,6 @@ _RESOURCES_SCHEMA: Final = "licagent.control-resources/1"
 _RUN_DOCUMENT: Final = "run-licenses"
 _RUN_SCHEMA: Final = "licagent.run/1"
 
-BOOK_RULES_MIN: Final = 2000
-"""Policies with fewer rules are compiled and written whole: that is quick, and keeps no memory."""
-
 RUN_FOLDER: Final = "licagent.run"
 """Cgroup below the agent's root that holds the scopes of `licagent run`, one folder a license."""
 
@@ -121,6 +118,10 @@ class Compiled:
 class PolicyKeeper:
     """Reads and compiles policies; remembers the last good one."""
 
+    book_rules_min = 2000
+    """Policies with fewer rules are compiled and written whole: it is quick, and takes no memory
+    for longer."""
+
     def __init__(
         self,
         folder: Path,
@@ -138,7 +139,6 @@ class PolicyKeeper:
         """(license id, resource) of entitlements whose conditions do not hold now."""
         self.managed = Managed()
         """What the control plane gave that is in force, or was when the daemon ended."""
-        self.book_rules_min = BOOK_RULES_MIN
         self._resolvers: tuple[str, ...] = ()  # those of the last compilation
         self._remembered: Mapping[str, Resource] | None = None
         self._users = Users()

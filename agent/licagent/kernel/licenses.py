@@ -123,6 +123,12 @@ class LicenseTable:
         element.not_after_ns = not_after_ns
         return bool(was_granting)
 
+    def renew(self, number: int) -> None:
+        """Have every socket of a license decided anew: its state stays, its tags do not."""
+        index = self._slots.get(number)
+        if index is not None:
+            self._array[index].epoch += 1
+
     def release(self, number: int) -> bool:
         """Give a slot back; the tags that name it are dead. False if there was none."""
         index = self._slots.pop(number, None)

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from licagent.domain.rulebook import RuleChange, amend_order
 from licagent.domain.tables import (
     SERVICE_CLASS,
     Network,
@@ -79,6 +80,34 @@ class TableWriter:
         wait_for_readers()
         self._purge(keep=new)
         return new
+
+    def amend(self, change: RuleChange, slot_of: Callable[[int], int]) -> None:
+        """Change single rules of the generation in force.
+
+        One after the other, in the order of `amend_order`: whatever the kernel decides meanwhile,
+        the old policy or the new one decides so. On return no program looks at a rule that is
+        gone. Tags of sockets hold what was decided before; the caller ends that by giving the
+        licenses of `change.licenses` a new epoch (LicenseTable.renew), after this and not before:
+        a program that had found an old rule has read its license's epoch by then, too.
+
+        Raises:
+            BpfError: a write failed; the rules are again as they were.
+        """
+        generation = self._control.generation
+        rules = self._maps["rules"]
+        written, removed = amend_order(change)
+        try:
+            for rule in written:
+                rules.update(*_rule(rule, generation, slot_of))
+            for rule in removed:
+                rules.delete(_rule(rule, generation, slot_of)[0])
+        except BaseException:
+            for before in (*removed, *(before for before, _after in change.changed)):
+                rules.update(*_rule(before, generation, slot_of))
+            for rule in change.added:
+                rules.delete(_rule(rule, generation, slot_of)[0])
+            raise
+        wait_for_readers()
 
     def _write(
         self,

@@ -137,11 +137,25 @@ class ManagedHost:
         self.agent.control.assign(Assignment("host", labels, 1, status, 0))
 
     def kernel_tables(self) -> dict[str, list[tuple[bytes, bytes]]]:
-        """What the kernel holds of the generation in force, rule numbers aside."""
+        """What the kernel holds of the generation in force.
+
+        Without the generation, and without the numbers by which events name rules: they are
+        names only.
+        """
         writer = self.agent.kernel.tables
         generation = self.agent.kernel.control.generation
-        names = ("networks4", "networks6", "ports", "rules")
-        return {name: sorted(writer.held(name, generation)) for name in names}
+        found = {}
+        for name, at, named in (
+            ("networks4", 4, 0),
+            ("networks6", 4, 0),
+            ("ports", 4, 0),
+            ("rules", 0, 4),
+        ):
+            found[name] = sorted(
+                (key[:at] + key[at + 4 :], value[named:])
+                for key, value in writer.held(name, generation)
+            )
+        return found
 
 
 def resource(name: str, cidr: str, port: int, mode: str = "enforce") -> tuple[Kind, str, bytes]:
