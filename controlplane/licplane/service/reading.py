@@ -196,9 +196,12 @@ def read_table(place: str, text: str, problems: Problems) -> Table | None:
 
 
 def canonical_payload(value: Mapping[str, object]) -> bytes:
-    """JSON as the catalog holds it: keys sorted, no spaces."""
+    """JSON as the catalog holds it: keys sorted, no spaces.
+
+    Lone surrogates, which are refused by their places, become question marks here.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode()
+    return text.encode("utf-8", "replace")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
