@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DOMAIN = sorted((ROOT / "agent/licagent/domain").rglob("*.py"))
-CLAIMS = ROOT / "token/lictoken/claims.py"
+TOKEN = ROOT / "token/lictoken"
+SHARED = ("lictoken.claims", "lictoken.conditions")
 
 
 def imported(path: Path) -> set[str]:
@@ -40,8 +41,9 @@ def test_domain_is_there() -> None:
 
 @pytest.mark.parametrize("path", DOMAIN, ids=lambda path: path.name)
 def test_domain_imports_only_the_standard_library_and_claims(path: Path) -> None:
-    assert foreign(imported(path), "licagent.domain", "lictoken.claims") == set()
+    assert foreign(imported(path), "licagent.domain", *SHARED) == set()
 
 
-def test_claims_import_only_the_standard_library() -> None:
-    assert foreign(imported(CLAIMS)) == set()
+@pytest.mark.parametrize("name", SHARED)
+def test_what_domain_shares_imports_only_the_standard_library(name: str) -> None:
+    assert foreign(imported(TOKEN / f"{name.rpartition('.')[2]}.py")) == set()
