@@ -22,6 +22,8 @@ from lictoken.armour import Label, unarmour
 from lictoken.trust import TrustStore
 from lictoken.verify import verify_license
 
+pytest_plugins = ["tests.support.postgres"]
+
 PROGRAM = Path(sys.executable).with_name("licplane")
 LISTEN = ("--listen", "127.0.0.1:0", "--public-listen", "127.0.0.1:0")
 
@@ -31,8 +33,9 @@ class Server:
 
     def __init__(self, state: Path, *options: str, **environment: str) -> None:
         kept = {key: value for key, value in os.environ.items() if not key.startswith("LICPLANE_")}
+        place = () if "--database" in options else ("--state", str(state))
         self.process = subprocess.Popen(
-            [PROGRAM, "--state", state, "serve", *LISTEN, *options],
+            [PROGRAM, "serve", *place, *LISTEN, *options],
             env={**kept, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -273,3 +276,46 @@ def test_another_ca_is_not_believed(run: Any, server: Server, tmp_path: Path) ->
     place = ("--server", server.control, "--identity", str(file))
     refused = run(*place, "host", "list", code=ExitCode.BUSY)
     assert "CA" in refused.stderr
+
+
+def test_two_servers_on_one_postgresql(
+    run: Any, state: Path, postgres_url: str, documents: Path, tmp_path: Path
+) -> None:
+    """The same commands by URL; what one server is told, the other one knows."""
+    database = ("--database", postgres_url)
+    options = ("--unencrypted", "--issuer", "acme")
+    servers = [Server(state, *database, *options) for _ in range(2)]
+    try:
+        assert "in the database" in servers[0].words
+        assert "First start" not in servers[1].words
+        identity = tmp_path / "ops.pem"
+        run(*database, "admin", "create", "ops", "--role", "admin", "--out", str(identity))
+        one, two = (("--server", server.control, "--identity", str(identity)) for server in servers)
+        assert "3 created" in run(*one, "apply", "-f", str(documents)).stderr
+        assert "No change" in run(*two, "apply", "-f", str(documents)).stderr
+        run(*two, "license", "revoke", "acme-orders")
+        shown = json.loads(run(*database, "license", "show", "acme-orders", "--json").stdout)
+        assert shown["license"]["state"] == "revoked"
+        assert "intact" in run(*database, "audit", "verify").stderr
+        current = json.loads(run(*database, "db", "current", "--json").stdout)
+        assert current["is_newest"] is True
+        assert not state.exists()
+        assert [server.stop() for server in servers] == [0, 0]
+    finally:
+        for server in servers:
+            server.kill()
+
+
+def test_workers_share_the_addresses(run: Any, state: Path, tmp_path: Path) -> None:
+    server = Server(state, "--unencrypted", "--workers", "2", "--metrics-listen", "127.0.0.1:0")
+    try:
+        assert ", 2 workers" in server.words
+        assert server.words.count("/metrics") == 2
+        identity = tmp_path / "ops.pem"
+        run("admin", "create", "ops", "--role", "admin", "--out", str(identity))
+        place = ("--server", server.control, "--identity", str(identity))
+        for _ in range(4):
+            assert "no hosts" in run(*place, "host", "list").stderr
+        assert server.stop() == 0
+    finally:
+        server.kill()
