@@ -11,8 +11,9 @@ from licplane.store.catalog import CatalogReads
 from licplane.store.hosts import HostReads
 from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
+from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
 
 
-class Reader(CatalogReads, HostReads, IdentityReads, SigningReads, JournalReads):
+class Reader(CatalogReads, HostReads, ShadowReads, IdentityReads, SigningReads, JournalReads):
     """What a transaction sees. Made by Store.reading()."""

@@ -6,10 +6,10 @@ On PostgreSQL these transactions run beside one another and beside those of Stor
 
 from __future__ import annotations
 
-from licplane.store.hosts import HostRecords
 from licplane.store.identities import IdentityRecords
 from licplane.store.reader import Reader
+from licplane.store.shadow_use import ShadowRecords
 
 
-class Recorder(HostRecords, IdentityRecords, Reader):
+class Recorder(ShadowRecords, IdentityRecords, Reader):
     """A transaction for what hosts send. Made by Store.recording(); kept if its block ends well."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Column, Connection, Executable, Row, Select, Table
@@ -117,11 +118,13 @@ def labels_from(text: str) -> Mapping[str, str]:
     return cast("dict[str, str]", value)
 
 
+@lru_cache(maxsize=4096)
 def scope_text(scope: Scope) -> str:
     """A scope as a column holds it: one text for each scope."""
     return canonical([scope.org, scope.project, list(scope.environments), list(scope.regions)])
 
 
+@lru_cache(maxsize=4096)
 def scope_from(text: str) -> Scope:
     """The scope in a column."""
     org, project, environments, regions = json.loads(text)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, select, update
 
-from licplane.store.catalog import CatalogWrites
+from licplane.store.catalog_changes import CatalogWrites
 from licplane.store.hosts import HostWrites
 from licplane.store.identities import IdentityWrites
 from licplane.store.journal import JournalWrites

@@ -232,7 +232,7 @@ def test_a_digest_in_memory_follows_the_log(store: Store) -> None:
         'UPDATE objects SET scope = \'["","",[],[]]\'',
         "DELETE FROM objects",
         "UPDATE objects SET name = 'z' || name",
-        "INSERT INTO objects SELECT 1, 'x', scope, payload, '', 'e', 1, 0 FROM objects LIMIT 1",
+        "INSERT INTO objects SELECT 1, name, scope, payload, '', '', 1, bucket FROM objects",
     ],
 )
 def test_altered_rows_are_found(store: Store, tampering: str) -> None:
