@@ -312,6 +312,46 @@ def test_a_label_that_changes_cuts_and_gives_back(
         assert gained == lost
 
 
+def test_what_changed_while_no_daemon_ran_is_on_record(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    outer = fresh_agent
+    in_eu = Condition("label:region", ("eu",))
+    outer.issue("one", [], entitlements=entitlements(in_eu))
+    outer.policy(probes.policy("one"))
+    for region, errno in (("eu", ""), ("us", "EKEYREJECTED"), ("us", "EKEYREJECTED"), ("eu", "")):
+        outer.settings = f'labels = {{ region = "{region}" }}'
+        with inside(outer) as found:
+            assert probes.once(probes.cgroups.licensed) == errno
+            told = found.told("condition")
+        if region == "us" and told:
+            assert told[0]["facts"] == [{"fact": "label:region", "old": "eu", "new": "us"}]
+            assert told[0]["licenses"][0]["lost"] == ["offer", "probe"]
+    assert [row["gained"] for row in told[0]["licenses"]] == [["offer", "probe"]]
+
+
+def test_a_program_that_is_taken_away_costs_the_agent_its_integrity(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    agent = fresh_agent
+    agent.start()
+    whole = Condition("posture:agent_integrity", ("true",))
+    agent.issue("one", [], entitlements=entitlements(whole))
+    agent.policy(probes.policy("one"))
+    assert probes.once(probes.cgroups.licensed) == ""
+
+    (PinFolder(agent.bpffs).links / "cgroup_rmdir").unlink()
+
+    eventually(lambda: probes.once(probes.cgroups.licensed) == "EKEYREJECTED", "it is noticed", 30)
+    (record,) = told(agent, "one")
+    assert record["facts"] == [{"fact": "posture:agent_integrity", "old": "true", "new": "false"}]
+    (check,) = [row for row in agent.call("doctor")["checks"] if row["name"] == "integrity"]
+    assert "cgroup_rmdir" in check["detail"]
+    agent.kill()
+    agent.start()
+    assert probes.once(probes.cgroups.licensed) == "", "the start has put it back"
+
+
 def test_nothing_is_granted_between_two_judgements(
     fresh_agent: AgentUnderTest, probes: Probes
 ) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from licagent.daemon.decisions import rfc3339
 from licagent.domain.entitlements import Entitlements, has_conditions
 from licagent.domain.license import HostFacts, applicability
 from licagent.host.posture import boottime_ns
+from licagent.store.errors import DocumentDamaged
 from lictoken.claims import License
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from licagent.host.facts import FactReader
 
 _log: Final = logging.getLogger(__name__)
+
+_DOCUMENT: Final = "host-facts"
+_SCHEMA: Final = "licagent.host-facts/1"
 
 _RENEW_NS: Final = 10 * 1_000_000_000
 """How often the kernel is told anew that conditions hold (`slot.ATTESTED_NS`)."""
@@ -67,8 +71,17 @@ class ConditionsKeeper:
         self._tried: frozenset[tuple[str, str]] | None = None  # a policy compiled for these
 
     def begin(self) -> None:
-        """Find out what this host is, before the first license is judged."""
+        """Find out what this host is, before the first license is judged, and what it was."""
         self._agent.licensing.set_facts(self._reader.read())
+        try:
+            body = self._agent.state.read_document(_DOCUMENT, _SCHEMA)
+        except DocumentDamaged as error:
+            _log.error("%s", error)
+            body = None
+        if body is not None:
+            self._host = replace(
+                self._agent.licensing.host, labels=body["labels"], facts=body["facts"]
+            )
 
     def refresh(self) -> None:
         """Look at the host again, and judge again if anything has changed."""
@@ -112,7 +125,7 @@ class ConditionsKeeper:
             found[jti] = _known(held.license, host, entitlements)
             if entitlements.changes_at_s is not None:
                 changes.append(entitlements.changes_at_s)
-        last_host = self._host or host
+        last_host, is_new = self._host or host, self._host is None
         before = {jti: self._before(jti, last_host) for jti in found}
         self._known, self._host = found, host
         self._changes_at_s = min(changes, default=None)
@@ -121,6 +134,9 @@ class ConditionsKeeper:
             (jti, before[jti], one) for jti, one in found.items() if before[jti].lost != one.lost
         ]
         sockets_cut = self._bring(is_changed=bool(affected or facts))
+        if facts or is_new:  # so that a change while nobody looks, a new kernel, is told of, too
+            body = {"labels": dict(host.labels), "facts": dict(host.facts)}
+            self._agent.state.write_document(_DOCUMENT, _SCHEMA, body)
         if affected or facts:
             self._tell(facts, affected, sockets_cut)
 

@@ -121,6 +121,10 @@ def status(agent: Agent) -> Report:
             "high_water": rfc3339(agent.clock.high_water_ns / 1e9),
         },
         "control": control_status.control(agent),
+        "host": {
+            "labels": dict(agent.licensing.host.labels),
+            "facts": dict(agent.licensing.host.facts),
+        },
         "shadow": agent.shadow.rows()[:50],
     }
 
