@@ -32,6 +32,8 @@ from lictoken.validity import Standing
 
 KINDS: Final = {"resource": Kind.RESOURCE, "binding": Kind.BINDING, "license": Kind.LICENSE}
 DOCUMENTS_MAX: Final = 200_000
+DIFFERENCES_MAX: Final = 1_000
+"""Beyond this many, differences come without lines, and what is unchanged is not named."""
 _NAMES_AUDITED: Final = 1_000
 _DIFF_LINES_MAX: Final = 400
 
@@ -54,6 +56,14 @@ class Outcome:
     cuts: list[Cut] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     etag: str = ""
+
+    def note(self, action: str, kind: str, name: str, old: str = "", new: str = "") -> None:
+        """Add a difference between two documents. Of very many, only the first have lines."""
+        count = len(self.differences)
+        if action == "none" and count >= DIFFERENCES_MAX:
+            return
+        lines = () if action == "none" or count >= DIFFERENCES_MAX else diff(old, new)
+        self.differences.append(Difference(action, kind, name, lines))
 
     def result(self, work: Work) -> ChangeResult:
         """The answer, still without its impact."""
@@ -115,8 +125,7 @@ def put(work: Work, declared: Declared) -> Outcome:
         new = after[key]
         same = old is not None and old.etag == new.etag
         action = "none" if same else "update" if old else "create"
-        lines = () if same else diff(old.document if old else "", new.document)
-        outcome.differences.append(Difference(action, _word(key[0]), key[1], lines))
+        outcome.note(action, _word(key[0]), key[1], old.document if old else "", new.document)
         outcome.etag = new.etag
         if not same:
             outcome.cuts += _cuts(old, new)
@@ -175,11 +184,16 @@ def documents_of(objects: Sequence[CatalogObject]) -> Iterator[Document]:
 
 def diff(old: str, new: str) -> tuple[str, ...]:
     """Lines of a unified diff of two documents, without header."""
-    lines = [
-        line
-        for line in difflib.unified_diff(_pretty(old), _pretty(new), n=2, lineterm="")
-        if not line.startswith(("---", "+++"))
-    ]
+    before, after = _pretty(old), _pretty(new)
+    if before and after:
+        found = difflib.unified_diff(before, after, n=2, lineterm="")
+        lines = [line for line in found if not line.startswith(("--- ", "+++ "))]
+    else:  # the same, without looking for what the two have in common
+        lines = [
+            f"@@ -{min(1, len(before))},{len(before)} +{min(1, len(after))},{len(after)} @@",
+            *(f"-{line}" for line in before),
+            *(f"+{line}" for line in after),
+        ]
     if len(lines) > _DIFF_LINES_MAX:
         lines = [*lines[:_DIFF_LINES_MAX], f"@@ and {len(lines) - _DIFF_LINES_MAX} more lines @@"]
     return tuple(lines)
@@ -191,20 +205,19 @@ def _remove(work: Work, keys: Sequence[tuple[Kind, str]], outcome: Outcome) -> N
         if kind is Kind.LICENSE:
             record = registry.find(name)
             if record is None or record.standing is Standing.REVOKED:
-                outcome.differences.append(Difference("none", "license", name))
+                outcome.note("none", "license", name)
                 continue
             statement = licensing.state(work, name, RevocationAction.REVOKE)
             outcome.tokens.append(compact(statement.token, Label.REVOCATION))
-            lines = diff(license_document(record.latest), "")
-            outcome.differences.append(Difference("delete", "license", name, lines))
+            outcome.note("delete", "license", name, license_document(record.latest))
             outcome.cuts.append(licensing.ended(name))
             continue
         old = work.transaction.object(kind, name)
         if old is None:
-            outcome.differences.append(Difference("none", _word(kind), name))
+            outcome.note("none", _word(kind), name)
             continue
         work.transaction.remove_objects(kind, [name])
-        outcome.differences.append(Difference("delete", _word(kind), name, diff(old.document, "")))
+        outcome.note("delete", _word(kind), name, old.document)
         outcome.cuts += _cuts(old, None)
     _audit(work, outcome, "catalog.delete", only="delete")
 
@@ -215,7 +228,7 @@ def _put_license(work: Work, wanted: Wanted, outcome: Outcome) -> None:
     if record is not None and same_terms(wanted, record.latest):
         if work.transaction.object(Kind.LICENSE, jti) is None:
             publish_license(work.transaction, record.issues[-1])
-        outcome.differences.append(Difference("none", "license", jti))
+        outcome.note("none", "license", jti)
         outcome.etag = licensing.etag_of(record)
         return
     start_s = wanted.license.not_before_s
@@ -228,9 +241,8 @@ def _put_license(work: Work, wanted: Wanted, outcome: Outcome) -> None:
             ExitCode.USAGE, f"license {jti}: {error.detail}", "Correct it; nothing was changed"
         ) from error
     old = license_document(record.latest) if record is not None else ""
-    lines = diff(old, license_document(issued.license))
     action = "update" if record is not None else "create"
-    outcome.differences.append(Difference(action, "license", jti, lines))
+    outcome.note(action, "license", jti, old, license_document(issued.license))
     outcome.tokens.append(compact(issued.token, Label.LICENSE))
     outcome.etag = f"g{issued.license.generation}"
     if record is not None:
