@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# licagent shown with real programs: curl and nc against a real server on this machine. Every claim
-# is checked; the first that does not hold ends the demo with status 1. It has a cgroup, a bpffs
-# folder, a state folder and a socket of its own, so it runs beside an installed agent, and takes
-# all of them away at its end, also after Ctrl-C.
+# licagent shown with real programs: curl and nc against a real server on this machine, licensed by a
+# control plane that the demo starts. Every claim is checked; the first that does not hold ends the
+# demo with status 1. It has a cgroup, a bpffs folder, state folders, ports and a socket of its own,
+# so it runs beside an installed agent, and takes all of them away at its end, also after Ctrl-C.
 #
 #   ./dev demo [--fast]        --fast: no pauses for reading
 #   LICAGENT_LOADER=bcc ./dev demo
@@ -29,17 +29,23 @@ readonly PAUSE_S EXPIRY_S
 source "$HERE/stage.sh"
 # shellcheck source=demo/acts.sh
 source "$HERE/acts.sh"
+# shellcheck source=demo/plane.sh
+source "$HERE/plane.sh"
 
 SECONDS=0
 build_stage
-act_licenses
-act_policy
+act_plane
+act_join
+act_apply
 act_no_license_no_access
 act_revocation
+act_link_cut
 act_expiry_without_daemon
 act_restart
+act_link_back
 act_observe
 act_break_glass
 act_look_back
+act_audit
 export ENDED_WELL=1
 leave

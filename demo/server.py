@@ -8,10 +8,16 @@ listens on a free port of 127.0.0.1 and writes its number to PORT_FILE. GET /hel
 once; GET /stream sends one line every 50 ms for ten minutes, each with the time (RFC 3339, UTC)
 at which it was handed to the kernel. So a line with a later time than T cannot have reached a
 client before T, whatever buffers lie between.
+
+    server.py --free-ports COUNT
+
+prints ports that nobody listens on.
 """
 
 from __future__ import annotations
 
+import random
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -65,8 +71,25 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the narration is the demo's."""
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody has, outside the range that the kernel hands out by itself."""
+    text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    low, high = (int(word) for word in text.split())
+    ports = [port for port in range(10_000, 65_536) if not low <= port <= high]
+    found: list[int] = []
+    for port in random.sample(ports, len(ports)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
 def main() -> None:
     """Serve until a signal."""
+    if sys.argv[1] == "--free-ports":
+        print(*free_ports(int(sys.argv[2])))
+        return
     port_file = Path(sys.argv[1])
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     written = port_file.with_suffix(".new")

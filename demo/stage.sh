@@ -42,22 +42,24 @@ shown() {
     done
     local prompt='$'
     if [[ $user == root ]]; then prompt='#'; fi
+    if [[ -n ${from-} ]]; then line+=" < $from"; fi
     printf '%s%s%s%s%s\n' "$bold" "$user" "$prompt" "$line" "$plain"
 }
 
 output='' # of the last command: both of its streams, as a terminal shows them
 status=0
 
-# try USER COMMAND...: shows and runs it; its output and status are in $output and $status.
+# try USER COMMAND...: shows and runs it; its output and status are in $output and $status. Its
+# standard input is the file $from, if that is set.
 try() {
     local user=$1
     shown "$@"
     shift
     status=0
     if [[ $user == root ]]; then
-        output=$("$@" 2>&1) || status=$?
+        output=$("$@" 2>&1 <"${from-/dev/null}") || status=$?
     else
-        output=$(as "$user" "$@" 2>&1) || status=$?
+        output=$(as "$user" "$@" 2>&1 <"${from-/dev/null}") || status=$?
     fi
     if [[ -n $output ]]; then printf '%s\n' "$output"; fi
 }
@@ -93,6 +95,15 @@ wait_for() {
 matches() { [[ $output =~ $1 ]]; } # an extended regular expression
 says() { [[ $output == *"$1"* ]]; }
 ended_with() { ((status == $1)); }
+failed() { ((status)); }
+show_output() { printf '%s\n' "$output"; }
+
+# waited PID FILE: the end of a program in the background; FILE has its words.
+waited() {
+    status=0
+    wait "$1" || status=$?
+    output=$(<"$2")
+}
 milliseconds() { date --date="$1" +%s%3N; }
 now() { date --utc +%Y-%m-%dT%H:%M:%S.%3NZ; }
 alive() { kill -0 "$1" 2>/dev/null; }
@@ -141,14 +152,19 @@ state_dir = "$FOLDER/state"
 runtime_dir = "$FOLDER/run"
 bpffs_dir = "$FOLDER/bpf"
 cgroup_root = "$HOST"
+report_interval_s = 1
 TOML
-    export LICAGENT_CONFIG=$FOLDER/agent.toml LICPLANE_STATE=$FOLDER/issuer
+    export LICAGENT_CONFIG=$FOLDER/agent.toml LICPLANE_STATE=$FOLDER/plane
+    YEAR_END=$(date --utc --date='+30 days' +%Y-%m-%dT00:00:00Z)
+    export YEAR_END
 
     service python "$HERE/server.py" "$FOLDER/port"
     wait_for 10 test -f port
     PORT=$(<port)
     readonly PORT
     export URL=http://127.0.0.1:$PORT
+    read -r -a ports < <(python "$HERE/server.py" --free-ports 2)
+    export CONTROL=127.0.0.1:${ports[0]} JOINING=127.0.0.1:${ports[1]}
 }
 
 # service COMMAND...: in the background, outside the licensed cgroup; its pid is in $!.
@@ -160,7 +176,7 @@ service() {
 }
 
 answers_or_ended() { gone "$DAEMON" || answers; }
-answers() { licagent status >/dev/null 2>&1; }
+answers() { licagent config check --live >/dev/null 2>&1; }
 
 start_daemon() {
     shown root licagent daemon '&'
