@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, TypeVar
 import click
 
 from licplane.cli.completion import complete_kid
+from licplane.cli.output import safe
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.folder import PUBLIC_MODE, write_atomically
 from lictoken.errors import TokenError
@@ -71,7 +72,8 @@ class ErrorGroup(click.Group):
 
 def _fail(context: click.Context, code: ExitCode, name: str, message: str, hint: str) -> NoReturn:
     """Words on stderr, with --json an object on stdout too, and the exit code."""
-    say(f"Error: {message}. {hint}.")
+    # Parts of it may be what hosts and documents say of themselves.
+    say(safe(f"Error: {message}. {hint}."))
     if context.meta.get(_JSON):
         print_json({"error": {"code": name, "message": message, "hint": hint}})
     context.exit(int(code))

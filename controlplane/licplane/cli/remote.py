@@ -10,6 +10,7 @@ from typing import Final, Self, TypeVar, cast
 # gRPC has no knob for TLS 1.3 only. An RSA-only suite of 1.2 can never be used with the ECDSA
 # certificates that licplane makes, which leaves those of 1.3. Read when grpc is imported.
 os.environ.setdefault("GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES128-GCM-SHA256")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it writes to standard error beside our words
 
 import grpc
 
@@ -66,6 +67,17 @@ _HINTS: Final[Mapping[grpc.StatusCode, str]] = {
     grpc.StatusCode.ABORTED: "Read it again, and decide anew",
     grpc.StatusCode.UNIMPLEMENTED: "The server is older than this command: upgrade it",
 }
+
+
+_UNREACHED: Final = (
+    ("CERTIFICATE_VERIFY_FAILED", "its certificate is not of the CA in the credential"),
+    ("Hostname Verification", "its certificate is for other names (see `serve --server-name`)"),
+    ("hostname", "its certificate is for other names (see `serve --server-name`)"),
+    ("Connection refused", "nobody listens there"),
+    ("DNS resolution failed", "no such host"),
+    ("Tls handshake failed", "TLS 1.3 with this credential was refused"),
+)
+"""What gRPC's words contain, and what it means."""
 
 
 class RemoteBackend:
@@ -218,7 +230,8 @@ def _failure(address: str, error: grpc.RpcError) -> PlaneError:
     code = call.code()
     words = (call.details() or code.name.lower()).strip()
     if code is grpc.StatusCode.UNAVAILABLE:
-        words = f"{address} cannot be reached: {words}"
+        why = next((said for sign, said in _UNREACHED if sign in words), words)
+        return PlaneError(ExitCode.BUSY, f"{address} cannot be reached: {why}", _HINTS[code])
     # A server of ours says what is wrong and what to do, in that order.
     message, _, hint = words.removesuffix(".").partition(". ")
     return PlaneError(
