@@ -168,3 +168,9 @@ def test_killed_at_any_moment_it_is_old_or_new(path):
         assert len(found.objects) == 300
         assert {each.revision for each in found.objects} == {revision}
     assert not list(Path(path.parent).glob("*.damaged-*"))
+
+
+def test_a_reset_leaves_nothing_of_before(store):
+    store.begin("host", HEAD, [entry("a"), entry("b")], [], reset=True).commit()
+    store.begin("host", HEAD, [entry("b", 2)], [], reset=True).commit()
+    assert store.load().objects == (entry("b", 2),)
