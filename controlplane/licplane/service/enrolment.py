@@ -25,6 +25,9 @@ from licplane.store.reader import Reader
 from licplane.store.recorder import Recorder
 
 CLOCK_TOLERANCE_MS: Final = 5 * 60_000
+MENDING_MS: Final = 3_600_000
+"""So long after a host came in, an old counter at re-enrolment is refused and proves nothing:
+a clone that was told to enrol anew goes on trying until somebody does it."""
 _HOSTNAME_MAX: Final = 253
 _WORD_MAX: Final = 128
 _SECRET_MAX: Final = 128
@@ -120,6 +123,8 @@ class Enrolment:
                 raise refusal
             known = recorder.counters(host_id)
         if known is not None and not holds(known, request.counter):
+            if now_ms - host.enrolled_at_unix_ms < MENDING_MS:
+                raise refusal  # the other one of two clones, which is not mended yet
             mark_cloned(self._core, host_id, "an old counter was shown at re-enrolment")
             raise _out(HostStatus.CLONED)
         newest = (known.pending or known.current) if known else b""
@@ -194,6 +199,7 @@ class Enrolment:
                 hostname=machine.hostname,
                 machine_id=machine.machine_id or known.machine_id,
                 assignment_sequence=known.assignment_sequence + 1,
+                enrolled_at_unix_ms=work.now_ms,
                 join_token=token.token_id,
                 agent_version=machine.agent_version,
                 kernel_release=machine.kernel_release,

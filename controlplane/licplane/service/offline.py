@@ -88,7 +88,8 @@ class Offline:
             SealPurpose.SNAPSHOT,
             payloads.manifest(host.view, state.revision, state.digest, state.count, now_ms),
         )
-        lease = self._streams.lease_for(host, fingerprint, told.boot_id, nonce, lease_ttl_s)
+        # For any boot: a host with no network cannot ask again after each.
+        lease = self._streams.lease_for(host, fingerprint, "", nonce, lease_ttl_s)
         with self._core.store.reading() as reader:
             trust = Keyring(reader).trust().to_bytes()
         bundle = {
@@ -103,6 +104,7 @@ class Offline:
             "lease": _sealed(lease),
             "objects": _objects(state),
             "control_address": self._core.settings.control_address,
+            "public_address": self._core.settings.public_address,
         }
         text = canonical(bundle).encode() + b"\n"
         return OfflineAdmission(host.host_id, text, issued.not_after_unix_ms)

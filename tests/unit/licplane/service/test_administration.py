@@ -298,7 +298,7 @@ def test_a_host_enrolled_by_files(both: World) -> None:
     assert manifest.digest == digest_of(objects)
     assert {name for _, name, _ in objects} == {"db", "b", "acme-db", "trust"}
     lease = sync_pb2.LeaseBundle.FromString(opened("lease", SealPurpose.LEASE))
-    assert (lease.host_id, lease.boot_id, lease.nonce) == (made.host_id, "boot-1", b"n" * 16)
+    assert (lease.host_id, lease.boot_id, lease.nonce) == (made.host_id, "", b"n" * 16)
     assert lease.ttl_ms == 30 * 86_400_000
     assert [one.license for one in lease.leases] == ["acme-db"]
     leaf = x509.load_der_x509_certificate(base64url.decode(bundle["certificate_chain"][0], "c"))

@@ -256,3 +256,34 @@ def test_a_key_on_another_machine(world: World) -> None:
     copied = FakeHost(world.plane, Machine("copy", "f" * 32), host.key)
     with pytest.raises(PlaneError, match="another machine"):
         copied.enroll(world.token(uses=3).join)
+
+
+def test_a_cloned_host_is_mended(both: World) -> None:
+    """As `licplane host split` does it: evicted, then a token for two."""
+    host = both.host(org="acme", region="eu-1")
+    clone = FakeHost(both.plane, host.machine, host.key, host.id, host.counter, host.fingerprint)
+    host.connect()
+    both.plane.open_stream(clone.id, clone.counter)
+    status(both, host, HostStatus.EVICTED)
+    join = both.token(uses=2, org="acme", region="eu-1").join
+    was = host.id
+    assert host.enroll(join).host_id == was  # licagent enroll --again
+    host.connect()
+    with pytest.raises(Unauthenticated):  # the clone goes on trying, which breaks nothing
+        reenroll(both, clone)
+    assert both.plane.authenticate(host.fingerprint).status is HostStatus.ACTIVE
+    clone.key = new_key()
+    assert clone.enroll(join).host_id != was  # licagent enroll --new
+    clone.connect()
+    host.connect()
+
+
+def test_a_clone_that_comes_back_after_long(world: World) -> None:
+    host = world.host()
+    clone = FakeHost(world.plane, host.machine, host.key, host.id, host.counter)
+    host.connect()
+    host.connect()
+    world.clock.pass_s(86_400)
+    with pytest.raises(PlaneError, match="cloned"):
+        reenroll(world, clone)
+    assert world.plane.host_state(host.id).status is HostStatus.CLONED
