@@ -92,10 +92,6 @@ class ServerSettings:
     report_interval_s: int = 30
     stop_grace_s: float = 5.0
     """How long a stopping server lets streams and calls end by themselves."""
-    poll_interval_s: float = 0.0
-    """How often to look for changes that were not announced; 0: as fits the database."""
-    notify_dir: str = ""
-    """Folder for the sockets that changes are announced on; empty: as the store has it."""
     admission: Admission = field(default_factory=Admission)
     limits: Limits = field(default_factory=Limits)
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import grpc.aio
 
 from licapi.control.v1 import sync_pb2
-from licplane.api import wire
+from licplane.api import memory, wire
 from licplane.api.addresses import join_address, metrics_address, server_names, split_address
 from licplane.api.hub import Hub
 from licplane.api.listeners import control_server, public_server
@@ -31,6 +31,8 @@ _TICK_S: Final = 0.5
 _PRESENCE_S: Final = 30.0
 """A host that says nothing is written down as connected that often."""
 _CERTIFICATES_S: Final = 10.0
+_TRIM_STREAMS: Final = 100
+_TRIM_S: Final = 2.0
 _PROGRESS_MAX: Final = 500  # rows of one transaction
 
 
@@ -54,6 +56,7 @@ class Worker:
 
     async def start(self) -> None:
         """Accept connections when it returns. Raises PlaneError."""
+        memory.limit_arenas()
         await self.hub.start()
         names = server_names(self._settings, self._addresses)
         self.certificate = certificate = ServerCertificate(self.site, names)
@@ -120,10 +123,16 @@ class Worker:
     # ------------------------------------------------------------------------- housekeeping
 
     async def _keep_house(self) -> None:
-        looked_s = time.monotonic()
+        looked_s = trimmed_s = time.monotonic()
+        trimmed_at = opened = 0.0
         while True:
             await asyncio.sleep(_TICK_S)
             await self._write_progress()
+            before, opened = opened, self.site.metrics.total("licplane_sync_opened_total")
+            settled = opened == before and opened - trimmed_at >= _TRIM_STREAMS
+            if settled and time.monotonic() - trimmed_s >= _TRIM_S:
+                trimmed_at, trimmed_s = opened, time.monotonic()
+                await self.site.call(memory.trim)
             if time.monotonic() - looked_s >= _CERTIFICATES_S:
                 looked_s = time.monotonic()
                 self._end_old_certificates()
