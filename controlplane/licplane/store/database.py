@@ -106,7 +106,9 @@ class Store:
         if self.folder is None:
             return self._upgrade(revision)
         with StateFolder(self.folder).locked():
-            done = self._upgrade(revision)
+            # Mostly there is nothing to do, and no reason to wait for those who write.
+            is_newest = revision == "head" and self.current() == self.newest()
+            done = not is_newest and self._upgrade(revision)
         self._set_files_aside()
         return done
 

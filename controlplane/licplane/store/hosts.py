@@ -167,7 +167,15 @@ class HostWrites(HostRecords):
         if self._next_fleet_revision is None:
             self._next_fleet_revision = self._head.fleet_revision + 1
         kept = replace(host, fleet_revision=self._next_fleet_revision)
-        self._put(hosts, [_host_row(kept)])
+        old = self.host(host.host_id)
+        if old is not None and old.key_fingerprint == kept.key_fingerprint:
+            # A statement that sets the unique column locks the row so that PostgreSQL makes those
+            # wait who write what the host sent, and they it: a deadlock, with several hosts.
+            row = _host_row(kept)
+            del row["host_id"], row["key_fingerprint"]
+            self._run(update(hosts).where(hosts.c.host_id == host.host_id).values(row))
+        else:
+            self._put(hosts, [_host_row(kept)])
         self._run(delete(host_labels).where(host_labels.c.host_id == host.host_id))
         labels: list[Values] = [
             {"host_id": host.host_id, "name": name, "value": value}

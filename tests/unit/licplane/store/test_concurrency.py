@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -191,6 +192,22 @@ def test_writers_of_presence_do_not_lock_each_other_out(store: Store) -> None:
         return True
 
     assert together(write) == 8
+
+
+def test_what_a_host_sends_does_not_wait_for_a_change_of_it(postgres_url: str) -> None:
+    with Store.open(postgres_url, lock_wait_s=0.01) as store:
+        store.upgrade()
+        host(store)
+        with store.transaction() as transaction:
+            known = transaction.host("h")
+            assert known is not None
+            transaction.put_host(replace(known, labels={"org": "acme"}))
+            with store.recording() as recorder:
+                recorder.put_presence([HostPresence("h", 1)])
+        with store.recording() as recorder:
+            recorder.put_presence([HostPresence("h", 2)])
+            with store.transaction() as transaction:
+                transaction.put_host(replace(known, labels={}))
 
 
 def test_a_first_opening_by_many(tmp_path: Path) -> None:
