@@ -19,6 +19,7 @@ from licplane.store.audit import verify_log
 from licplane.store.model import AuditHead, AuditRecord
 from licplane.store.reader import Reader
 from lictoken import base64url
+from lictoken.claims import I64_MAX
 from lictoken.errors import TokenError
 from lictoken.sealed import Seal, SealPurpose, unseal
 from lictoken.trust import KeyStatus, TrustedKey, TrustStore
@@ -38,7 +39,7 @@ class Auditing:
         require(actor, Permission.READ_AUDIT)
         limit = min(size, paging.MAX_SIZE) if size > 0 else paging.DEFAULT_SIZE
         with self._core.store.reading() as reader:
-            rows = reader.audit(after_sequence=max(after, 0), limit=limit)
+            rows = reader.audit(after_sequence=min(max(after, 0), I64_MAX), limit=limit)
         return tuple(_view(one) for one in rows)
 
     def verify(self, actor: Actor, head: bytes | None) -> AuditCheck:

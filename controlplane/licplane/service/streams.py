@@ -20,6 +20,7 @@ from licplane.service.values import SERVED, Actor, HostStatus, Role, View
 from licplane.service.work import Work, perform_once
 from licplane.store.model import Host, HostCounters, HostPresence
 from licplane.store.reader import Reader
+from lictoken.claims import I64_MAX
 from lictoken.sealed import Seal, SealPurpose
 
 COUNTER_BYTES: Final = 32
@@ -130,7 +131,7 @@ class Streams:
                         was,
                         last_seen_unix_ms=max(now_ms, was.last_seen_unix_ms),
                         connected_until_unix_ms=until_ms,
-                        acked_revision=one.revision or was.acked_revision,
+                        acked_revision=min(max(one.revision, 0), I64_MAX) or was.acked_revision,
                         last_nack=tidy(one.nack, _NACK_MAX),
                     )
                 )

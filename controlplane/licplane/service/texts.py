@@ -32,10 +32,10 @@ def refuse(message: str, hint: str) -> PlaneError:
 
 def check_words(text: str, what: str, longest: int) -> str:
     """A printable text of 1..longest characters."""
-    if not 1 <= len(text) <= longest or not text.isprintable():
+    if not 1 <= len(text) <= longest or not text.isprintable() or text != text.strip():
         raise refuse(
             f"{what} is {shown(text)}, not a printable text",
-            f"Write 1 to {longest} printable characters",
+            f"Write 1 to {longest} printable characters, without spaces around them",
         )
     return text
 

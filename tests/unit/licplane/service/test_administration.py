@@ -23,8 +23,8 @@ from tests.unit.licplane.service.world import (
 from licapi.control.v1 import sync_pb2
 from licplane.errors import ExitCode, PlaneError, Unauthenticated
 from licplane.service.access import PERMISSIONS, Permission
-from licplane.service.requests import Change, Machine, PageRequest
-from licplane.service.values import Actor, HostStatus, Role
+from licplane.service.requests import Change, Machine, PageRequest, Progress
+from licplane.service.values import Actor, HostStatus, Role, View
 from lictoken import base64url
 from lictoken.digest import digest_of
 from lictoken.sealed import Seal, SealPurpose, unseal
@@ -252,6 +252,7 @@ def test_a_head_kept_elsewhere_finds_a_cut_log(world: World) -> None:
         Change(request_id="a\0"),
         Change(reason="x" * 10_000_000),
         Change(reason="a\nb"),
+        Change(reason=" spaced "),
         Change(etag="\x1b"),
     ],
 )
@@ -352,3 +353,13 @@ def test_housekeeping(both: World) -> None:
     with both.store.reading() as reader:
         assert reader.request_result(ROOT.name, "old") is None
     assert both.plane.verify_head().intact
+
+
+def test_numbers_beyond_the_database(both: World) -> None:
+    host = both.host()
+    for huge in (2**63, 2**64 - 1, -1):
+        assert both.plane.list_audit(ROOT, huge, huge) is not None
+        both.plane.record_progress([Progress(host.id, huge)])
+        assert both.plane.get_host(ROOT, host.id).acked_revision >= 0
+        assert both.plane.list_hosts(ROOT, {}, PageRequest(huge)).items
+        assert both.plane.view_changes(View("acme"), huge).reset
