@@ -22,7 +22,7 @@ class EnrolmentMode(StrEnum):
     """What is to become of an identity that the host has."""
 
     KEEP = "keep"  # use its key; the same host again changes nothing
-    AGAIN = "again"  # a new key for the same host_id (the machine to keep, after a clone)
+    AGAIN = "again"  # the same, and it must stay the same host (the machine to keep, after a clone)
     NEW = "new"  # a new key and a new host_id (the clone; another control plane)
 
 
@@ -64,7 +64,7 @@ def key_for(
         raise EnrolmentFailed(
             "this host has no identity to keep: run `licagent enroll JOIN`", code="exists"
         )
-    if mode is EnrolmentMode.KEEP and old is not None:
+    if mode is not EnrolmentMode.NEW and old is not None:
         if roots and not set(roots) & set(old.ca_certificates):
             raise EnrolmentFailed(
                 f"this host is {old.host_id} of another control plane ({old.control_address}). "

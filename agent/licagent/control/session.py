@@ -221,7 +221,7 @@ class ControlSession:
             if kept.leases.leases or not is_same_host:
                 await self._callbacks.apply_leases(kept.leases)
             else:
-                # Bound to a key that is no more, but in the kernel until they end.
+                # Not on the disk, but in the kernel until they end.
                 self._leases = held
         except Refused as error:
             self._update(last_refusal=str(error))

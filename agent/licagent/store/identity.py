@@ -121,7 +121,7 @@ def _identity(body: dict[str, Any]) -> Identity:
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"the state document {_DOCUMENT} is whole but makes no sense ({error!r}). Move it "
-            "away and enrol again: `licagent enroll --again JOIN`"
+            "away and enrol again: `licagent enroll JOIN`"
         ) from error
 
 

@@ -86,36 +86,30 @@ async def test_a_host_cut_off_before_the_answer_asks_with_the_same_key(plane, fo
     assert folder.identities.pending_key() is None
 
 
-async def test_after_a_clone_one_keeps_its_id_and_the_other_gets_a_new_one(
-    plane, folder, registry, model
-):
-    first = await enroll(join_string(plane), folder.identities, folder.catalogs, MACHINE)
-    old_key = folder.identities.load().key_pem
-    registry.host_id = first.host_id
-    kept = await enroll(
-        join_string(plane),
-        folder.identities,
-        folder.catalogs,
-        MACHINE,
-        mode=EnrolmentMode.AGAIN,
-    )
-    assert kept.host_id == first.host_id
-    assert folder.identities.load().key_pem != old_key
-    registry.host_id = None
-    with pytest.raises(EnrolmentFailed, match="makes another host"):
-        await enroll(
-            join_string(plane),
-            folder.identities,
-            folder.catalogs,
-            MACHINE,
-            mode=EnrolmentMode.AGAIN,
+async def test_after_a_clone_one_keeps_its_id_and_the_other_gets_a_new_one(plane, folder, registry):
+    async def again(mode):
+        return await enroll(
+            join_string(plane), folder.identities, folder.catalogs, MACHINE, mode=mode
         )
+
+    with pytest.raises(EnrolmentFailed, match="no identity to keep"):
+        await again(EnrolmentMode.AGAIN)
+    first = await again(EnrolmentMode.KEEP)
+    old = folder.identities.load()
+    kept = await again(EnrolmentMode.AGAIN)
+    assert kept.host_id == first.host_id
+    assert folder.identities.load().counter != old.counter
+    registry.hosts.clear()  # a control plane that does not know the key any more
+    with pytest.raises(EnrolmentFailed, match="makes another host"):
+        await again(EnrolmentMode.AGAIN)
     assert folder.identities.load().host_id == first.host_id
-    fresh = await enroll(
-        join_string(plane), folder.identities, folder.catalogs, MACHINE, mode=EnrolmentMode.NEW
-    )
+    fresh = await again(EnrolmentMode.NEW)
     assert fresh.changed
     assert fresh.host_id != first.host_id
+    assert folder.identities.load().key_pem != old.key_pem
+    registry.host_id = fresh.host_id
+    with pytest.raises(EnrolmentFailed, match="gives the old identity"):
+        await again(EnrolmentMode.NEW)
 
 
 async def test_a_new_host_forgets_the_old_ones_catalog(plane, folder, registry, model, run_host):

@@ -73,7 +73,7 @@ def test_damage_is_said_once_and_then_the_host_is_nobody(state):
 
 def test_a_whole_document_that_makes_no_sense_names_the_way_out(state):
     state.write_document("identity", "licagent.identity/1", {"host_id": "h"})
-    with pytest.raises(StoreError, match="enroll --again"):
+    with pytest.raises(StoreError, match="enroll JOIN"):
         IdentityStore(state).load()
 
 
