@@ -16,6 +16,7 @@ from licplane.service.answers import ChangeResult, Difference
 from licplane.service.cuts import binding_cut, resource_cut
 from licplane.service.impact import Cut
 from licplane.service.license_documents import Wanted, license_document, read_license, same_terms
+from licplane.service.overlaps import check_overlaps
 from licplane.service.policy_documents import read_binding, read_resource
 from licplane.service.publishing import compact, publish_license
 from licplane.service.reading import NAME, Problems, Table, read_table
@@ -114,9 +115,9 @@ def put(work: Work, declared: Declared) -> Outcome:
     outcome = Outcome()
     current = _current(work, declared)
     _check_etags(work, declared, current)
-    _check_new_resources(work, declared, current)
     put_now = work.transaction.put_objects(list(declared.drafts.values()))
     after = {(one.kind, one.name): one for one in put_now}
+    _check_resources(work, current, after)
     for key in declared.names:
         if key[0] is Kind.LICENSE:
             _put_license(work, declared.licenses[key[1]], outcome)
@@ -287,25 +288,30 @@ def _check_etag(
         )
 
 
-def _check_new_resources(
-    work: Work, declared: Declared, current: dict[tuple[Kind, str], CatalogObject]
+def _check_resources(
+    work: Work,
+    current: dict[tuple[Kind, str], CatalogObject],
+    after: dict[tuple[Kind, str], CatalogObject],
 ) -> None:
-    """Names of resources are unique without regard to case: hosts refuse the whole policy else."""
-    new = {
+    """What hosts refuse a whole policy for: names alike but for case, equal destinations."""
+    changed = {
         name.lower(): name
-        for kind, name in declared.drafts
-        if kind is Kind.RESOURCE and (kind, name) not in current
+        for (kind, name), one in after.items()
+        if kind is Kind.RESOURCE
+        and ((kind, name) not in current or current[kind, name].etag != one.etag)
     }
-    if not new:
+    if not changed:
         return
-    for one in work.transaction.objects(Kind.RESOURCE):
-        clash = new.get(one.name.lower())
+    every = work.transaction.objects(Kind.RESOURCE)
+    for one in every:
+        clash = changed.get(one.name.lower())
         if clash is not None and clash != one.name:
             raise PlaneError(
                 ExitCode.USAGE,
                 f"resource {clash} differs from {one.name} only in case",
                 "Rename one of the two; nothing was changed",
             )
+    check_overlaps(every, frozenset(changed.values()))
 
 
 def _cuts(old: CatalogObject | None, new: CatalogObject | None) -> list[Cut]:

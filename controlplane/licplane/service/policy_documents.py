@@ -31,6 +31,7 @@ _ENFORCED: Final = ("network", "service")
 _PROTOCOLS: Final = ("tcp", "udp", "icmp", "sctp", "other", "any")
 _PORT_PROTOCOLS: Final = ("tcp", "udp", "sctp", "any")
 _BINDING: Final = ("name", "license", "selectors", "resources", "scope")
+_ONLY_ONE: Final = ("unix:uid", "unix:gid", "unix:path", "unix:sha256")
 _ID_FORM: Final = re.compile(ID.pattern, re.ASCII)
 
 
@@ -76,6 +77,13 @@ def read_binding(table: Table) -> ObjectDraft:
             check_selector(text)
         except SelectorProblem as error:
             table.problems.add(f"{table.at('selectors')}[{at}]", str(error))
+    for kind in _ONLY_ONE:
+        if sum(text.startswith(f"{kind}:") for text in selectors) > 1:
+            table.problem(
+                "selectors",
+                f"no process has two of {kind}",
+                "all selectors must hold: write two bindings to mean either",
+            )
     return _draft(Kind.BINDING, name, read_scope(table), table)
 
 

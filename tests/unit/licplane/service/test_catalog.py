@@ -227,6 +227,50 @@ def test_changes_at_once_are_one_after_the_other(both: World) -> None:
     assert both.plane.verify_audit(ROOT).intact
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "refused"),
+    [
+        ({"cidr": "10.0.0.0/8"}, {"cidr": "10.0.0.0/8"}, True),
+        ({"cidr": "any"}, {"cidr": "::/0", "protocol": "udp"}, True),
+        ({"cidr": "::ffff:10.0.0.0/104"}, {"cidr": "10.0.0.0/8", "protocol": "icmp"}, True),
+        (
+            {"cidr": "10.0.0.0/8", "ports": ["80-90"]},
+            {"cidr": "10.0.0.0/8", "ports": ["85-95"]},
+            True,
+        ),
+        ({"cidr": "10.0.0.0/8", "ports": ["80-90"]}, {"cidr": "10.0.0.0/8", "ports": [85]}, False),
+        ({"cidr": "10.0.0.0/8"}, {"cidr": "10.0.0.0/9"}, False),
+        ({"cidr": "10.0.0.1"}, {"cidr": "10.0.0.2"}, False),
+        (
+            {"cidr": "10.0.0.0/8", "ports": ["80"]},
+            {"cidr": "10.0.0.0/8", "protocol": "icmp"},
+            False,
+        ),
+        (
+            {"cidr": "10.0.0.0/8", "protocol": "tcp"},
+            {"cidr": "10.0.0.0/8", "protocol": "udp"},
+            False,
+        ),
+    ],
+)
+def test_resources_that_collide(
+    world: World, one: dict[str, object], other: dict[str, object], refused: bool
+) -> None:
+    east = {"org": "acme", "regions": ["east"]}
+    west = {"org": "acme", "regions": ["west"]}
+    world.apply(resource("a", destinations=[one], scope=east))
+    world.apply(resource("b", destinations=[other], scope=west))  # they never meet
+    if not refused:
+        world.apply(resource("b", destinations=[other]))
+        return
+    with pytest.raises(PlaneError, match="resource b: it and a both name"):
+        world.apply(resource("b", destinations=[other]))
+    with pytest.raises(PlaneError, match="resource a: it and b both name"):
+        world.apply(resource("a", destinations=[one], scope={"org": "acme"}))
+    with pytest.raises(PlaneError, match="only in case"):
+        world.apply(resource("A", destinations=[{"cidr": "192.0.2.1"}]))
+
+
 def report(**fields: object) -> Report:
     base: dict[str, object] = {
         "json": '{"sequence":"1"}',
