@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must survive a crash: keys, trust file, registry."""
+"""What must survive a crash, in a database: catalog, hosts, keys, licenses, audit log."""

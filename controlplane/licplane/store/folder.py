@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state folder: one writer at a time, and files that are whole or absent.
+"""The state folder: whose it is, its lock, and files in it that are whole or absent.
 
 A file is replaced by writing a new one beside it, fsync, rename(2), fsync of the folder. So a
 crash at any moment leaves the old text or the new one.
@@ -55,7 +55,10 @@ def sync_folder(folder: Path) -> None:
 
 
 class StateFolder:
-    """licplane's state: keys/, licenses/, trust.jwks, numbers.json, lock."""
+    """licplane's state: licplane.db, notify/ and lock.
+
+    keys/, licenses/, trust.jwks and numbers.json are what it was before there was a database.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -90,8 +93,6 @@ class StateFolder:
         """Make the folder (0700) if it is absent."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.require()
-        for folder in (self.keys, self.licenses):
-            folder.mkdir(mode=0o700, exist_ok=True)
 
     @contextmanager
     def locked(self, wait_s: float = _LOCK_WAIT_S) -> Iterator[None]:
@@ -145,9 +146,3 @@ def damaged(path: Path, why: str) -> PlaneError:
     return PlaneError(
         ExitCode.INTERNAL, f"{path} is damaged: {why}", "Restore the folder from a backup"
     )
-
-
-def write_document(path: Path, value: dict[str, object], mode: int = PRIVATE_MODE) -> None:
-    """Replace a JSON object of ours."""
-    text = json.dumps({"schema_version": 1, **value}, indent=1, ensure_ascii=False)
-    write_atomically(path, text.encode() + b"\n", mode)
