@@ -169,7 +169,7 @@ def test_a_pending_reboot_takes_and_the_reboot_gives_back(
 
     eventually(lambda: ask(streams)["broken"] == {"ECONNABORTED": 8}, "the sockets are closed")
     assert probes.once(licensed) == "EKEYREJECTED"
-    (record,) = told(agent, "one")
+    (record,) = eventually(lambda: told(agent, "one"), "it is on record")
     assert record["facts"] == [{"fact": "posture:pending_reboot", "old": "false", "new": "true"}]
     assert record["sockets_cut"] == 8
     assert "pending_reboot must be false, and is true" in record["licenses"][0]["why"]
@@ -181,6 +181,7 @@ def test_a_pending_reboot_takes_and_the_reboot_gives_back(
 
     eventually(lambda: probes.once(licensed) == "", "the license is back")
     assert probes.once(licensed, "bind-udp", port=probes.service) == ""
+    eventually(lambda: len(told(agent, "one")) == 2, "that is on record, too")
     (_, record) = told(agent, "one")
     assert "probe" in record["licenses"][0]["gained"]
     assert agent.count(reason="condition", verdict="cut", license="one") > 0
@@ -204,6 +205,7 @@ def test_a_clock_that_falls_out_of_step_takes_and_gives(
     wall.turn(synchronized=True)
     eventually(lambda: probes.once(licensed) == "", "it is given back")
 
+    eventually(lambda: len(told(agent, "one")) == 2, "both are on record")
     assert [record["facts"][0]["new"] for record in told(agent, "one")] == ["false", "true"]
 
 
@@ -288,6 +290,11 @@ def test_a_label_that_changes_cuts_and_gives_back(
         agent.conditions.judge()
         assert found.told("condition") == [], "a start is no change"
         streams, others = probes.many(licensed), probes.many(other)
+        # Written again, but not looked at again: the kernel's end stays.
+        end_ns = found.slot(outer._numbered["one"]).not_after_ns
+        agent.write_licenses()
+        assert found.slot(outer._numbered["one"]).not_after_ns == end_ns
+        agent.conditions.refresh()
 
         agent.licensing.set_labels({"region": "us"})
         agent.conditions.judge()
@@ -343,7 +350,7 @@ def test_a_program_that_is_taken_away_costs_the_agent_its_integrity(
     (PinFolder(agent.bpffs).links / "cgroup_rmdir").unlink()
 
     eventually(lambda: probes.once(probes.cgroups.licensed) == "EKEYREJECTED", "it is noticed", 30)
-    (record,) = told(agent, "one")
+    (record,) = eventually(lambda: told(agent, "one"), "it is on record")
     assert record["facts"] == [{"fact": "posture:agent_integrity", "old": "true", "new": "false"}]
     (check,) = [row for row in agent.call("doctor")["checks"] if row["name"] == "integrity"]
     assert "cgroup_rmdir" in check["detail"]

@@ -134,11 +134,11 @@ class ConditionsKeeper:
             (jti, before[jti], one) for jti, one in found.items() if before[jti].lost != one.lost
         ]
         sockets_cut = self._bring(is_changed=bool(affected or facts))
+        if affected or facts:
+            self._tell(facts, affected, sockets_cut)
         if facts or is_new:  # so that a change while nobody looks, a new kernel, is told of, too
             body = {"labels": dict(host.labels), "facts": dict(host.facts)}
             self._agent.state.write_document(_DOCUMENT, _SCHEMA, body)
-        if affected or facts:
-            self._tell(facts, affected, sockets_cut)
 
     def _before(self, jti: str, last_host: HostFacts) -> _Known:
         """What a license was worth at the last judgement, or is worth to what the host was then."""

@@ -39,6 +39,7 @@ class Licensing(LicenseSet):
     ) -> None:
         super().__init__(folder, trust_path, records, clock)
         self.host = host
+        self._facts_at_ns = 0  # CLOCK_BOOTTIME; nobody has looked yet
         self.all_or_nothing = False
         """A license of which conditions take something grants nothing: no policy could be made
         that leaves only that out."""
@@ -54,7 +55,8 @@ class Licensing(LicenseSet):
         self.host = replace(self.host, labels=MappingProxyType(dict(labels)))
 
     def set_facts(self, facts: Mapping[str, str]) -> None:
-        """The host's posture from now on. Takes effect with the next `write`."""
+        """The host's posture, as just read. Takes effect with the next `write`."""
+        self._facts_at_ns = boottime_ns()
         self.host = replace(self.host, facts=MappingProxyType(dict(facts)))
 
     def set_leases(self, ends_ns: Mapping[int, int], denied: Collection[int] = ()) -> None:
@@ -134,11 +136,12 @@ class Licensing(LicenseSet):
         """
         self._left_out = frozenset(withheld)
 
-    def _condition_end_ns(self, license: License, now_ns: int) -> int | None:
+    def _condition_end_ns(self, license: License) -> int | None:
         """Up to when conditions are taken to hold, by what is known now; None: it has none."""
         if not has_conditions(license):
             return None
-        end_ns = now_ns + ATTESTED_NS
+        # From when the host was looked at, not from now: nobody may look any more.
+        end_ns = self._facts_at_ns + ATTESTED_NS
         ends_s = set(self.entitlements(license).ends_s)
         first_s = min((end_s for end_s in ends_s if end_s is not None), default=None)
         if first_s is not None:
@@ -159,7 +162,7 @@ class Licensing(LicenseSet):
             self._clock.start_boottime_ns(license.not_before_s),
             self._clock.deadline_boottime_ns(license.expires_at_s),
             lease_end_ns=self._lease_end_ns(license),
-            condition_end_ns=self._condition_end_ns(license, boottime_ns()),
+            condition_end_ns=self._condition_end_ns(license),
         )
 
     def write(self, table: LicenseTable) -> bool:

@@ -31,7 +31,10 @@ def root_is_encrypted(root: Path = Path("/")) -> bool | None:
     mounted = [mount for mount in parse_mountinfo(text) if mount.point == "/"]
     if not mounted:
         return None
-    devices = list(_devices(root, mounted[-1]))  # the one on top
+    try:
+        devices = list(_devices(root, mounted[-1]))  # the one on top
+    except OSError:
+        return None
     if not devices:
         return None
     answers = [_is_encrypted(device, _DEPTH_MAX) for device in devices]
