@@ -250,6 +250,14 @@ def _report_rows(text: str) -> list[tuple[str, object]]:
         attached = sum(1 for one in hooks if one.get("attached"))
         rows.append(("hooks", f"{attached} of {len(hooks)} attached"))
     rows += [("degraded", one) for one in state.get("degraded") or ()]
+    open_until_ms = int(state.get("break_glass_until_unix_ms") or 0)
+    if open_until_ms:
+        rows.append(("break-glass", f"open until {moment(open_until_ms)}"))
+    facts = [f"{one.get('fact')}={one.get('value') or '?'}" for one in state.get("posture") or ()]
+    if facts:
+        rows.append(("posture", ", ".join(facts)))
+    for name, why in sorted((state.get("refused_licenses") or {}).items()):
+        rows.append(("grants nothing", f"{name}: {why}"))
     for one in report.get("live") or ():
         rows.append(
             (

@@ -153,6 +153,11 @@ def test_what_a_change_would_cut(run: Any, fleet: Any, documents: Path) -> None:
     assert (cut["hostname"], cut["sockets"]) == ("db-1", 2)
     shown = json.loads(run("license", "show", "acme-orders", "--json").stdout)["license"]
     assert shown["state"] == "active"
+    host = run("host", "show", "db-1").stdout
+    assert "2 sockets to orders-db under acme-orders by systemd:unit:orders.service" in host
+    assert "1 of 1 attached" in host
+    report = json.loads(run("host", "show", "db-1", "--json").stdout)["host"]["report"]
+    assert report["state"]["mode"] == "enforce"
 
 
 def test_shadow_usage_and_the_binding_for_it(run: Any, fleet: Any, documents: Path) -> None:
