@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _RETRY_S: Final = 1.0
 _EMPTY_AFTER: Final = 1000
 """Revisions that brought a view nothing, after which its hosts are moved on all the same."""
+_CROWD: Final = 64
+_CROWD_WAIT_S: Final = 2.0  # a few that do not read hold nobody up for longer
+_CROWD_LOOK_S: Final = 0.02
 _CACHE_SMALL_BYTES: Final = 1024 * 1024
 _CACHE_KEPT_S: Final = 30.0
 
@@ -137,10 +140,18 @@ class Hub:
         streams = self._views.get(view, ())
         for stream in streams:
             stream.send(Sent.REVOCATIONS, *change.revocations, urgent=True)
+        if change.revocations and len(streams) > _CROWD:
+            await self._revocations_out(tuple(streams))
         for since in {stream.since for stream in streams if stream.takes_delta}:
             await self.delta(view, since)
         for stream in list(self._views.get(view, ())):
             self.offer(stream)
+
+    async def _revocations_out(self, streams: tuple[SyncStream, ...]) -> None:
+        """Let a crowd have the revocations before the work on its deltas begins."""
+        end_s = time.monotonic() + _CROWD_WAIT_S
+        while any(one.has_urgent for one in streams) and time.monotonic() < end_s:
+            await asyncio.sleep(_CROWD_LOOK_S)
 
     # ---------------------------------------------------------------------------- deltas
 

@@ -125,6 +125,11 @@ class SyncStream:
         return 0 if self._reset_wanted else self.revision
 
     @property
+    def has_urgent(self) -> bool:
+        """Whether something urgent was not written yet."""
+        return bool(self._urgent)
+
+    @property
     def wants_reset(self) -> bool:
         """Whether it was found to hold something else than we thought."""
         return self._reset_wanted

@@ -203,7 +203,7 @@ class SyncService:
         await self._say_goodbye(context, wire.notice(code, detail))
 
     async def _say_goodbye(self, context: Any, notice: bytes) -> None:
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, grpc.aio.InternalError):
             async with asyncio.timeout(self._site.settings.limits.write_timeout_s):
                 await context.write(wire.framed(1, notice))
 
@@ -318,8 +318,9 @@ class SyncService:
 
 
 async def _abort(context: Any, status: grpc.StatusCode, detail: str, metadata: Any = ()) -> None:
-    # abort() raises for gRPC's own code above us; what else may come says the peer is gone.
-    await context.abort(status, detail, metadata)
+    # abort() raises for gRPC's own code above us. InternalError says that the peer is gone.
+    with contextlib.suppress(grpc.aio.InternalError):
+        await context.abort(status, detail, metadata)
 
 
 def _view(view: common_pb2.View) -> View:
