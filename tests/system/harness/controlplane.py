@@ -325,6 +325,11 @@ class Host(Scene):
         """What status says of the link."""
         return dict(self.cli("status", "--json").json["control"])
 
+    def told(self, code: str) -> bool:
+        """Whether the control plane said that, last of all."""
+        notices = self.control["notices"]
+        return bool(notices) and notices[-1]["code"] == code
+
     @property
     def id(self) -> str:
         """The host's id."""
