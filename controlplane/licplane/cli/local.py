@@ -72,7 +72,14 @@ class LocalBackend:
     def create_join_token(
         self, change: Change, labels: Mapping[str, str], uses_max: int, ttl_s: int
     ) -> JoinTokenCreated:
-        """See Plane."""
+        """See Plane. A token must say where to join, which only a server knows."""
+        if not self.plane.settings.public_address:
+            raise PlaneError(
+                ExitCode.NOT_FOUND,
+                "No server has said yet where hosts reach it",
+                "Start `licplane serve`; with --control-address and --public-address where hosts"
+                " reach it by other names",
+            )
         return self.plane.create_join_token(
             self.actor, change, labels=labels, uses_max=uses_max, ttl_s=ttl_s
         )

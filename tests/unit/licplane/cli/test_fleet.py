@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from licplane.cli.place import Place
+from licplane.cli.serve import prepare
 from licplane.errors import ExitCode
 from licplane.service.requests import ShadowReport
 from lictoken import base64url
@@ -39,6 +41,13 @@ def test_a_join_token_is_one_text_that_is_shown_once(run: Any, fleet: Any) -> No
     run("token", "delete", one["id"])
     assert json.loads(run("token", "list", "--json").stdout)["tokens"] == []
     run("token", "delete", one["id"], code=ExitCode.NOT_FOUND)
+
+
+def test_no_token_before_a_server_said_where_it_is(run: Any, kid: str, state: Path) -> None:
+    prepare(Place(state=state), issuer="acme", words=None, unencrypted=True)
+    refused = run("token", "create", code=ExitCode.NOT_FOUND)
+    assert "licplane serve" in refused.stderr
+    assert refused.stdout == ""
 
 
 def test_a_token_in_a_file_is_private(run: Any, fleet: Any, tmp_path: Path) -> None:
