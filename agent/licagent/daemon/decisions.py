@@ -24,6 +24,7 @@ _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp", 255: "other"}
 _DESCRIBED_MAX: Final = 512
 _DESCRIBED_FOR_S: Final = 5.0
 _CGROUPS_MAX: Final = 4096
+_GONE_RULES_MAX: Final = 4096
 _TICK_NS: Final = 20_000_000
 """Start times are told in clock ticks, of at most 10 ms."""
 
@@ -66,6 +67,9 @@ class NameBook:
 
     def amend(self, tables: Tables, change: RuleChange) -> None:
         """Follow a change of single rules. Those that went stay known: events may still come."""
+        if len(self.rules) > 2 * len(tables.rules) + _GONE_RULES_MAX:
+            self.take(tables)
+            return
         for rule in (*change.added, *(after for _before, after in change.changed)):
             self.rules[rule.number] = rule
         self.paths = dict(tables.paths)
