@@ -62,7 +62,7 @@ def make_engine(url: URL, *, pool_size: int, lock_wait_s: float = LOCK_WAIT_S) -
         pool_size=pool_size,
         max_overflow=0,
         pool_pre_ping=True,  # a database that was restarted costs one round trip, not an error
-        pool_timeout=LOCK_WAIT_S,
+        pool_timeout=lock_wait_s,
         connect_args={
             "connect_timeout": _CONNECT_WAIT_S,
             "application_name": "licplane",
@@ -78,7 +78,7 @@ def _sqlite(url: URL, pool_size: int, lock_wait_s: float) -> Engine:
         url,
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=LOCK_WAIT_S,
+        pool_timeout=lock_wait_s,
         connect_args={"timeout": lock_wait_s, "check_same_thread": False},
     )
 
@@ -111,8 +111,9 @@ def _sqlite(url: URL, pool_size: int, lock_wait_s: float) -> Engine:
     def _begin(connection: Connection) -> None:
         # IMMEDIATE takes the write lock now. A transaction that reads first and asks for the lock
         # later would be refused at once if somebody else had written in between.
-        mode = connection.get_execution_options().get("licplane_mode", "write")
-        connection.exec_driver_sql("BEGIN" if mode == "read" else "BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get("licplane_mode") == "read"
+        connection.exec_driver_sql(f"PRAGMA query_only={'ON' if reads else 'OFF'}")
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
 

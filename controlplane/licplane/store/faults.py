@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from licplane.errors import ExitCode, PlaneError
 
 _BUSY: Final = ("database is locked", "lock timeout", "could not serialize", "deadlock detected")
-_NO_SCHEMA: Final = ("no such table", "no such column", "does not exist")
+_NO_SCHEMA: Final = ("no such table", "no such column", 'relation "', 'column "')
 _FULL: Final = ("disk is full", "No space left", "could not extend file")
 _DAMAGED: Final = ("malformed", "not a database", "corrupted", "invalid page")
 

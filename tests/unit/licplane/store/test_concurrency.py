@@ -130,6 +130,12 @@ import sys; sys.path.insert(0, sys.argv[1])
 import crashing
 with crashing.Store.open(sys.argv[2]) as store: crashing.prepare(store)
 """
+_LEAVE = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("SELECT * FROM head").close()
+connection.close()
+"""
 _DONE = """
 import sys; sys.path.insert(0, sys.argv[1])
 import crashing
@@ -248,3 +254,15 @@ def test_a_server_that_crashes_within_a_transaction(postgres: Postgres, postgres
         with store.transaction() as transaction:  # the pool has found out by itself
             assert transaction.object(Kind.RESOURCE, "a") is None
             assert transaction.next_revision() == 1
+
+
+def test_a_new_connection_takes_no_lock_from_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    with Store.in_folder(folder) as store, store.transaction() as transaction:
+        transaction.put_setting("a", b"")
+        with store.reading(), store.reading():  # connections made while others are open
+            pass
+        # A process that believes to be the last one deletes the journal as it leaves.
+        database = str(folder / "licplane.db")
+        subprocess.run([sys.executable, "-c", _LEAVE, database], check=True, timeout=60)
+        assert (folder / "licplane.db-wal").exists()
