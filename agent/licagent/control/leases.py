@@ -50,7 +50,7 @@ class LeaseKeeper:
         self._asked: OrderedDict[bytes, LeaseRequest] = OrderedDict()
         self._unanswered = 0
         self._due = asyncio.Event()
-        self._due_boottime_ns = 0
+        self._due_boottime_ns = self._due_of(leases)
         self.leases = leases
         self.ttl_ms = 600_000
 
@@ -105,6 +105,15 @@ class LeaseKeeper:
         if self._due_boottime_ns:  # not asked again meanwhile
             self._due_boottime_ns = found.requested_boottime_ns + half_ns
         return True
+
+    def _due_of(self, leases: LeaseSet) -> int:
+        """When a new stream asks first: not at once where all is leased, so that a server which
+        comes back to a whole fleet has less to sign."""
+        licenses = {name for kind, name in self._keeper.replica.objects if kind is Kind.LICENSE}
+        if not licenses <= leases.leases.keys() or not leases.requested_boottime_ns:
+            return 0
+        half_ns = (leases.end_boottime_ns - leases.requested_boottime_ns) / 2
+        return leases.requested_boottime_ns + int(around(half_ns))
 
     def _request(self) -> LeaseRequest:
         now_ns = self._settings.boottime_ns()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -87,7 +88,13 @@ class ControlSession:
         """
         from licagent.control.boot import read_kept
 
-        kept, problems = read_kept(self._identities, self._catalogs, self._settings)
+        is_collecting = gc.isenabled()
+        gc.disable()  # nothing of it is garbage, and looking for some doubles the time
+        try:
+            kept, problems = read_kept(self._identities, self._catalogs, self._settings)
+        finally:
+            if is_collecting:
+                gc.enable()
         self._take_over(kept, problems)
         self._must_reload = False
         if kept is None:
@@ -163,7 +170,8 @@ class ControlSession:
             return 0
         if ended.is_renewed:
             return 0
-        if ended.notice is not NoticeCode.UNSPECIFIED:
+        told = (self.state.notice, self.state.notice_detail)
+        if ended.notice is not NoticeCode.UNSPECIFIED and told != (ended.notice, ended.error):
             self._update(notice=ended.notice, notice_detail=ended.error)
             self._callbacks.notice(ended.notice, ended.error)
         if ended.notice in _FOR_GOOD:

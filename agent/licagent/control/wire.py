@@ -25,6 +25,7 @@ from licagent.domain.replica import (
 )
 from licapi.control.v1 import common_pb2, enrollment_pb2, sync_pb2, telemetry_pb2
 
+_KINDS: Final = {int(kind): kind for kind in Kind}
 _REPORTED_MAX: Final = 4_000
 """Entries of a list in a report, which has to fit into one message of 4 MiB."""
 
@@ -57,8 +58,8 @@ def view_message(value: ViewKey) -> common_pb2.View:
 def kind_of(number: int, name: str) -> Kind:
     """The kind of an object. Raises Refused(POLICY) for one of a later version."""
     try:
-        return Kind(number)
-    except ValueError as error:
+        return _KINDS[number]
+    except KeyError as error:
         raise Refused(
             NackReason.POLICY,
             f"the object {name[:80]!a} is of the kind {number}, which this version does not "

@@ -29,6 +29,7 @@ from licagent.domain.replica import (
 from licagent.store.errors import DocumentDamaged
 
 _FORMAT: Final = 1
+_KINDS: Final = {int(kind): kind for kind in Kind}
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS objects (
     kind INTEGER NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, payload BLOB NOT NULL,
@@ -65,7 +66,7 @@ class CatalogStore:
                 return None
             rows = connection.execute("SELECT kind, name, revision, payload FROM objects")
             objects = tuple(
-                CatalogObject(Kind(kind), name, revision, payload)
+                CatalogObject(_KINDS[kind], name, revision, payload)
                 for kind, name, revision, payload in rows
             )
         return StoredCatalog(head[0], objects, SignedBytes(*head[1:]))
@@ -160,7 +161,7 @@ class CatalogStore:
         with self._turn:
             try:
                 yield self._open()
-            except (sqlite3.Error, ValueError) as error:
+            except (sqlite3.Error, KeyError) as error:
                 self._close()
                 if isinstance(error, sqlite3.OperationalError):
                     raise self._refused(error) from error
