@@ -16,3 +16,5 @@ TLS_CIPHER_SUITES: Final = "ECDHE-RSA-AES128-GCM-SHA256"
 
 # gRPC reads it once, when it first makes credentials.
 os.environ["GRPC_SSL_CIPHER_SUITES"] = TLS_CIPHER_SUITES
+# Its core would tell of each connection that ends; what matters is in the metrics.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

@@ -17,6 +17,7 @@ from licplane.api.admission import Slots
 from licplane.api.site import FAULTS, Site, log
 from licplane.api.stream import Ending, Sent, SyncStream
 from licplane.api.wire import EncodedDelta
+from licplane.errors import ExitCode, PlaneError
 from licplane.service.answers import FleetChanges, HeadCheck
 from licplane.service.values import SERVED, HostStatus, View
 from licplane.store.announce import Announcer
@@ -28,7 +29,7 @@ _RETRY_S: Final = 1.0
 _EMPTY_AFTER: Final = 1000
 """Revisions that brought a view nothing, after which its hosts are moved on all the same."""
 _CROWD: Final = 64
-_CROWD_WAIT_S: Final = 2.0  # a few that do not read hold nobody up for longer
+_CROWD_LOOKS: Final = 100  # 2 s: a few that do not read hold nobody up for longer
 _CROWD_LOOK_S: Final = 0.02
 _CACHE_SMALL_BYTES: Final = 1024 * 1024
 _CACHE_KEPT_S: Final = 30.0
@@ -61,6 +62,8 @@ class Hub:
         self._deltas: dict[tuple[View, int], asyncio.Task[EncodedDelta]] = {}
         self._used_s: dict[tuple[View, int], float] = {}
         self._cursor: int | None = None
+        self._unpublished: dict[View, int] = {}
+        self._changed: set[str] = set()
         self._intact = True
         self._problem = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -100,14 +103,15 @@ class Hub:
         began_s = time.monotonic()
         check = await self._site.catalog(self._site.plane.refresh)
         self._judged(check)
-        if check.revision != self.revision:
+        if check.revision != self.revision or self._unpublished:
             await self._publish(check.revision)
             self.metrics.observe("licplane_push_seconds", time.monotonic() - began_s)
         fleet = await self._site.catalog(self._fleet)
         self._cursor = fleet.cursor
-        for host_id in fleet.host_ids:
-            if host_id in self.streams:
-                await self._host_changed(host_id)
+        self._changed |= self.streams.keys() & set(fleet.host_ids)
+        for host_id in tuple(self._changed):
+            await self._host_changed(host_id)
+            self._changed.discard(host_id)
 
     def _fleet(self) -> FleetChanges:
         return self._site.plane.fleet_changes(self._cursor)
@@ -124,13 +128,18 @@ class Hub:
         self._problem = check.problem
 
     async def _publish(self, revision: int) -> None:
-        before, self.revision = self.revision, revision
-        for task in self._deltas.values():
-            task.cancel()
-        self._deltas.clear()
-        self._used_s.clear()
-        for view in list(self._views):
-            await self._publish_view(view, before)
+        if revision != self.revision:
+            before, self.revision = self.revision, revision
+            for view in self._views:
+                self._unpublished.setdefault(view, before)
+            for task in self._deltas.values():
+                task.cancel()
+            self._deltas.clear()
+            self._used_s.clear()
+        # What fails half-way (the database went away) is taken up again where it stopped.
+        for view, since in tuple(self._unpublished.items()):
+            await self._publish_view(view, since)
+            del self._unpublished[view]
 
     async def _publish_view(self, view: View, before: int) -> None:
         change = await self.delta(view, before)
@@ -149,8 +158,9 @@ class Hub:
 
     async def _revocations_out(self, streams: tuple[SyncStream, ...]) -> None:
         """Let a crowd have the revocations before the work on its deltas begins."""
-        end_s = time.monotonic() + _CROWD_WAIT_S
-        while any(one.has_urgent for one in streams) and time.monotonic() < end_s:
+        for _ in range(_CROWD_LOOKS):
+            if not any(one.has_urgent for one in streams):
+                return
             await asyncio.sleep(_CROWD_LOOK_S)
 
     # ---------------------------------------------------------------------------- deltas
@@ -281,10 +291,17 @@ class Hub:
             task.cancel()
 
     async def _host_changed(self, host_id: str) -> None:
-        state = await self._site.catalog(self._site.plane.host_state, host_id)
+        state: HostState | None = None
+        try:
+            state = await self._site.catalog(self._site.plane.host_state, host_id)
+        except PlaneError as error:
+            if error.code is not ExitCode.NOT_FOUND:
+                raise
         stream = self.streams.get(host_id)
-        if stream is not None:
+        if stream is not None and state is not None:
             self.take_state(stream, state)
+        elif stream is not None:
+            self.dismiss(stream, HostStatus.EVICTED)  # there is no such host any more
 
     def take_state(self, stream: SyncStream, state: HostState) -> None:
         """Act on what the host is now: end its stream, tell it, or show it another view."""

@@ -21,6 +21,7 @@ from licplane.errors import ExitCode, PlaneError
 
 _KEEPALIVE_MS: Final = 30_000
 _KEEPALIVE_TIMEOUT_MS: Final = 10_000
+_IDLE_MS: Final = 60_000
 _MIN_PING_MS: Final = 10_000
 _METADATA_BYTES: Final = 8 * 1024
 _WINDOW_BYTES: Final = 64 * 1024
@@ -46,6 +47,8 @@ def options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", _MIN_PING_MS),
+        # One without a stream is of no use: hosts keep theirs open.
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
         # No connection outlives the certificate that it was made with.
         ("grpc.max_connection_age_ms", settings.certificate_ttl_s * 1000),
         ("grpc.max_connection_age_grace_ms", 60_000),

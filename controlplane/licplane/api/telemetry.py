@@ -80,8 +80,13 @@ class TelemetryService:
             self._site.metrics.count("licplane_telemetry_reports_total", result="stored")
             pause_ms = limits.telemetry_pause_ms if waited_s > _BUSY_S else 0
             receipt = telemetry_pb2.ReportReceipt(sequence=sequence, pause_ms=pause_ms)
-            async with asyncio.timeout(limits.write_timeout_s):
-                await context.write(receipt.SerializeToString())
+            try:
+                async with asyncio.timeout(limits.write_timeout_s):
+                    await context.write(receipt.SerializeToString())
+            except TimeoutError as error:
+                raise Refused(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED, "The host does not read", "slow"
+                ) from error
             rest_s = limits.telemetry_interval_s - (time.monotonic() - began_s)
             if rest_s > 0:
                 await asyncio.sleep(rest_s)

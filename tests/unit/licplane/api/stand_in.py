@@ -182,6 +182,7 @@ class StandIn:
     closed_streams: list[str] = field(default_factory=list)
     fleet: int = 0
     problem: str = ""
+    failures: int = 0  # so many calls for changes, or for a host, fail
     store_closed: bool = False
     report_gate: threading.Event = field(default_factory=threading.Event)
     bells: list[Bell] = field(default_factory=list)
@@ -300,6 +301,7 @@ class StandIn:
         self.closed_streams.append(host_id)
 
     def host_state(self, host_id: str) -> HostState:
+        self._fail()
         row = self.hosts[host_id]
         message = common_pb2.Assignment(host_id=host_id, labels=row.labels, sequence=row.sequence)
         seal = self.sealer.seal(SealPurpose.ASSIGNMENT, message.SerializeToString())
@@ -328,7 +330,13 @@ class StandIn:
                 self.revision = self.stored_revision
             return HeadCheck(self.revision, not self.problem, self.problem)
 
+    def _fail(self) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise PlaneError(ExitCode.BUSY, "The database went away", "Wait")
+
     def view_changes(self, view: View, since: int) -> ViewDelta:
+        self._fail()
         with self.lock:
             live = {
                 key: one

@@ -308,6 +308,21 @@ async def test_a_catalog_that_was_tampered_with_is_not_served(site: Site) -> Non
     assert message.delta.to_revision == 2
 
 
+async def test_what_fails_on_the_way_to_hosts_is_done_again(site: Site) -> None:
+    site.plane.put("a")
+    peers = [await synced(site, org=org) for org in ("acme", "other")]
+    site.plane.failures = 1
+    site.plane.put("rev", b"r", Kind.REVOCATION)
+    for peer in peers:
+        await expect(peer, "revocations")
+        await peer.handle(await expect(peer, "delta"))
+    for peer in peers:
+        site.plane.failures = 1
+        site.plane.change_host(peer.identity.host_id, status=HostStatus.EVICTED)
+        await expect(peer, "notice")
+    assert site.worker.site.metrics.total("licplane_errors_total") == 3
+
+
 async def test_a_server_that_stops_says_when_to_come_back(start: Start) -> None:
     site = await start()
     peer = await synced(site)
