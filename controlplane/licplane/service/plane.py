@@ -128,13 +128,17 @@ class Plane:
         """The last good revision (`refresh`)."""
         return self._replica.revision
 
-    def housekeeping(self) -> None:
-        """Forget what nobody asks for any more; call it every hour or so, on any replica."""
+    def housekeeping(self) -> HeadCheck:
+        """Forget what nobody asks for any more, and read every row again (`verify_head`).
+
+        To be called every hour or so, on each replica; the next `refresh` tells of what is found.
+        """
         now_ms = self._core.now_ms()
         with self._core.store.recording() as recorder:
             recorder.purge(now_ms, requests_before_unix_ms=now_ms - REQUEST_LIFE_MS)
         with self._core.store.transaction() as transaction:
             transaction.compact_changes(max(0, transaction.head().revision - KEPT_REVISIONS))
+        return self._replica.verify()
 
     # ------------------------------------------------------------------------- who asks
     def authenticate(self, fingerprint: str) -> Identity:

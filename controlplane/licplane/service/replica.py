@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Final
 
 from licplane.issuer.keyring import TRUST_NAME
@@ -32,6 +33,16 @@ _FIRST: Final = {Kind.REVOCATION: 0, Kind.TRUST: 1}
 Key = tuple[Kind, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """All rows of one snapshot, and why they are not to be believed ("" when they are)."""
+
+    head: Head
+    objects: dict[Key, CatalogObject]
+    digest: CatalogDigest
+    problem: str
+
+
 class Replica:
     """A verified copy of the catalog. Safe for several threads."""
 
@@ -46,6 +57,7 @@ class Replica:
         self._recent: deque[CatalogChange] = deque(maxlen=_RECENT_MAX)
         self._recent_from = 0  # changes after this revision are all in _recent
         self._problem = ""
+        self._altered = ""  # what reading every row again has shown
 
     @property
     def revision(self) -> int:
@@ -58,7 +70,7 @@ class Replica:
         with self._lock, self._core.store.reading() as reader:
             head = reader.head()
             if self._head is None:
-                return self._load(reader, head)
+                return self._install(_read(self._core, reader))
             if (head.revision, head.seal) == (self._head.revision, self._head.seal):
                 self._head = head
                 self._problem = ""
@@ -70,16 +82,20 @@ class Replica:
                 return self._check()
             changes = reader.changes_since(self._head.revision)
             if changes is None:
-                return self._load(reader, head)
+                return self._install(_read(self._core, reader))
             return self._follow(head, changes)
 
     def verify(self) -> HeadCheck:
-        """Read every row again; see Plane.verify_head."""
-        with self._lock, self._core.store.reading() as reader:
-            head = reader.head()
-            if self._head is not None and head.revision < self._head.revision:
-                return HeadCheck(self.revision, False, "the database went back in time")
-            return self._load(reader, head)
+        """Read every row again; see Plane.verify_head. What is served goes on meanwhile."""
+        with self._core.store.reading() as reader:
+            read = _read(self._core, reader)
+        with self._lock:
+            if self._head is None:
+                return self._install(read)
+            if read.head.revision < self._head.revision and not read.problem:
+                read = replace(read, problem="the database went back in time")
+            self._altered = read.problem
+            return self._check()
 
     def trust(self) -> bytes:
         """The trust object's payload; b"" where there is none."""
@@ -134,26 +150,19 @@ class Replica:
             return None
         return [row for row in rows if row.revision <= head.revision]
 
-    def _load(self, reader: Reader, head: Head) -> HeadCheck:
-        objects: dict[Key, CatalogObject] = {}
-        digest = CatalogDigest()
-        standings = Standings()
-        for one in reader.every_object():
-            digest.put(one.kind, one.name, one.scope, one.payload)
-            objects[one.kind, one.name] = CatalogObject(
-                one.kind, one.name, one.revision, one.payload, scope=one.scope
-            )
-        self._problem = head_problem(self._core, head, digest.root(), published=_trust_of(objects))
-        if head.revision == 0 and objects:
-            self._problem = "there are objects and no signed head"
-        if self._problem:
+    def _install(self, read: _Read) -> HeadCheck:
+        """Serve what was read, if it is good."""
+        self._problem = read.problem
+        if read.problem:
             return self._check()
-        for (kind, name), kept in objects.items():
-            standings.put(kind, name, kept.scope, kept.payload)
-        self._head, self._objects, self._digest, self._standings = head, objects, digest, standings
+        self._altered = ""
+        self._head, self._objects, self._digest = read.head, read.objects, read.digest
+        self._standings = Standings()
+        for (kind, name), kept in read.objects.items():
+            self._standings.put(kind, name, kept.scope, kept.payload)
         self._trees.clear()
         self._recent.clear()
-        self._recent_from = head.revision
+        self._recent_from = read.head.revision
         self._core.forget_sealer()
         return self._check()
 
@@ -220,11 +229,27 @@ class Replica:
         return tree
 
     def _check(self) -> HeadCheck:
-        return HeadCheck(self.revision, not self._problem, self._problem)
+        problem = self._problem or self._altered
+        return HeadCheck(self.revision, not problem, problem)
 
     @staticmethod
     def _ordered(objects: Iterable[CatalogObject]) -> tuple[CatalogObject, ...]:
         return tuple(sorted(objects, key=lambda one: (_FIRST.get(one.kind, 2), one.revision)))
+
+
+def _read(core: Core, reader: Reader) -> _Read:
+    head = reader.head()
+    objects: dict[Key, CatalogObject] = {}
+    digest = CatalogDigest()
+    for one in reader.every_object():
+        digest.put(one.kind, one.name, one.scope, one.payload)
+        objects[one.kind, one.name] = CatalogObject(
+            one.kind, one.name, one.revision, one.payload, scope=one.scope
+        )
+    problem = head_problem(core, head, digest.root(), published=_trust_of(objects))
+    if head.revision == 0 and objects:
+        problem = "there are objects and no signed head"
+    return _Read(head, objects, digest, problem)
 
 
 def _trust_of(objects: dict[Key, CatalogObject]) -> TrustStore | None:

@@ -195,9 +195,24 @@ def test_altered_rows_are_not_served(both: World, statement: str) -> None:
     assert not check.intact
     assert "not those signed" in check.problem
     assert both.plane.view_snapshot(EAST) == before  # the last good state goes on
+    assert not both.plane.refresh().intact  # and the alarm
     fresh = both.again()
     assert not fresh.refresh().intact  # and one that starts now has nothing to say
     assert fresh.view_snapshot(EAST).objects == ()
+
+
+def test_an_alarm_ends_with_its_cause(world: World) -> None:
+    world.apply(binding())
+    with world.store.reading() as reader:
+        found = reader.object(Kind.BINDING, "b")
+    assert found is not None
+    tamper(world, "UPDATE objects SET payload = :p WHERE name = 'b'", p=b"{}")
+    assert not world.plane.housekeeping().intact
+    # What comes properly is served on: it is judged by what was verified before.
+    assert world.apply(binding("c")).revision == world.plane.revision
+    tamper(world, "UPDATE objects SET payload = :p WHERE name = 'b'", p=found.payload)
+    assert world.plane.housekeeping().intact
+    assert world.plane.refresh().intact
 
 
 def test_an_altered_database_is_not_signed(both: World) -> None:
