@@ -34,6 +34,7 @@ _CERTIFICATES_S: Final = 10.0
 _TRIM_STREAMS: Final = 100
 _TRIM_S: Final = 2.0
 _PROGRESS_MAX: Final = 500  # rows of one transaction
+_TIDY_S: Final = 3_600.0
 
 
 class Worker:
@@ -125,6 +126,7 @@ class Worker:
     async def _keep_house(self) -> None:
         looked_s = trimmed_s = time.monotonic()
         trimmed_at = opened = 0.0
+        tidy_s = looked_s + _TIDY_S * random.uniform(0.75, 1.25)  # noqa: S311
         while True:
             await asyncio.sleep(_TICK_S)
             await self._write_progress()
@@ -137,6 +139,10 @@ class Worker:
                 looked_s = time.monotonic()
                 self._end_old_certificates()
                 self.hub.forget_large()
+            if time.monotonic() >= tidy_s:
+                tidy_s = time.monotonic() + _TIDY_S * random.uniform(0.75, 1.25)  # noqa: S311
+                with contextlib.suppress(*FAULTS):  # the next one comes within the hour
+                    await self.site.call(self._opened.plane.housekeeping)
 
     async def _write_progress(self) -> None:
         now_s = time.monotonic()
