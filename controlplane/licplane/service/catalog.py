@@ -14,39 +14,27 @@ from licplane.issuer.registry import OpenRegistry
 from licplane.service import licensing
 from licplane.service.answers import ChangeResult, Difference
 from licplane.service.cuts import binding_cut, resource_cut
+from licplane.service.declared import Declared, kind_named
 from licplane.service.impact import Cut
-from licplane.service.license_documents import Wanted, license_document, read_license, same_terms
+from licplane.service.license_documents import Wanted, license_document, same_terms
 from licplane.service.overlaps import check_overlaps
-from licplane.service.policy_documents import read_binding, read_resource
 from licplane.service.publishing import compact, publish_license
-from licplane.service.reading import NAME, Problems, Table, read_table
+from licplane.service.reading import NAME
 from licplane.service.requests import Document
 from licplane.service.texts import shown
 from licplane.service.values import Kind
 from licplane.service.work import Work
-from licplane.store.model import CatalogObject, ObjectDraft
+from licplane.store.model import CatalogObject
 from lictoken.armour import Label
 from lictoken.errors import TokenError
 from lictoken.fields import ID
 from lictoken.revocation import RevocationAction
 from lictoken.validity import Standing
 
-KINDS: Final = {"resource": Kind.RESOURCE, "binding": Kind.BINDING, "license": Kind.LICENSE}
-DOCUMENTS_MAX: Final = 200_000
 DIFFERENCES_MAX: Final = 1_000
 """Beyond this many, differences come without lines, and what is unchanged is not named."""
 _NAMES_AUDITED: Final = 1_000
 _DIFF_LINES_MAX: Final = 400
-
-
-@dataclass(slots=True)
-class Declared:
-    """Documents that were read and checked."""
-
-    drafts: dict[tuple[Kind, str], ObjectDraft] = field(default_factory=dict)
-    licenses: dict[str, Wanted] = field(default_factory=dict)
-    etags: dict[tuple[Kind, str], str] = field(default_factory=dict)
-    names: list[tuple[Kind, str]] = field(default_factory=list)  # in the order of the documents
 
 
 @dataclass(slots=True)
@@ -76,38 +64,6 @@ class Outcome:
             etag=self.etag if len(self.differences) == 1 else "",
             tokens=() if work.change.dry_run else tuple(self.tokens),
         )
-
-
-def read_documents(documents: Sequence[Document], now_s: int) -> Declared:
-    """Check all documents; raises PlaneError USAGE that names every mistake."""
-    if len(documents) > DOCUMENTS_MAX:
-        raise PlaneError(
-            ExitCode.USAGE,
-            f"There are {len(documents)} documents",
-            f"Apply at most {DOCUMENTS_MAX} at once",
-        )
-    problems = Problems()
-    declared = Declared()
-    folded: dict[tuple[Kind, str], str] = {}
-    for at, document in enumerate(documents):
-        kind = _kind(document.kind)
-        place = f"{document.kind} {shown(document.name) if document.name else f'number {at + 1}'}"
-        table = read_table(place, document.json, problems)
-        if table is None:
-            continue
-        table = _named(table, document, kind)
-        name = _take(declared, table, kind, now_s)
-        if not name:
-            continue
-        other = folded.setdefault((kind, name.lower()), name)
-        if (kind, name) in declared.etags:
-            problems.add(place, "is there twice", "keep one of the two")
-        elif other != name:
-            problems.add(place, f"differs from {other} only in case", "rename one of the two")
-        declared.etags[kind, name] = document.etag
-        declared.names.append((kind, name))
-    problems.check()
-    return declared
 
 
 def put(work: Work, declared: Declared) -> Outcome:
@@ -157,7 +113,7 @@ def delete(work: Work, documents: Sequence[Document]) -> Outcome:
     outcome = Outcome()
     keys: list[tuple[Kind, str]] = []
     for document in documents:
-        kind = _kind(document.kind)
+        kind = kind_named(document.kind)
         name = document.name
         if not (ID if kind is Kind.LICENSE else NAME).fullmatch(name):
             raise PlaneError(
@@ -320,43 +276,6 @@ def _cuts(old: CatalogObject | None, new: CatalogObject | None) -> list[Cut]:
     if new is not None and new.kind is Kind.RESOURCE:
         return resource_cut(old, new)
     return []
-
-
-def _take(declared: Declared, table: Table, kind: Kind, now_s: int) -> str:
-    """Read one document by its kind; its name, or "" where it has none."""
-    if kind is Kind.LICENSE:
-        wanted = read_license(table, now_s)
-        if wanted is None:
-            return ""
-        declared.licenses[wanted.license.jti] = wanted
-        return wanted.license.jti
-    draft = read_resource(table) if kind is Kind.RESOURCE else read_binding(table)
-    if draft.name:
-        declared.drafts[kind, draft.name] = draft
-    return draft.name
-
-
-def _named(table: Table, document: Document, kind: Kind) -> Table:
-    """The table with its name in it; a problem where two names are given."""
-    key = "id" if kind is Kind.LICENSE else "name"
-    if not document.name:
-        return table
-    inside = table.value.get(key, document.name)
-    if inside != document.name:
-        table.problem(key, f"is {shown(inside)}, and the document is called {shown(document.name)}")
-    return Table(table.place, {**table.value, key: document.name}, table.problems)
-
-
-def _kind(word: str) -> Kind:
-    found = KINDS.get(word)
-    if found is None:
-        near = difflib.get_close_matches(word[:40], list(KINDS), n=1)
-        raise PlaneError(
-            ExitCode.USAGE,
-            f"{shown(word)} is no kind of document",
-            f"Did you mean {near[0]}" if near else f"There are {', '.join(KINDS)}",
-        )
-    return found
 
 
 def _word(kind: Kind) -> str:

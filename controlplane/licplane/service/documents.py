@@ -13,8 +13,9 @@ from licplane.issuer.registry import Issue, OpenRegistry, Record, Registry, Stat
 from licplane.service import catalog, licensing, paging
 from licplane.service.access import Permission, require
 from licplane.service.answers import ChangeResult, Difference, Page
-from licplane.service.catalog import KINDS, Outcome
+from licplane.service.catalog import Outcome
 from licplane.service.core import Core
+from licplane.service.declared import KINDS, Declared, read_documents
 from licplane.service.impact import Cut, impact_of
 from licplane.service.license_documents import license_document
 from licplane.service.publishing import compact
@@ -74,11 +75,7 @@ class Documents:
                 "Pruning with no documents, or together with delete, would delete everything",
                 "Name what is to stay, or use delete with what is to go",
             )
-        declared = (
-            catalog.Declared()
-            if delete
-            else catalog.read_documents(documents, self._core.now_ms() // 1000)
-        )
+        declared = Declared() if delete else read_documents(documents, self._core.now_ms() // 1000)
 
         def body(work: Work) -> Outcome:
             if delete:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.licplane.service.world import binding, license, resource
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.service.catalog import read_documents
+from licplane.service.declared import read_documents
 from licplane.service.requests import Document
 
 
