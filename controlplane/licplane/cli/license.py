@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +11,9 @@ import click
 
 from licplane.cli import parsing
 from licplane.cli.backend import Backend
-from licplane.cli.changes import change_options, changing, reading, show_change
+from licplane.cli.changes import change_options, changing, show_change
 from licplane.cli.completion import complete_kid, complete_license
-from licplane.cli.documents import (
-    issue_document,
-    license_rows,
-    record_document,
-    state_of,
-    statement_document,
-)
+from licplane.cli.documents import issue_document, statement_document
 from licplane.cli.framework import (
     check_out,
     hand_out,
@@ -28,31 +21,20 @@ from licplane.cli.framework import (
     key_options,
     now_s,
     out_option,
-    print_json,
     say,
-    wants_json,
 )
-from licplane.cli.local import LocalBackend, open_store
-from licplane.cli.objects import (
-    apply_documents,
-    document_of,
-    documents_of,
-    object_document,
-    scope_text,
-)
-from licplane.cli.output import show_fields, show_table
-from licplane.cli.place import place, place_options, state_option
-from licplane.cli.signed import check_terms, issue_of, license_document, statement_of
+from licplane.cli.license_reading import known, list_, show, verify
+from licplane.cli.license_remote import applied, not_remote, renewed
+from licplane.cli.local import LocalBackend
+from licplane.cli.place import place, place_options
+from licplane.cli.signed import check_terms, statement_of
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.issuing import Terms
-from licplane.issuer.keyring import Keyring
-from licplane.issuer.registry import Issue, Record, Registry, Statement
-from licplane.service.requests import Change, Document
+from licplane.issuer.registry import Issue, Statement
+from licplane.service.requests import Change
 from lictoken.claims import FAILURE_MODES, LicenseScope
 from lictoken.revocation import RevocationAction
-from lictoken.trust import TrustStore
 from lictoken.validity import rfc3339
-from lictoken.verify import read_license_file, verify_license
 
 
 @click.group()
@@ -184,8 +166,8 @@ def issue(
                 after_revocation=after_revocation,
             )
         else:
-            _not_remote(key=key, after_revocation=after_revocation)
-            issued = _applied(backend, change, terms, issuer)
+            not_remote(key=key, after_revocation=after_revocation)
+            issued = applied(backend, change, terms, issuer)
     _hand_out_license(issued, out)
 
 
@@ -214,85 +196,16 @@ def renew(
     check_out(out)
     change = _change(reason)
     if not place().remote:
-        _known(jti)  # before a passphrase is asked for
+        known(jti)  # before a passphrase is asked for
     with changing(passphrase_file) as backend:
         if isinstance(backend, LocalBackend):
             issued = backend.plane.renew_license(
                 backend.actor, change, jti, expires_at_s=expires_at_s, kid=key, issuer=issuer
             )
         else:
-            _not_remote(key=key)
-            issued = _renewed(backend, change, jti, expires_at_s)
+            not_remote(key=key)
+            issued = renewed(backend, change, jti, expires_at_s)
     _hand_out_license(issued, out)
-
-
-@license.command("list")
-@place_options
-@json_option
-def list_() -> None:
-    """List every license that was issued, newest generation only."""
-    if place().check().remote:
-        _list_remote()
-        return
-    now = now_s()
-    with open_store(place()) as store, store.reading() as reader:
-        records = list(Registry(reader))
-    if wants_json():
-        print_json({"licenses": [record_document(record, now) for record in records]})
-        return
-    show_table(
-        ("ID", ">NUMBER", ">GENERATION", "STATE", "EXPIRES", "SUBJECT"),
-        [
-            (
-                record.jti,
-                str(record.number),
-                str(record.latest.generation),
-                state_of(record, now),
-                rfc3339(record.latest.expires_at_s),
-                record.latest.subject,
-            )
-            for record in records
-        ],
-        empty="There are no licenses. `licplane license issue` and `licplane apply` make some.",
-    )
-
-
-@license.command()
-@click.argument("jti", metavar="ID", shell_complete=complete_license)
-@click.option("--token", is_flag=True, help="Print the signed license again, and nothing else.")
-@click.option(
-    "--revocation", is_flag=True, help="Print the newest statement again, and nothing else."
-)
-@place_options
-@json_option
-def show(jti: str, *, token: bool, revocation: bool) -> None:
-    """Show one license: its terms, its generations and what was said about it."""
-    if token and revocation:
-        raise click.UsageError("--token and --revocation exclude each other.")
-    if place().check().remote:
-        if token or revocation:
-            raise PlaneError(
-                ExitCode.USAGE,
-                "A server does not hand out signed texts again",
-                "Run this on its machine, with --state or --database",
-            )
-        _show_remote(jti)
-        return
-    record = _known(jti)
-    now = now_s()
-    if token:
-        hand_out(record.issues[-1].token, None, issue_document(record.issues[-1]))
-    elif revocation:
-        if not record.statements:
-            raise PlaneError(
-                ExitCode.NOT_FOUND, f"Nothing was said about {jti}", "It stands as issued"
-            )
-        statement = record.statements[-1]
-        hand_out(statement.token, None, statement_document(statement))
-    elif wants_json():
-        print_json({"license": record_document(record, now)})
-    else:
-        show_fields(license_rows(record, now))
 
 
 def _statement_command(action: RevocationAction, default_reason: str, text: str) -> click.Command:
@@ -316,7 +229,7 @@ def _statement_command(action: RevocationAction, default_reason: str, text: str)
         parsing.text_value(change.reason, "--reason")
         check_out(out)
         if not place().remote:
-            _known(jti)
+            known(jti)
         with changing(passphrase_file) as backend:
             if change.dry_run:
                 show_change(backend.set_license_state(change, jti, action.value), "")
@@ -345,7 +258,7 @@ def _state(
         return backend.plane.state_license(
             backend.actor, change, jti, action, kid=key, issuer=issuer
         )
-    _not_remote(key=key, issuer=issuer)
+    not_remote(key=key, issuer=issuer)
     result = backend.set_license_state(change, jti, action.value)
     if not result.tokens:
         raise PlaneError(
@@ -377,136 +290,8 @@ license.add_command(
 )
 
 
-@license.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--trust",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Trust file to verify against.  [default: the keys in the database]",
-)
-@state_option
-@json_option
-def verify(file: Path, trust: Path | None) -> None:
-    """Verify a license file as a host would, and print what it says.
-
-    Exit code 7, with the reason's name, for a file that a host would refuse.
-    """
-    found = verify_license(read_license_file(file), _trust(trust))
-    say(f"{file}: signed by {found.issuer} ({found.kid}).")
-    if wants_json():
-        print_json(issue_document(Issue(found, "")))
-    else:
-        show_table(
-            ("ID", ">NUMBER", ">GENERATION", "STARTS", "EXPIRES", "SUBJECT"),
-            [
-                (
-                    found.jti,
-                    str(found.number),
-                    str(found.generation),
-                    rfc3339(found.not_before_s),
-                    rfc3339(found.expires_at_s),
-                    found.subject,
-                )
-            ],
-        )
-
-
-def _trust(file: Path | None) -> TrustStore:
-    if file is not None:
-        return TrustStore.load(file)
-    with open_store(place().check()) as store, store.reading() as reader:
-        return Keyring(reader).trust()
-
-
-def _known(jti: str) -> Record:
-    """The record of a license. Raises PlaneError NOT_FOUND, with the nearest id."""
-    with open_store(place().check()) as store, store.reading() as reader:
-        return Registry(reader).get(jti)
-
-
 def _change(reason: str) -> Change:
     return Change(request_id=f"cli-{secrets.token_hex(12)}", reason=reason)
-
-
-def _applied(backend: Backend, change: Change, terms: Terms, issuer: str | None) -> Issue:
-    """Issue over a server: apply the one document."""
-    document = license_document(terms, issuer)
-    result = apply_documents(backend, change, [document])
-    if not result.tokens:
-        raise PlaneError(
-            ExitCode.REFUSED,
-            f"{terms.jti} says that already, so nothing was signed",
-            f"See `licplane license show {terms.jti}`",
-        )
-    return issue_of(result.tokens[0])
-
-
-def _renewed(backend: Backend, change: Change, jti: str, expires_at_s: int) -> Issue:
-    """Renew over a server: apply its document with another end."""
-    found = document_of(backend, "license", jti)
-    document = json.loads(found.json)
-    end_s = parsing.moment_s(str(document["expires"]), 0)
-    if expires_at_s <= end_s:
-        raise PlaneError(
-            ExitCode.REFUSED,
-            f"{jti} would not last longer than it does",
-            "Choose a later --expires; to end it, use `licplane license revoke`",
-        )
-    text = json.dumps({**document, "expires": rfc3339(expires_at_s)}, sort_keys=True)
-    wanted = Document("license", jti, text, found.etag)
-    result = apply_documents(backend, change, [wanted])
-    return issue_of(result.tokens[0])
-
-
-def _list_remote() -> None:
-    with reading() as backend:
-        found = documents_of(backend, "license")
-    if wants_json():
-        print_json({"licenses": [object_document(one) for one in found]})
-        return
-    rows = []
-    for one in found:
-        document = json.loads(one.json)
-        rows.append(
-            (
-                one.name,
-                str(document.get("expires", "-")),
-                str(document.get("subject", "-")),
-                scope_text(document),
-                one.revision,
-            )
-        )
-    show_table(("ID", "EXPIRES", "SUBJECT", "SCOPE", ">REVISION"), rows, "There are no licenses.")
-
-
-def _show_remote(jti: str) -> None:
-    with reading() as backend:
-        found = document_of(backend, "license", jti)
-    if wants_json():
-        print_json({"license": object_document(found)})
-        return
-    document = json.loads(found.json)
-    show_fields(
-        (key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-        for key, value in document.items()
-    )
-
-
-def _not_remote(
-    *, key: str | None = None, issuer: str | None = None, after_revocation: bool = False
-) -> None:
-    for option, given in (
-        ("--key", key),
-        ("--issuer", issuer),
-        ("--after-revocation", after_revocation),
-    ):
-        if given:
-            raise PlaneError(
-                ExitCode.USAGE,
-                f"A server does not take {option}",
-                "Run this on its machine, with --state or --database",
-            )
 
 
 def _hand_out_license(issued: Issue, out: Path | None) -> None:
@@ -516,3 +301,7 @@ def _hand_out_license(issued: Issue, out: Path | None) -> None:
         f" until {rfc3339(found.expires_at_s)}."
     )
     hand_out(issued.token, out, issue_document(issued))
+
+
+for _command in (list_, show, verify):
+    license.add_command(_command)

@@ -17,15 +17,21 @@ import grpc
 from licapi.control.v1 import admin_pb2 as pb
 from licapi.control.v1 import admin_pb2_grpc
 from licplane.cli.credentials import Credentials, read_credentials
+from licplane.cli.messages import (
+    change_message,
+    entry_of,
+    host_of,
+    result_of,
+    shadow_of,
+    token_of,
+)
 from licplane.cli.place import Place
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.answers import (
     AuditCheck,
     AuditView,
     ChangeResult,
-    Difference,
     HostView,
-    Impact,
     JoinTokenCreated,
     JoinTokenView,
     Page,
@@ -114,20 +120,20 @@ class RemoteBackend:
             self._admin.ListHosts,
             pb.ListHostsRequest(labels=labels, page_size=page.size, page_token=page.token),
         )
-        return Page(tuple(map(_host, answer.hosts)), answer.next_page_token)
+        return Page(tuple(map(host_of, answer.hosts)), answer.next_page_token)
 
     def get_host(self, host: str) -> HostView:
         """Admin.GetHost."""
-        return _host(self._call(self._admin.GetHost, pb.GetHostRequest(host=host)))
+        return host_of(self._call(self._admin.GetHost, pb.GetHostRequest(host=host)))
 
     def update_host(
         self, change: Change, host: str, labels: Mapping[str, str], status: HostStatus | None
     ) -> ChangeResult:
         """Admin.UpdateHost."""
-        request = pb.UpdateHostRequest(change=_change(change), host=host, labels=labels)
+        request = pb.UpdateHostRequest(change=change_message(change), host=host, labels=labels)
         if status is not None:
             request.status = status.value  # type: ignore[assignment] # the same numbers
-        return _result(self._call(self._admin.UpdateHost, request))
+        return result_of(self._call(self._admin.UpdateHost, request))
 
     def create_join_token(
         self, change: Change, labels: Mapping[str, str], uses_max: int, ttl_s: int
@@ -136,20 +142,20 @@ class RemoteBackend:
         answer = self._call(
             self._admin.CreateJoinToken,
             pb.CreateJoinTokenRequest(
-                change=_change(change), labels=labels, uses_max=uses_max, ttl_s=ttl_s
+                change=change_message(change), labels=labels, uses_max=uses_max, ttl_s=ttl_s
             ),
         )
-        return JoinTokenCreated(_token(answer.token), answer.join)
+        return JoinTokenCreated(token_of(answer.token), answer.join)
 
     def list_join_tokens(self) -> tuple[JoinTokenView, ...]:
         """Admin.ListJoinTokens."""
         answer = self._call(self._admin.ListJoinTokens, pb.ListJoinTokensRequest())
-        return tuple(map(_token, answer.tokens))
+        return tuple(map(token_of, answer.tokens))
 
     def delete_join_token(self, change: Change, token_id: str) -> ChangeResult:
         """Admin.DeleteJoinToken."""
-        request = pb.DeleteJoinTokenRequest(change=_change(change), id=token_id)
-        return _result(self._call(self._admin.DeleteJoinToken, request))
+        request = pb.DeleteJoinTokenRequest(change=change_message(change), id=token_id)
+        return result_of(self._call(self._admin.DeleteJoinToken, request))
 
     def list_objects(self, kind: str, page: PageRequest) -> Page[Document]:
         """Admin.ListObjects."""
@@ -168,7 +174,7 @@ class RemoteBackend:
     ) -> ChangeResult:
         """Admin.Apply."""
         request = pb.ApplyRequest(
-            change=_change(change),
+            change=change_message(change),
             documents=[
                 pb.Document(kind=one.kind, name=one.name, json=one.json, etag=one.etag)
                 for one in documents
@@ -183,12 +189,14 @@ class RemoteBackend:
                 f" may have ({MESSAGE_MAX_BYTES})",
                 "Apply them in parts, or on the server's machine with --state or --database",
             )
-        return _result(self._call(self._admin.Apply, request))
+        return result_of(self._call(self._admin.Apply, request))
 
     def set_license_state(self, change: Change, license: str, action: str) -> ChangeResult:
         """Admin.SetLicenseState."""
-        request = pb.SetLicenseStateRequest(change=_change(change), license=license, action=action)
-        return _result(self._call(self._admin.SetLicenseState, request))
+        request = pb.SetLicenseStateRequest(
+            change=change_message(change), license=license, action=action
+        )
+        return result_of(self._call(self._admin.SetLicenseState, request))
 
     def list_shadow_usage(self, page: PageRequest) -> Page[ShadowUsageView]:
         """Admin.ListShadowUsage."""
@@ -196,7 +204,7 @@ class RemoteBackend:
             self._admin.ListShadowUsage,
             pb.ListShadowUsageRequest(page_size=page.size, page_token=page.token),
         )
-        return Page(tuple(map(_shadow, answer.usage)), answer.next_page_token)
+        return Page(tuple(map(shadow_of, answer.usage)), answer.next_page_token)
 
     def list_audit(self, after_sequence: int, size: int) -> tuple[AuditView, ...]:
         """Admin.ListAudit."""
@@ -204,7 +212,7 @@ class RemoteBackend:
             self._admin.ListAudit,
             pb.ListAuditRequest(after_sequence=after_sequence, page_size=size),
         )
-        return tuple(map(_entry, answer.entries))
+        return tuple(map(entry_of, answer.entries))
 
     def verify_audit(self) -> AuditCheck:
         """Admin.VerifyAudit."""
@@ -238,94 +246,4 @@ def _failure(address: str, error: grpc.RpcError) -> PlaneError:
         _EXITS.get(code, ExitCode.INTERNAL),
         message,
         hint or _HINTS.get(code, f"The server answered {code.name}; its log says more"),
-    )
-
-
-def _change(change: Change) -> pb.Change:
-    return pb.Change(
-        request_id=change.request_id,
-        dry_run=change.dry_run,
-        etag=change.etag,
-        reason=change.reason,
-    )
-
-
-def _result(answer: pb.ChangeResponse) -> ChangeResult:
-    return ChangeResult(
-        changed=answer.changed,
-        dry_run=answer.dry_run,
-        revision=answer.revision,
-        differences=tuple(
-            Difference(one.action, one.kind, one.name, tuple(one.lines))
-            for one in answer.differences
-        ),
-        impact=tuple(
-            Impact(
-                one.host_id,
-                one.hostname,
-                one.license,
-                one.resource,
-                one.selector,
-                one.sockets,
-                one.report_age_ms,
-            )
-            for one in answer.impact
-        ),
-        etag=answer.etag,
-        tokens=tuple(answer.tokens),
-    )
-
-
-def _host(one: pb.Host) -> HostView:
-    return HostView(
-        host_id=one.host_id,
-        hostname=one.hostname,
-        status=HostStatus(one.status),
-        labels=dict(one.labels),
-        enrolled_at_unix_ms=one.enrolled_at_unix_ms,
-        last_seen_unix_ms=one.last_seen_unix_ms,
-        connected=one.connected,
-        acked_revision=one.acked_revision,
-        revision=one.revision,
-        last_nack=one.last_nack,
-        report_json=one.report_json,
-        certificate_not_after_unix_ms=one.certificate_not_after_unix_ms,
-        etag=one.etag,
-        drift=tuple(one.drift),
-    )
-
-
-def _token(one: pb.JoinToken) -> JoinTokenView:
-    return JoinTokenView(
-        one.id, dict(one.labels), one.uses, one.uses_max, one.expires_at_unix_ms, one.created_by
-    )
-
-
-def _shadow(one: pb.FleetShadowUsage) -> ShadowUsageView:
-    return ShadowUsageView(
-        resource=one.resource,
-        selector=one.selector,
-        executable=one.executable,
-        user=one.user,
-        hosts=one.hosts,
-        count=one.count,
-        first_unix_ms=one.first_unix_ms,
-        last_unix_ms=one.last_unix_ms,
-        suggestion=one.suggestion,
-    )
-
-
-def _entry(one: pb.AuditEntry) -> AuditView:
-    return AuditView(
-        sequence=one.sequence,
-        at_unix_ms=one.at_unix_ms,
-        actor=one.actor,
-        role=one.role,
-        action=one.action,
-        target=one.target,
-        reason=one.reason,
-        request_id=one.request_id,
-        detail_json=one.detail_json,
-        previous_hash=one.previous_hash,
-        hash=one.hash,
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,11 @@ from licplane.cli.framework import passphrase_option, say
 from licplane.cli.parsing import duration_s
 from licplane.cli.passphrase import passphrase
 from licplane.cli.place import Place, place, state_option
+from licplane.cli.starting import log_to_stderr, open_for_server, prepare
 from licplane.errors import ExitCode, PlaneError
 
 if TYPE_CHECKING:
-    from licplane.api.server import Opened
     from licplane.api.settings import Addresses, ServerSettings
-    from licplane.service.requests import PlaneSettings
 
 _ANY: Final = frozenset({"0.0.0.0", "::", "[::]", "*", ""})  # noqa: S104 - what others say
 
@@ -189,7 +187,7 @@ def serve(
         if value:
             _check_address(option, value)
     words = None if unencrypted else passphrase(passphrase_file)
-    _log_to_stderr()
+    log_to_stderr()
     prepare(where, issuer=issuer, words=words, unencrypted=unencrypted)
 
     from licplane.api.server import serve as run
@@ -214,81 +212,6 @@ def serve(
     )
     say("Stopped.")
     context.exit(status)
-
-
-def prepare(where: Place, *, issuer: str, words: str | None, unencrypted: bool) -> None:
-    """Make what a server needs and is not there: database, signing key, authority.
-
-    Raises PlaneError where keys must be made, or opened, and there is no passphrase.
-    """
-    from licplane.cli.keys import write_trust
-    from licplane.cli.local import local_actor, server_store
-    from licplane.issuer.keyring import open_keys
-    from licplane.service.plane import Plane
-    from licplane.store.model import KeyKind
-
-    if words is None and not unencrypted and where.database is None and not _has_state(where):
-        raise _no_passphrase()  # before anything is made
-    with server_store(where, create=True) as store:
-        with store.reading() as reader:
-            first = not reader.keys(KeyKind.ISSUER)
-            if first and words is None and not unencrypted:
-                raise _no_passphrase()
-            say("Opening the keys ...")
-            opened = open_keys(reader, lambda: words)
-        made = Plane(store, opened).ensure_foundations(
-            local_actor(), issuer=issuer, passphrase=words
-        )
-        if made:
-            write_trust(where, store)
-    if not made:
-        return
-    place_of = "the database" if where.database else str(where.state_dir)
-    if first:
-        say(
-            f"First start: made a signing key of the issuer {issuer} and a certification authority"
-            f" in {place_of}."
-        )
-    else:
-        say(f"Made a certification authority in {place_of}.")
-    if words is None:
-        say("Warning: private keys are kept unencrypted. Whoever reads them can license anything.")
-    else:
-        say("They are encrypted under the passphrase: without it, all is lost. Keep it elsewhere.")
-
-
-def _has_state(where: Place) -> bool:
-    return (where.state_dir / "licplane.db").exists() or (where.state_dir / "keys").exists()
-
-
-def _no_passphrase() -> PlaneError:
-    return PlaneError(
-        ExitCode.USAGE,
-        "There is no passphrase to encrypt the private keys with",
-        "Give --passphrase-file, LICPLANE_PASSPHRASE or the systemd credential"
-        " licplane.passphrase (or --unencrypted, for tests only)",
-    )
-
-
-def open_for_server(where: Place, words: str | None, settings: PlaneSettings) -> Opened:
-    """The Plane of a worker process."""
-    from licplane.api.server import Opened as OpenedPlane
-    from licplane.cli.local import server_store
-    from licplane.issuer.keyring import Keys, open_keys
-    from licplane.service.plane import Plane
-
-    _log_to_stderr()
-    store = server_store(where)
-
-    def opened() -> Keys:
-        with store.reading() as reader:
-            return open_keys(reader, lambda: words)
-
-    try:
-        return OpenedPlane(Plane(store, opened(), settings, reopen=opened), store)
-    except BaseException:
-        store.close()
-        raise
 
 
 def _started(where: Place, settings: ServerSettings, addresses: Addresses) -> None:
@@ -317,14 +240,6 @@ def _advertised(listen: str) -> str:
     """This machine's name where it listens on every address; else "", which is as it listens."""
     host, _, port = listen.rpartition(":")
     return f"{socket.gethostname()}:{port}" if host in _ANY and port != "0" else ""
-
-
-def _log_to_stderr() -> None:
-    """Warnings of everybody, and what the server says of itself. Again changes nothing."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("licplane").setLevel(logging.INFO)
 
 
 def _check_address(option: str, value: str) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from licplane.cli.local import open_store, remember_addresses
 from licplane.cli.place import Place
-from licplane.cli.serve import open_for_server, prepare
+from licplane.cli.starting import open_for_server, prepare
 from licplane.service.plane import Plane
 from licplane.service.requests import EnrollRequest, LiveReport, Machine, PlaneSettings, Report
 from lictoken import base64url

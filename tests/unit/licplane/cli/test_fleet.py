@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from licplane.cli.place import Place
-from licplane.cli.serve import prepare
+from licplane.cli.starting import prepare
 from licplane.errors import ExitCode
 from licplane.service.requests import ShadowReport
 from lictoken import base64url
