@@ -15,6 +15,7 @@ from tests.kernel.harness.inside import inside
 from tests.kernel.harness.probes import Probes, ask, eventually
 from tests.kernel.harness.wall_clock import WallClock
 
+from licagent.daemon.main import Daemon
 from licagent.domain.reason import Reason
 from licagent.domain.slot import ATTESTED_NS
 from licagent.host.posture import boottime_ns
@@ -96,6 +97,7 @@ def test_hours_end_on_time(
         (record,) = eventually(lambda: told(agent, "one"), "it is on record")
         assert record["seq"] > before
         assert record["facts"] == []
+        assert record["sockets_cut"] == 8
         (row,) = record["licenses"]
         assert row["lost"] == ["offer", "probe"]
         assert "the hours are" in row["why"]
@@ -137,6 +139,12 @@ def test_what_has_no_hours_outlives_those_that_end(
     assert (row["lost"], row["gained"]) == (["probe"], [])
     (listed,) = agent.call("license.list")["licenses"]
     assert listed["state"] == "valid"
+    explained = agent.call("explain", pid=streams.process.pid, socket=None)["resources"]
+    rows = {row["resource"]: row for row in explained}
+    assert (rows["probe"]["verdict"], rows["offer"]["verdict"]) == ("deny", "allow")
+    assert rows["probe"]["errno"] == "EKEYREJECTED"
+    assert "license one: the hours are" in rows["probe"]["missing"][0]
+    assert "they begin at" in rows["probe"]["how"][0]
     shown = agent.call("license.show", id="one")["license"]["entitlements"]
     assert {each["resource"]: bool(each["refused"]) for each in shown} == {
         "probe": True,
@@ -268,6 +276,32 @@ def test_without_a_daemon_conditions_are_believed_for_a_minute_at_most(
     assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
     agent.start()
     assert probes.once(probes.cgroups.licensed) == "", "the daemon that is back sees that it holds"
+
+
+def test_a_daemon_that_slept_too_long_closes_nothing_that_still_holds(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    """As after a suspend: the kernel's minute is over before the daemon can move it on."""
+    outer = fresh_agent
+    outer.settings = 'labels = { region = "eu" }'
+    in_eu = Condition("label:region", ("eu",))
+    outer.issue("one", [], entitlements=entitlements(in_eu))
+    outer.policy(probes.policy("one"))
+    number = outer._numbered["one"]
+    with inside(outer) as found:
+        daemon = object.__new__(Daemon)
+        daemon._agent = agent = found.agent
+        streams = probes.many(probes.cgroups.licensed)
+        for labels, alive in (({"region": "eu"}, 8), ({"region": "us"}, 0)):
+            agent.kernel.licenses.set(number, Reason.LICENSED, 0, boottime_ns(), Reason.CONDITION)
+            assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
+            agent.licensing.set_labels(labels)
+
+            daemon._end_what_is_over()
+
+            assert ask(streams)["alive"] == alive
+            errno = "" if alive else "EKEYREJECTED"
+            assert probes.once(probes.cgroups.licensed) == errno
 
 
 def test_a_label_that_changes_cuts_and_gives_back(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from licagent.daemon.decisions import rfc3339
 from licagent.domain.entitlements import Entitlements, has_conditions
 from licagent.domain.license import HostFacts, applicability
+from licagent.domain.reason import Reason
 from licagent.host.posture import boottime_ns
 from licagent.store.errors import DocumentDamaged
 from lictoken.claims import License
@@ -91,6 +92,28 @@ class ConditionsKeeper:
         elif boottime_ns() - self._written_ns >= _RENEW_NS:
             self._written_ns = boottime_ns()
             self._agent.write_few(self._conditional)
+
+    def attest(self) -> None:
+        """Look at the host, and tell the kernel of conditions that hold although it gave them up.
+
+        After a suspend, or a daemon that hung for a minute: their sockets are silent, and would
+        be closed for nothing.
+        """
+        late = [
+            jti
+            for jti in self._conditional
+            if (slot := self._agent.kernel.licenses.get(self._held[jti].license.number)) is not None
+            and slot.end_reason is Reason.CONDITION
+            and slot.not_after_ns <= boottime_ns()
+        ]
+        if not late:
+            return
+        try:
+            self._agent.licensing.set_facts(self._reader.read())
+        except OSError as error:
+            _log.error("the host's posture cannot be read: %s", error)
+            return
+        self._agent.write_few(late)
 
     def _is_settled(self) -> bool:
         """Whether the last judgement is that of now: the same host, licenses, and hours."""

@@ -207,9 +207,9 @@ class Daemon:
                     async with asyncio.timeout(wait_s):
                         await self._wake_ends.wait()
                     continue
-            await loop.run_in_executor(self._thread, self._end_what_is_over)
             if (self._agent.conditions.change_in_s() or 0) < 0:  # hours began or ended
                 await self._attempt(self._agent.conditions.judge)
+            await loop.run_in_executor(self._thread, self._end_what_is_over)
 
     def _next_end_s(self) -> float:
         """Seconds until a license or break-glass ends that no cut has followed yet, or hours do.
@@ -233,6 +233,7 @@ class Daemon:
         left = self._agent.glass_left_s()
         if left is not None and left <= 0:
             self._agent.end_glass("time")
+        self._agent.conditions.attest()  # what only this daemon's sleep has ended is not over
         self._agent.cut()
 
     async def _reloads(self) -> None:
