@@ -31,7 +31,7 @@ _EMPTY_AFTER: Final = 1000
 _CROWD: Final = 64
 _CROWD_LOOKS: Final = 100  # 2 s: a few that do not read hold nobody up for longer
 _CROWD_LOOK_S: Final = 0.02
-_CACHE_SMALL_BYTES: Final = 1024 * 1024
+_CACHE_MAX: Final = 512
 _CACHE_KEPT_S: Final = 30.0
 
 NOTICES: Final = {
@@ -170,6 +170,9 @@ class Hub:
         key = (view, since)
         task = self._deltas.get(key)
         if task is None:
+            if len(self._deltas) >= _CACHE_MAX:
+                # Revisions come from Hello: whoever makes them up pushes out the oldest only.
+                self._forget(next(iter(self._deltas)))
             task = asyncio.create_task(self._site.catalog(self._encoded, view, since))
             self._deltas[key] = task
             self.metrics.count("licplane_deltas_encoded_total")
@@ -181,7 +184,7 @@ class Hub:
                 raise  # it is the asker who was cancelled
             return await self.delta(view, since)  # a newer revision came in between
         except FAULTS:
-            self._deltas.pop(key, None)
+            self._forget(key)
             raise
 
     def _encoded(self, view: View, since: int) -> EncodedDelta:
@@ -341,15 +344,18 @@ class Hub:
         """A peer did what it must not."""
         self.metrics.count("licplane_refused_total", why=why)
 
-    def forget_large(self) -> None:
-        """Drop whole views that nobody asked for lately."""
+    def forget_unused(self) -> None:
+        """Drop deltas that nobody asked for lately: whole views may be large."""
         now_s = time.monotonic()
-        for key, task in list(self._deltas.items()):
-            if not task.done() or now_s - self._used_s[key] < _CACHE_KEPT_S:
-                continue
-            failed = task.cancelled() or task.exception() is not None
-            if failed or task.result().size_bytes > _CACHE_SMALL_BYTES:
-                del self._deltas[key], self._used_s[key]
+        for key, task in tuple(self._deltas.items()):
+            if task.done() and now_s - self._used_s[key] >= _CACHE_KEPT_S:
+                self._forget(key)
+
+    def _forget(self, key: tuple[View, int]) -> None:
+        task = self._deltas.pop(key, None)
+        self._used_s.pop(key, None)
+        if task is not None and task.done() and not task.cancelled():
+            task.exception()  # looked at: whoever asked was told
 
     def all_streams(self) -> Iterable[SyncStream]:
         """Those that are open now."""

@@ -57,10 +57,8 @@ def bearer_token(context: Any) -> str:
 def refusal(error: PlaneError) -> Refused:
     """A refusal of the plane as a status. Faults of the server say nothing of themselves."""
     if isinstance(error, Unauthenticated):
-        # One sentence for whatever is wrong: which certificates exist is nobody's business.
-        return Refused(
-            grpc.StatusCode.UNAUTHENTICATED, "The credential is not accepted", "credential"
-        )
+        # The service words these alike for what does not exist and what does not hold.
+        return Refused(grpc.StatusCode.UNAUTHENTICATED, str(error)[:_DETAIL_MAX], "credential")
     detail = str(error)[:_DETAIL_MAX]
     if isinstance(error, Conflict):
         return Refused(grpc.StatusCode.ABORTED, detail, "conflict")

@@ -137,8 +137,8 @@ class Worker:
                 await self.site.call(memory.trim)
             if time.monotonic() - looked_s >= _CERTIFICATES_S:
                 looked_s = time.monotonic()
-                self._end_old_certificates()
-                self.hub.forget_large()
+                self.end_old_certificates()
+                self.hub.forget_unused()
             if time.monotonic() >= tidy_s:
                 tidy_s = time.monotonic() + _TIDY_S * random.uniform(0.75, 1.25)  # noqa: S311
                 with contextlib.suppress(*FAULTS):  # the next one comes within the hour
@@ -161,7 +161,8 @@ class Worker:
                     stream.reported_s = 0.0
                 return
 
-    def _end_old_certificates(self) -> None:
+    def end_old_certificates(self) -> None:
+        """Send hosts away whose certificate ended since they connected."""
         now_ms = wall_clock_ms()
         for stream in self.hub.all_streams():
             if 0 < stream.identity.not_after_unix_ms < now_ms:

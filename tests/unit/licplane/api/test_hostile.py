@@ -426,6 +426,20 @@ async def test_cold_syncs_beyond_the_line_are_told_to_come_back(start: Start) ->
         await second.sync()
 
 
+async def test_revisions_that_are_made_up_fill_no_memory(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("licplane.api.hub._CACHE_MAX", 3)
+    site.plane.put("a")
+    await eventually(lambda: site.worker.hub.revision == 1)
+    for revision in range(2, 12):
+        peer = site.host()
+        peer.held.revision = revision * 10**9
+        await peer.open()
+        await peer.sync()
+    assert len(site.worker.hub._deltas) == 3
+
+
 # ------------------------------------------------------------------------------ telemetry
 
 

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,19 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.bench.control_peer import Join, Peer, enroll
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from tests.bench.control_peer import OPTIONS, Join, Peer, enroll, make_csr
 from tests.unit.licplane.api.conftest import eventually
 from tests.unit.licplane.api.serving import open_plane
 
-from licapi.control.v1 import sync_pb2
+from licapi.control.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    enrollment_pb2,
+    enrollment_pb2_grpc,
+    sync_pb2,
+)
 from licplane.api.server import Opened
 from licplane.issuer.keyring import NO_KEYS
 from licplane.service.plane import Plane
@@ -249,3 +258,71 @@ def test_a_store_that_does_not_open_is_an_error_with_a_way_out(
     )
     assert done.returncode == 1
     assert "PlaneError" in done.stderr
+
+
+async def test_certificates_and_administrators_over_the_two_listeners(tmp_path: Path) -> None:
+    with serving(tmp_path / "state", 1) as server:
+        join = server.join(2)
+        one, other = await enroll(join), await enroll(join)
+        control, public = server.addresses["control"], server.addresses["public"]
+        key = serialization.load_pem_private_key(one.key_pem, None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        async with (
+            grpc.aio.secure_channel(control, one.credentials(), OPTIONS) as mutual,
+            grpc.aio.secure_channel(
+                public, grpc.ssl_channel_credentials(one.ca_pem), OPTIONS
+            ) as anonymous,
+        ):
+            renewed = await enrollment_pb2_grpc.EnrollmentStub(mutual).Renew(
+                enrollment_pb2.RenewRequest(csr=make_csr(key), counter=one.counter)
+            )
+            assert renewed.host_id == one.host_id
+            assert renewed.control_address == control
+            again = enrollment_pb2_grpc.EnrollmentStub(anonymous).Reenroll
+            mine = await again(_proof(one.host_id, key, one.counter))
+            assert mine.host_id == one.host_id
+            answers = set()
+            for host_id in (other.host_id, str(uuid.uuid4()), "x' OR 1=1 --", "../" * 9):
+                with pytest.raises(grpc.aio.AioRpcError) as failed:
+                    await again(_proof(host_id, key, other.counter))
+                answers.add((failed.value.code(), failed.value.details()))
+            assert len(answers) == 1  # a host of somebody else's, and none at all
+            assert answers.pop()[0] is grpc.StatusCode.UNAUTHENTICATED
+        made = server.plane.create_admin(
+            ME, Change(), name="auditor", role=Role.AUDITOR, means="token", ttl_s=600
+        )
+        async with grpc.aio.secure_channel(
+            public, grpc.ssl_channel_credentials(one.ca_pem), OPTIONS
+        ) as channel:
+            admin = admin_pb2_grpc.AdminStub(channel)
+            metadata = (("authorization", f"Bearer {made.token}"),)
+            hosts = await admin.ListHosts(admin_pb2.ListHostsRequest(), metadata=metadata)
+            assert {host.host_id for host in hosts.hosts} == {one.host_id, other.host_id}
+            assert (
+                await admin.VerifyAudit(admin_pb2.VerifyAuditRequest(), metadata=metadata)
+            ).intact
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await admin.UpdateHost(
+                    admin_pb2.UpdateHostRequest(host=one.host_id, labels={"a": "b"}),
+                    metadata=metadata,
+                )
+            assert failed.value.code() is grpc.StatusCode.PERMISSION_DENIED
+            server.plane.revoke_admin(ME, Change(), "auditor")
+            with pytest.raises(grpc.aio.AioRpcError) as failed:
+                await admin.ListHosts(admin_pb2.ListHostsRequest(), metadata=metadata)
+            assert failed.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def _proof(
+    host_id: str, key: ec.EllipticCurvePrivateKey, counter: bytes
+) -> enrollment_pb2.ReenrollRequest:
+    """A request to enrol again, signed by a key."""
+    csr, at_ms = make_csr(key), time.time_ns() // 1_000_000
+    signed = b"\0".join((b"licagent-reenroll-v1", host_id.encode(), str(at_ms).encode(), csr))
+    return enrollment_pb2.ReenrollRequest(
+        host_id=host_id,
+        csr=csr,
+        counter=counter,
+        signed_at_unix_ms=at_ms,
+        signature=key.sign(signed, ec.ECDSA(hashes.SHA256())),
+    )

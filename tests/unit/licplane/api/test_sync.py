@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 
 from tests.bench.control_peer import Held, Peer
 from tests.unit.licplane.api.conftest import Site, Start, eventually
@@ -306,6 +307,17 @@ async def test_a_catalog_that_was_tampered_with_is_not_served(site: Site) -> Non
     site.plane.ring()
     message = await expect(peer, "delta")  # nothing came before it was mended
     assert message.delta.to_revision == 2
+
+
+async def test_a_stream_does_not_outlive_its_certificate(site: Site) -> None:
+    old, good = await synced(site), await synced(site)
+    stream = site.worker.hub.streams[old.identity.host_id]
+    stream.identity = replace(stream.identity, not_after_unix_ms=1)
+    site.worker.end_old_certificates()
+    notice = (await expect(old, "notice")).notice
+    assert notice.code == sync_pb2.Notice.CODE_RETRY_LATER
+    await ended(old)
+    assert good.identity.host_id in site.worker.hub.streams
 
 
 async def test_what_fails_on_the_way_to_hosts_is_done_again(site: Site) -> None:
