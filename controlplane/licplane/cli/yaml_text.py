@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
@@ -30,27 +30,18 @@ _PLAIN: Final = (
 )
 
 
-def _taken_not(what: str, mark: yaml.Mark) -> yaml.constructor.ConstructorError:
+def _taken_not(what: str, mark: Any) -> yaml.constructor.ConstructorError:
     return yaml.constructor.ConstructorError(None, None, what, mark)
 
 
-class _Loader(yaml.SafeLoader):
+# libyaml's parser where PyYAML was built with it: ten times as fast on a large policy.
+_Base: Final = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+class _Loader(_Base):  # type: ignore[misc, valid-type]
     """SafeLoader with the rules above."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's
-    depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-        if self.check_event(yaml.AliasEvent):
-            raise _taken_not("aliases (*name) are not taken", mark)
-        self.depth += 1
-        if self.depth > DEPTH_MAX:
-            raise _taken_not("it is nested too deeply", mark)
-        try:
-            return super().compose_node(parent, index)
-        finally:
-            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         seen: set[str] = set()
@@ -60,7 +51,8 @@ class _Loader(yaml.SafeLoader):
             if key.value in seen:
                 raise _taken_not(f"the key {key.value!r} stands there twice", key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+        found: dict[object, object] = super().construct_mapping(node, deep=deep)
+        return found
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """No merge keys: `<<` is a key like others, and so an unknown one."""
@@ -76,16 +68,31 @@ def yaml_documents(name: str, text: str) -> Iterator[object]:
     Raises PlaneError REFUSED, with `name`, line and column, for what is not YAML or not taken.
     """
     try:
+        _check_events(text)
         loader = _Loader(text)
     except yaml.YAMLError as error:
         raise _refused(name, error) from error
     try:
-        while loader.check_data():  # type: ignore[no-untyped-call]
+        while loader.check_data():
             yield loader.get_data()
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise _refused(name, error) from error
     finally:
         loader.dispose()
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases and deep nesting before anything is built of the text."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Base):
+        if isinstance(event, yaml.AliasEvent):
+            raise _taken_not("aliases (*name) are not taken", event.start_mark)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEPTH_MAX:
+                raise _taken_not("it is nested too deeply", event.start_mark)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _refused(name: str, error: Exception) -> PlaneError:
