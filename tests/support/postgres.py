@@ -49,10 +49,14 @@ class Postgres:
             connection.execute(statement)
 
     @contextlib.contextmanager
-    def database(self) -> Iterator[str]:
-        """The URL of a new database, which is dropped at the end, whoever is connected to it."""
+    def database(self, template: str = "template1") -> Iterator[str]:
+        """The URL of a new database, which is dropped at the end, whoever is connected to it.
+
+        It is a copy of `template`: the name of a database that nobody is connected to.
+        """
         name = f"t_{secrets.token_hex(8)}"
-        self.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        create = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+        self.run(create.format(sql.Identifier(name), sql.Identifier(template)))
         try:
             yield self.url(name)
         finally:

@@ -8,7 +8,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -109,21 +108,13 @@ def check(store: Store, steps: list[list[Put | Remove] | Compact], limit: int) -
             assert mine == tables
 
 
-@pytest.fixture(scope="module")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database to copy: making the schema takes longer than an example."""
-    folder = tmp_path_factory.mktemp("empty") / "state"
-    Store.in_folder(folder).close()
-    return folder
-
-
 @given(steps=st.lists(STEPS, max_size=12), limit=st.integers(0, 3))
 @settings(max_examples=40)
 def test_any_changes_on_sqlite(
-    empty: Path, steps: list[list[Put | Remove] | Compact], limit: int
+    upgraded_folder: Path, steps: list[list[Put | Remove] | Compact], limit: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(empty, folder, dirs_exist_ok=True)
+        shutil.copytree(upgraded_folder, folder, dirs_exist_ok=True)
         Path(folder).chmod(0o700)
         with Store.open(folder) as store:
             check(store, steps, limit)
