@@ -63,6 +63,7 @@ class ControlLink:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._on_kernel: OnKernel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.identities = IdentityStore(agent.state)
         self.catalogs = CatalogStore(agent.state.path / CATALOG_FILE)
@@ -113,6 +114,7 @@ class ControlLink:
     async def run(self, on_kernel: OnKernel) -> None:
         """Until cancelled."""
         self._on_kernel = on_kernel
+        self._loop = asyncio.get_running_loop()
         jobs = [self._for_ever(self._follow_addresses)]
         if not self.is_off:
             jobs.append(self._for_ever(self.session.run))
@@ -133,9 +135,11 @@ class ControlLink:
 
     async def begin_again(self) -> None:
         """Take what an enrolment left in the stores, and go on with it."""
-        await self._kernel(self._boot_again)
         await self.resolve()
-        self.wake()
+        if self.is_off:
+            await self._kernel(self._boot_again)
+        else:
+            self.wake()  # the session reads the stores, and has it put in force
 
     async def tell_enrolled(self, host_id: str, server: str, by: str) -> None:
         """Keep on record that this host joined."""
@@ -152,7 +156,6 @@ class ControlLink:
     def _boot_again(self) -> None:
         self.boot()
         self._agent.write_licenses()
-        self._agent.load_policy()
         self._agent.renew_policy()
 
     async def _kernel(self, action: Callable[[], Any]) -> Any:
@@ -160,10 +163,17 @@ class ControlLink:
             raise RuntimeError("the link was not started")
         return await self._on_kernel(action)
 
-    def _later(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _later(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do it on the loop; asked for on any thread, and forgotten while there is no loop."""
+
+        def begin() -> None:
+            task = asyncio.ensure_future(work())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(begin)
 
     # --- what the session calls
 
@@ -193,7 +203,7 @@ class ControlLink:
     def notice(self, code: NoticeCode, detail: str) -> None:
         """See `ControlCallbacks`."""
         self.notices.append(Told(time.time(), code, detail))
-        self._later(self._quietly(lambda: self._agent.control.tell(code, detail)))
+        self._later(lambda: self._quietly(lambda: self._agent.control.tell(code, detail)))
 
     def changed(self, state: ControlState) -> None:
         """See `ControlCallbacks`."""
@@ -201,9 +211,10 @@ class ControlLink:
         if is_up == self._was_connected:
             return
         self._was_connected = is_up
-        self._later(self._quietly(lambda: self._agent.control.tell_of_link(state, is_up=is_up)))
+        tell = self._agent.control.tell_of_link
+        self._later(lambda: self._quietly(lambda: tell(state, is_up=is_up)))
         if is_up:
-            self._later(self.resolve())
+            self._later(self.resolve)
 
     async def _quietly(self, action: Callable[[], None]) -> None:
         try:

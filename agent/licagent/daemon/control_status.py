@@ -148,7 +148,7 @@ def checks(agent: Agent) -> Iterator[tuple[str, bool, str, str]]:
         "control-address",
         bool(link.reach.addresses),
         "the control plane's addresses pass whatever the policy says: "
-        + ", ".join(address for address, _port in link.reach.addresses),
+        + ", ".join(f"{address} port {port}" for address, port in link.reach.addresses),
         f"{state.server} has no address: a policy may close the way to it; check name resolution",
     )
     yield (

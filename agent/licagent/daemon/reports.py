@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from licagent.daemon import control_status
-from licagent.daemon.decisions import rfc3339
+from licagent.daemon.decisions import boottime_to_unix, rfc3339
 from licagent.domain.conditions import Standing
 from licagent.domain.config import values
 from licagent.domain.license import refusals
@@ -256,6 +256,11 @@ def license_row(
     judgement = agent.licensing.judge(license_)
     mine = [each for each in counters or () if each.license == license_.number]
     now = agent.clock.now_ns(time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e9
+    held = agent.licensing.held.get(license_.jti)
+    origin = None if held is None else held.origin
+    lease_end_ns = 0
+    if held is not None and held.managed:
+        lease_end_ns = agent.control.leases.end_of(license_.jti, license_.generation)
     return {
         "id": license_.jti,
         "number": license_.number,
@@ -267,6 +272,8 @@ def license_row(
         "allowed": sum(each.count for each in mine if each.verdict is Verdict.ALLOW),
         "denied": sum(each.count for each in mine if each.verdict is Verdict.DENY),
         "resources": [entitlement.resource for entitlement in license_.entitlements],
+        "origin": origin,
+        "lease_end": rfc3339(boottime_to_unix(lease_end_ns)) if lease_end_ns else None,
     }
 
 

@@ -181,6 +181,14 @@ class Service:
         agent, jti = self._agent, params["id"]
 
         def remove() -> Result:
+            held = agent.licensing.held.get(jti)
+            if held is not None and held.managed:
+                raise LocalError(
+                    ErrorCode.REFUSED,
+                    f"license {jti} comes from the control plane, which would deliver it again",
+                    f"end it there: licplane license revoke {jti}; or here: licagent license "
+                    f"revoke {jti}",
+                )
             if not agent.licensing.forget(jti):
                 return {"schema_version": 1, "id": jti, "changed": False}
             agent.last_cut = []

@@ -48,7 +48,8 @@ def test_json_is_the_daemons_answer(daemon, run, examples, arguments, name):
                       " session-4.scope) was refused orders-db at tcp 10.0.5.7:5432:"
                       " no binding gives it a license, 12 times")]),
         (["usage"], ["acme-orders-2026", "3405", "1.0 MiB", "7.0 MiB"]),
-        (["license", "list"], ["acme-orders-2026", "valid", "304 d 15 h", "orders-db"]),
+        (["license", "list"], ["acme-orders-2026", "valid", "304 d 15 h", "orders-db",
+                               "control plane", "2026-03-02T12:07:31.000Z"]),
         (["license", "show", "x"], ["revoked on this host", "contract ended", "orders-team",
  "orders-db is not granted: limit egress_bytes",
                                     "environments production", "systemd:unit:orders.service",

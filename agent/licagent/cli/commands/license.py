@@ -44,7 +44,7 @@ def list_blocks(result: Row) -> Iterator[Block]:
 
     styles = {"valid": "good", "not_yet_valid": "warn"}
     yield Table(
-        ("license", ">number", "state", "ends in", ">sockets", "resources"),
+        ("license", ">number", "state", "ends in", "lease until", ">sockets", "from", "resources"),
         [
             (
                 row.get("id"),
@@ -54,7 +54,9 @@ def list_blocks(result: Row) -> Iterator[Block]:
                     styles.get(str(row.get("state")), "bad"),
                 ),
                 ends_in(row.get("state"), row.get("remaining_s")),
+                row.get("lease_end"),
                 row.get("holders"),
+                str(row.get("origin") or "").rpartition("/")[2] or None,
                 ", ".join(str(name) for name in row.get("resources") or ()),
             )
             for row in result.get("licenses", ())
@@ -104,7 +106,8 @@ def show_blocks(result: Row) -> Iterator[Block]:
             ("selectors", _words(found.get("selectors")) or None),
             ("bindings", _words(found.get("bindings")) or "none: nobody may use it here"),
             ("sockets", found.get("holders")),
-            ("file", found.get("file")),
+            ("lease", f"until {found['lease_end']}" if found.get("lease_end") else None),
+            ("from", found.get("origin") or found.get("file")),
         )
     )
     yield Table(
