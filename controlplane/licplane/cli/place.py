@@ -122,7 +122,7 @@ def place(context: click.Context | None = None) -> Place:
     """Where the running command works, unchecked.
 
     A server that is named on the command line sets aside a state folder or database of the
-    environment, and the reverse.
+    environment, and the reverse; a state folder that is named there sets aside a database.
     """
     context = context or click.get_current_context(silent=True)
     if context is None:
@@ -132,6 +132,8 @@ def place(context: click.Context | None = None) -> Place:
         inherited = replace(inherited, state=None, database=None)
     if typed.state is not None or typed.database is not None:
         inherited = replace(inherited, server=None, identity=None, token_file=None)
+    if typed.state is not None:
+        inherited = replace(inherited, database=None)
     if typed.identity is not None or typed.token_file is not None:
         inherited = replace(inherited, identity=None, token_file=None)
     names = [one.name for one in fields(Place)]

@@ -65,6 +65,9 @@ def test_the_command_line_wins_over_the_environment(
 ) -> None:
     create = ("keys", "create", "--issuer", "acme", "--unencrypted")
     kid = run(*create).stdout.strip()
+    monkeypatch.setenv("LICPLANE_DATABASE", "postgresql://127.0.0.1:1/nothing")
+    assert kid in run("keys", "list", "--state", os.environ["LICPLANE_STATE"]).stdout
+    monkeypatch.delenv("LICPLANE_DATABASE")
     monkeypatch.setenv("LICPLANE_SERVER", "127.0.0.1:1")
     monkeypatch.setenv("LICPLANE_IDENTITY", str(tmp_path / "absent"))
     state = os.environ["LICPLANE_STATE"]
