@@ -13,13 +13,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 
 if TYPE_CHECKING:  # pytest loads it as a plugin, and would find it loaded already
     from tests.support.postgres import Postgres
 
 from licplane.store.announce import Announcer, Subscription
-from licplane.store.announce_postgres import PostgresAnnouncer
+from licplane.store.announce_postgres import CHANNEL, PostgresAnnouncer
 from licplane.store.announce_sqlite import SqliteAnnouncer
 from licplane.store.database import Store
 from licplane.store.model import Host, HostPresence, HostStatus, Kind, ObjectDraft, Scope
@@ -124,6 +125,26 @@ async def test_what_does_not_concern_hosts_rings_nobody(store: Store) -> None:
         assert await is_quiet(subscription)
         change(store)
         assert await rings(subscription)
+
+
+def test_one_notification_for_each_change_and_none_for_the_rest(postgres_url: str) -> None:
+    plain = postgres_url.replace("+psycopg", "")
+    with Store.open(postgres_url) as store, psycopg.connect(plain, autocommit=True) as listener:
+        store.upgrade()
+        listener.execute(f"LISTEN {CHANNEL}")
+        enrol(store)
+        change(store)
+        with store.recording() as recorder:
+            recorder.put_presence([HostPresence("h", 1)])
+        with store.transaction() as transaction:
+            transaction.put_setting("a", b"")
+        with store.transaction(dry_run=True) as transaction:
+            transaction.put_object(ObjectDraft(Kind.RESOURCE, "b", Scope(), b""))
+        with store.transaction() as transaction:
+            for name in "cde":
+                transaction.put_object(ObjectDraft(Kind.RESOURCE, name, Scope(), b""))
+        listener.execute("SELECT 1")  # what was committed before comes with the answer
+        assert len(list(listener.notifies(timeout=0))) == 3
 
 
 async def test_another_process_pokes(store: Store, url: str) -> None:
