@@ -232,8 +232,9 @@ def test_roles_hold_over_the_network(ops: Any, run: Any, documents: Path) -> Non
     ):
         refused = ops(*arguments, role=role, code=ExitCode.PERMISSION)
         assert f"The role {role} may not" in refused.stderr
+    ops(*apply, role="issuer")
     run("admin", "delete", "issuer-1")
-    assert "not accepted" in ops(*apply, role="issuer", code=ExitCode.PERMISSION).stderr
+    ops(*apply, role="issuer", code=ExitCode.PERMISSION)
     states = {
         one["name"]: one["revoked"]
         for one in json.loads(run("admin", "list", "--json").stdout)["admins"]
