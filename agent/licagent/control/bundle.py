@@ -15,7 +15,7 @@ until a date.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from licagent.control.adoption import (
@@ -114,7 +114,9 @@ def enroll_from_bundle(
         if leases is not None:
             catalogs.save_leases(leases)
 
-    return adopt(answer, key, identities, catalogs, mode=mode, keep=keep)
+    old = identities.load()
+    result = adopt(answer, key, identities, catalogs, mode=mode, keep=keep)
+    return replace(result, changed=identities.load() != old)
 
 
 def _catalog(
@@ -176,7 +178,7 @@ def _answer(body: dict[str, Any]) -> Answer:
         trust=_trust(body["trust"]),
         assignment=_signed(body["assignment"]),
         counter=_bytes(body["counter"]) if body.get("counter") else b"",
-        changed=True,
+        changed=False,
         not_after_unix_ms=int(body.get("not_after_unix_ms") or _end_of(chain)),
         control_address=str(body.get("control_address", "")),
         public_address=str(body.get("public_address", "")),

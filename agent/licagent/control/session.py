@@ -76,11 +76,6 @@ class ControlSession:
         self._must_reload = True
         self.state = ControlState()
 
-    @property
-    def trust(self) -> bytes | None:
-        """The issuers' keys in force (JWKS), or None on a host that is not enrolled."""
-        return self._kept.trust.to_bytes() if self._kept is not None else None
-
     def boot(self) -> BootCatalog:
         """What is in force from before: read and verified, without the network. Blocking.
 

@@ -35,6 +35,7 @@ _log: Final = logging.getLogger(__name__)
 
 _WELCOME_S: Final = 30.0
 _WAITING_MAX: Final = 64
+_UNSENT_MAX: Final = 1024
 _DETAIL_MAX: Final = 3_000
 COUNTER_BYTES: Final = 32
 
@@ -97,7 +98,7 @@ class SyncStream:
         self._progress = progress
         self._parts = DeltaParts()
         self._work: asyncio.Queue[_Work] = asyncio.Queue(_WAITING_MAX)
-        self._out: asyncio.Queue[sync_pb2.AgentMessage] = asyncio.Queue()
+        self._out: asyncio.Queue[sync_pb2.AgentMessage] = asyncio.Queue(_UNSENT_MAX)
         self.welcomed = asyncio.Event()
         self.report_interval_ms = 0
 
@@ -284,7 +285,10 @@ class SyncStream:
             self._progress(Progress(refusal=str(error)))
 
     def _send(self, message: sync_pb2.AgentMessage) -> None:
-        self._out.put_nowait(message)
+        try:
+            self._out.put_nowait(message)
+        except asyncio.QueueFull as error:
+            raise StreamEnded("the server does not read what it is answered") from error
 
 
 Call = grpc.aio.StreamStreamCall[sync_pb2.AgentMessage, sync_pb2.ServerMessage]

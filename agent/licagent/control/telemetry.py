@@ -21,6 +21,7 @@ _log: Final = logging.getLogger(__name__)
 
 _RECEIPT_S: Final = 60.0
 _INTERVAL_DEFAULT_MS: Final = 30_000
+_INTERVAL_MIN_MS: Final = 1_000
 _PAUSE_MAX_MS: Final = 3_600_000
 
 
@@ -34,7 +35,9 @@ async def report_for_ever(
     sent: Callable[[], None],
 ) -> None:
     """Report, wait, report. A failure costs one report and a pause. Until cancelled."""
-    interval_ms = settings.report_interval_ms or interval_ms or _INTERVAL_DEFAULT_MS
+    interval_ms = settings.report_interval_ms or max(
+        interval_ms or _INTERVAL_DEFAULT_MS, _INTERVAL_MIN_MS
+    )
     backoff = Backoff(max(interval_ms // 4, 1_000), settings.backoff_cap_ms)
 
     def arrived() -> None:

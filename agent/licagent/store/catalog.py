@@ -30,6 +30,7 @@ from licagent.store.errors import DocumentDamaged
 
 _FORMAT: Final = 1
 _KINDS: Final = {int(kind): kind for kind in Kind}
+_TURN_S: Final = 10.0
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS objects (
     kind INTEGER NOT NULL, name TEXT NOT NULL, revision INTEGER NOT NULL, payload BLOB NOT NULL,
@@ -47,7 +48,8 @@ CREATE TABLE IF NOT EXISTS leases (
 class CatalogStore:
     """One file; its methods block, and any thread may call them.
 
-    Between `begin` and the end of what it returns, other calls wait.
+    Between `begin` and the end of what it returns, readers see what was there before, and other
+    writers wait, but not for ever: the change that they wait for may need their thread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,7 +83,7 @@ class CatalogStore:
         reset: bool,
     ) -> PendingWrite:
         """Write a change up to its commit. Raises Refused(DISK)."""
-        self._turn.acquire()
+        self._take_turn()
         try:
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
@@ -139,8 +141,11 @@ class CatalogStore:
 
     def close(self) -> None:
         """Close the file; it is opened again when it is needed."""
-        with self._turn:
+        self._take_turn()
+        try:
             self._close()
+        finally:
+            self._turn.release()
 
     def end(self, *, commit: bool) -> None:
         """For PendingWrite: end the transaction and let others go on. Raises Refused(DISK)."""
@@ -158,49 +163,64 @@ class CatalogStore:
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with self._turn:
-            try:
-                yield self._open()
-            except (sqlite3.Error, KeyError) as error:
-                self._close()
-                if isinstance(error, sqlite3.OperationalError):
-                    raise self._refused(error) from error
-                raise self._set_aside(error) from error
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._connect()
+            yield connection
+        except (sqlite3.Error, KeyError, OSError) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.OperationalError | OSError):
+                raise self._refused(error) from error
+            raise self._set_aside(error) from error
+        finally:
+            if connection is not None:
+                connection.close()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._turn:
-            try:
-                connection = self._open()
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("COMMIT")
-            except (sqlite3.Error, OSError) as error:
-                self._abandon()
-                raise self._refused(error) from error
+        self._take_turn()
+        try:
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            yield connection
+            connection.execute("COMMIT")
+        except (sqlite3.Error, OSError) as error:
+            self._abandon()
+            raise self._refused(error) from error
+        finally:
+            self._turn.release()
+
+    def _take_turn(self) -> None:
+        if not self._turn.acquire(timeout=_TURN_S):
+            raise Refused(
+                NackReason.DISK, f"{self._path} is being written by another change; try again"
+            )
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            os.close(fd)  # SQLite would make it with the umask's mode
-            connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
-            try:
-                # EXTRA: the folder is synced too, after the journal went (a power cut would
-                # otherwise bring it back, and with it what was there before the commit).
-                connection.execute("PRAGMA journal_mode = DELETE").fetchone()
-                connection.execute("PRAGMA synchronous = EXTRA")
-                (found,) = connection.execute("PRAGMA user_version").fetchone()
-                if found not in (0, _FORMAT):
-                    raise sqlite3.DatabaseError(f"it has the form {found}, not {_FORMAT}")
-                if found == 0:
-                    connection.executescript(
-                        f"BEGIN; {_TABLES} PRAGMA user_version = {_FORMAT}; COMMIT;"
-                    )
-            except BaseException:
-                connection.close()
-                raise
-            self._connection = connection
+            self._connection = self._connect()
         return self._connection
+
+    def _connect(self) -> sqlite3.Connection:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.close(fd)  # SQLite would make it with the umask's mode
+        connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+        try:
+            # With a log, readers are not kept waiting by a change that waits for the kernel.
+            connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            connection.execute("PRAGMA synchronous = FULL")  # the log is synced by each commit
+            (found,) = connection.execute("PRAGMA user_version").fetchone()
+            if found not in (0, _FORMAT):
+                raise sqlite3.DatabaseError(f"it has the form {found}, not {_FORMAT}")
+            if found == 0:
+                connection.executescript(
+                    f"BEGIN; {_TABLES} PRAGMA user_version = {_FORMAT}; COMMIT;"
+                )
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def _abandon(self) -> None:
         connection = self._connection
@@ -225,13 +245,23 @@ class CatalogStore:
         )
 
     def _set_aside(self, error: Exception) -> DocumentDamaged:
+        self._take_turn()
+        try:
+            self._close()
+            kept_as = self._moved_away()
+        finally:
+            self._turn.release()
+        return DocumentDamaged("catalog", str(error), kept_as)
+
+    def _moved_away(self) -> Path:
         number = 1
         while (kept_as := self._path.with_name(f"{self._path.name}.damaged-{number}")).exists():
             number += 1
         with contextlib.suppress(FileNotFoundError):
             self._path.rename(kept_as)
-        self._path.with_name(self._path.name + "-journal").unlink(missing_ok=True)
-        return DocumentDamaged("catalog", str(error), kept_as)
+        for suffix in ("-wal", "-shm"):
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        return kept_as
 
 
 class PendingWrite:

@@ -87,6 +87,10 @@ def test_a_request_goes_out_and_a_bundle_makes_a_host(folder, model, admit, kern
     )
     assert result.changed
     assert result.labels == kit.LABELS
+    again = enroll_from_bundle(
+        json.dumps(bundle).encode(), folder.identities, folder.catalogs, kit.SETTINGS
+    )
+    assert (again.host_id, again.changed) == (result.host_id, False)
     settings = replace(kit.SETTINGS, deadline_of_unix_s=lambda unix_s: unix_s * 10)
     for boot_id in ("this boot", "the next boot"):
         session = ControlSession(

@@ -174,3 +174,23 @@ def test_a_reset_leaves_nothing_of_before(store):
     store.begin("host", HEAD, [entry("a"), entry("b")], [], reset=True).commit()
     store.begin("host", HEAD, [entry("b", 2)], [], reset=True).commit()
     assert store.load().objects == (entry("b", 2),)
+
+
+def test_readers_do_not_wait_for_a_change_that_waits_for_the_kernel(store):
+    store.begin("host", HEAD, [entry("a")], [], reset=True).commit()
+    big = [entry(f"m{at}", 2, os.urandom(2000)) for at in range(3000)]
+    write = store.begin("host", HEAD, big, [], reset=True)
+    assert [each.name for each in store.load().objects] == ["a"]
+    assert store.load_leases() is None
+    write.commit()
+    assert len(store.load().objects) == 3000
+
+
+def test_writers_do_not_wait_for_ever(store, monkeypatch):
+    monkeypatch.setattr("licagent.store.catalog._TURN_S", 0.05)
+    write = store.begin("host", HEAD, [entry("a")], [], reset=True)
+    with pytest.raises(Refused, match="try again"):
+        store.clear()
+    write.commit()
+    store.clear()
+    assert store.load() is None
