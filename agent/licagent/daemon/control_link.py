@@ -98,12 +98,13 @@ class ControlLink:
         self._agent.keeper.reachable = self.reach.settings()
         try:
             found = self.session.boot()
+            identity = self.identities.load() if found.assignment is not None else None
         except Exception as error:  # noqa: BLE001
             # Whatever it is, the host starts: with what its files say, and closed for the rest.
             _log.exception("what the control plane gave cannot be read")
             self._agent.control.begin_without(f"what the control plane gave is lost: {error}")
             return
-        self._agent.control.begin(found, self.session.trust)
+        self._agent.control.begin(found, None if identity is None else identity.trust)
 
     def close(self) -> None:
         """Close what is open."""
