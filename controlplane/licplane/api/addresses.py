@@ -111,9 +111,14 @@ def advertised(settings: ServerSettings, addresses: Addresses) -> ServerSettings
     """Settings with the addresses that hosts are told."""
     return replace(
         settings,
-        control_address=settings.control_address or addresses.control,
-        public_address=settings.public_address or addresses.public,
+        control_address=settings.control_address or _reachable(addresses.control),
+        public_address=settings.public_address or _reachable(addresses.public),
     )
+
+
+def _reachable(address: str) -> str:
+    host, port = split_address(address, "address")
+    return join_address(socket.gethostname(), port) if host in _WILDCARDS else address
 
 
 def _is_loopback(host: str) -> bool:

@@ -28,7 +28,10 @@ _HELP: Final[dict[str, tuple[str, str]]] = {
     "licplane_calls_total": ("counter", "Unary calls, by method and status."),
     "licplane_call_seconds": ("histogram", "Unary calls, by method."),
     "licplane_refused_total": ("counter", "Refused for what the peer is or sent, by why."),
-    "licplane_clones_total": ("counter", "Hosts found to be cloned."),
+    "licplane_clones_total": (
+        "counter",
+        "Streams that ended because two machines speak for their host.",
+    ),
     "licplane_leases_total": ("counter", "Lease bundles, by what became of the request."),
     "licplane_errors_total": ("counter", "Faults of the server itself, by where."),
     "licplane_server_certificate_not_after_seconds": ("gauge", "End of the server's certificate."),

@@ -196,6 +196,8 @@ class SyncService:
     async def _dismiss(self, context: Any, opened: _Opened) -> None:
         status = opened.dismissed or HostStatus.EVICTED
         self._site.metrics.count("licplane_sync_refused_total", why=status.name.lower())
+        if status is HostStatus.CLONED:
+            self._site.metrics.count("licplane_clones_total")
         other = self._hub.streams.get(opened.identity.host_id)
         if other is not None:
             self._hub.dismiss(other, status)

@@ -234,6 +234,8 @@ class StandIn:
                 scope = old.scope if old else scope
             else:
                 self.objects[kind, name] = CatalogObject(kind, name, revision, payload, scope=scope)
+            if old is not None and old.scope != scope:
+                self.changes.append(_Change(revision, kind, name, old.scope))
             self.changes.append(_Change(revision, kind, name, scope))
         if ring:
             self.ring()

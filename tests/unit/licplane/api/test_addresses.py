@@ -77,3 +77,9 @@ def test_each_worker_has_metrics_of_its_own() -> None:
     assert metrics_address(ServerSettings(), 0) == ""
     settings = ServerSettings(metrics_listen="127.0.0.1:9000")
     assert [metrics_address(settings, n) for n in (0, 3)] == ["127.0.0.1:9000", "127.0.0.1:9003"]
+
+
+def test_nobody_is_told_to_connect_to_all_addresses() -> None:
+    told = advertised(ServerSettings(), Addresses("0.0.0.0:8443", "[::]:8444"))
+    name = socket.gethostname()
+    assert (told.control_address, told.public_address) == (f"{name}:8443", f"{name}:8444")

@@ -335,6 +335,32 @@ async def test_half_open_streams_are_bounded_and_leave_room_for_no_more(start: S
     await still_serves(site)
 
 
+async def test_connections_that_never_finish_their_handshake_are_closed(start: Start) -> None:
+    site = await start(settings(Limits(handshake_timeout_s=0.5)))
+    host, port = site.addresses.control.rsplit(":", 1)
+    made = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
+    for reader, writer in made:
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+    await still_serves(site)
+
+
+async def test_connections_are_bounded(start: Start) -> None:
+    site = await start(settings(Limits(connections=2)))
+    peers = [site.host() for _ in range(4)]
+    codes = []
+    for peer in peers:
+        await peer.open()
+        try:
+            await peer.sync()
+        except grpc.aio.AioRpcError as error:
+            codes.append(error.code())
+    assert codes == [grpc.StatusCode.UNAVAILABLE] * 2
+    await peers[0].close()
+    await eventually(lambda: len(site.worker.hub.streams) == 1)
+    await still_serves(site)
+
+
 async def test_one_host_has_few_streams(start: Start) -> None:
     site = await start(settings(Limits(streams_a_host=2, hello_timeout_s=60)))
     host_id, issued = site.plane.enroll_host()

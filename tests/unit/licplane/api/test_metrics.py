@@ -4,10 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import Any, cast
 
 import pytest
+from tests.unit.licplane.api.conftest import Start
+from tests.unit.licplane.api.stand_in import StandIn
 
 from licplane.api.metrics import Metrics, serve_metrics
+from licplane.api.server import Opened
+from licplane.api.settings import Addresses, ServerSettings
+from licplane.api.worker import Worker
+from licplane.errors import PlaneError
 
 
 def test_counters_gauges_and_histograms_as_text() -> None:
@@ -63,3 +71,21 @@ async def test_the_metrics_are_served_and_nothing_else() -> None:
     finally:
         server.close()
         await server.wait_closed()
+
+
+async def test_a_worker_that_cannot_have_its_addresses_says_so_and_leaves_nothing(
+    start: Start,
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(PlaneError, match="--metrics-listen"):
+            await start(ServerSettings(metrics_listen=address))
+        plane = StandIn()
+        opened = Opened(cast("Any", plane), cast("Any", plane))
+        worker = Worker(ServerSettings(), opened, Addresses("127.0.0.1:0", address))
+        with pytest.raises(PlaneError, match="cannot be had"):
+            await worker.start()
+        await worker.stop()
+        assert plane.store_closed
