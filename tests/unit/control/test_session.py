@@ -565,3 +565,33 @@ async def test_only_tls_1_3_is_spoken(folder, authority, run_host, tmp_path):
             listener.close()
     assert versions["new"] == "TLSv1.3"
     assert "NO_SHARED_CIPHER" in versions["old"]
+
+
+async def test_a_new_stream_does_not_ask_for_what_is_leased(plane, model, folder, kernel, run_host):
+    identity = folder.enrolled(plane.control)
+    host = run_host(boottime_ns=lambda: 1_000_000_000)
+    peer = await plane.stream()
+    await peer.welcome()
+    model.change((LICENSE, "acme-1", b"token"))
+    await synced(plane, peer, model)
+    request = await peer.receive("lease_request")
+    await peer.send(leases=model.leases(request, identity, "acme-1"))
+    await host.until(lambda: host.session.state.leased_licenses == 1)
+    await peer.end()
+
+    async def until_ack(peer):
+        kinds = []
+        async with asyncio.timeout(20):
+            while "ack" not in kinds:
+                kinds.append((await peer.incoming.get()).WhichOneof("message"))
+        return kinds
+
+    peer = await plane.stream()
+    await peer.welcome()
+    model.change((RESOURCE, "db", b"{}"))
+    await peer.push(model.parts(1))
+    assert "lease_request" not in await until_ack(peer)
+    # But it does for a license that is new:
+    model.change((LICENSE, "acme-2", b"token"))
+    await peer.push(model.parts(2))
+    await peer.receive("lease_request")
