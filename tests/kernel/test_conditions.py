@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -351,6 +352,30 @@ def test_a_label_that_changes_cuts_and_gives_back(
         assert ask(others)["alive"] == 8
         gained = {row["license"]: row["gained"] for row in found.told("condition")[1]["licenses"]}
         assert gained == lost
+
+
+def test_a_host_that_is_renamed_is_another_one_for_a_license(
+    fresh_agent: AgentUnderTest, probes: Probes
+) -> None:
+    outer = fresh_agent
+    own = socket.gethostname()
+    outer.issue("one", ["probe", "offer"], hosts=(own,))
+    outer.policy(probes.policy("one"))
+    with inside(outer) as found:
+        streams = probes.many(probes.cgroups.licensed)
+
+        found.agent.licensing.set_hostname("another")
+        found.agent.conditions.judge()
+
+        assert ask(streams)["broken"] == {"ECONNABORTED": 8}
+        assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
+        (record,) = found.told("condition")
+        assert record["facts"] == [{"fact": "hostname", "old": own, "new": "another"}]
+        assert f"is for the hosts {own}" in record["licenses"][0]["why"]
+
+        found.agent.conditions.refresh()  # it looks itself
+
+        assert probes.once(probes.cgroups.licensed) == ""
 
 
 def test_what_changed_while_no_daemon_ran_is_on_record(

@@ -8,6 +8,7 @@ what is gained works at once. Each change is on record, with what it came from.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -81,12 +82,16 @@ class ConditionsKeeper:
             body = None
         if body is not None:
             self._host = replace(
-                self._agent.licensing.host, labels=body["labels"], facts=body["facts"]
+                self._agent.licensing.host,
+                hostname=body["hostname"],
+                labels=body["labels"],
+                facts=body["facts"],
             )
 
     def refresh(self) -> None:
         """Look at the host again, and judge again if anything has changed."""
         self._agent.licensing.set_facts(self._reader.read())
+        self._agent.licensing.set_hostname(socket.gethostname())
         if not self._is_settled():
             self.judge()
         elif boottime_ns() - self._written_ns >= _RENEW_NS:
@@ -160,7 +165,11 @@ class ConditionsKeeper:
         if affected or facts:
             self._tell(facts, affected, sockets_cut)
         if facts or is_new:  # so that a change while nobody looks, a new kernel, is told of, too
-            body = {"labels": dict(host.labels), "facts": dict(host.facts)}
+            body = {
+                "hostname": host.hostname,
+                "labels": dict(host.labels),
+                "facts": dict(host.facts),
+            }
             self._agent.state.write_document(_DOCUMENT, _SCHEMA, body)
 
     def _before(self, jti: str, last_host: HostFacts) -> _Known:
@@ -236,6 +245,7 @@ def _known(license: License, host: HostFacts, entitlements: Entitlements) -> _Kn
 def fact_changes(old: HostFacts, new: HostFacts) -> tuple[FactChange, ...]:
     """What is another now, in the words of conditions."""
     return (
+        *_differences("", {"hostname": old.hostname}, {"hostname": new.hostname}),
         *_differences("label:", old.labels, new.labels),
         *_differences("posture:", old.facts, new.facts),
     )

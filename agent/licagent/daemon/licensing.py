@@ -54,6 +54,10 @@ class Licensing(LicenseSet):
         """The host's labels from now on. Takes effect with the next `write`."""
         self.host = replace(self.host, labels=MappingProxyType(dict(labels)))
 
+    def set_hostname(self, name: str) -> None:
+        """The host's name from now on. Takes effect with the next `write`."""
+        self.host = replace(self.host, hostname=name)
+
     def set_facts(self, facts: Mapping[str, str]) -> None:
         """The host's posture, as just read. Takes effect with the next `write`."""
         self._facts_at_ns = boottime_ns()
