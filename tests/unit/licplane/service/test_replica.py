@@ -276,6 +276,8 @@ def test_keys_come_and_go(both: World) -> None:
     (first,) = TrustStore.from_bytes(both.plane.trust())
     with pytest.raises(PlaneError, match="encrypted"):
         both.plane.create_key(ROOT, Change(), issuer="acme", passphrase=None)
+    with pytest.raises(PlaneError, match="another passphrase"):
+        both.plane.create_key(ROOT, Change(), issuer="acme", passphrase="quite another one")
     both.clock.pass_s(5)
     second = both.plane.create_key(ROOT, Change(), issuer="acme", passphrase=PASSPHRASE)
     both.plane.refresh()
