@@ -8,6 +8,7 @@ import gc
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -140,6 +141,9 @@ class PolicyKeeper:
         self.managed = Managed()
         """What the control plane gave that is in force, or was when the daemon ended."""
         self._resolvers: tuple[str, ...] = ()  # those of the last compilation
+        # What the control plane gives is compiled on a thread of its own, what root gives on the
+        # kernel's; numbers and accounts are for one of them at a time.
+        self._compiling = threading.RLock()
         self._remembered: Mapping[str, Resource] | None = None
         self._users = Users()
         self._run_licenses: set[str] = set()
@@ -189,7 +193,7 @@ class PolicyKeeper:
         Raises:
             PolicyError: with every problem found; nothing was changed.
         """
-        with no_garbage_collection():
+        with self._compiling, no_garbage_collection():
             local = parse_policy(texts, known_licenses=licenses.keys())
             return self._compiled(texts, local, self.managed, licenses, tolerated=_is_managed)
 
@@ -204,7 +208,7 @@ class PolicyKeeper:
         Raises:
             PolicyError: with every problem found; nothing was changed.
         """
-        with no_garbage_collection():
+        with self._compiling, no_garbage_collection():
             local = parse_policy(texts)
             return self._compiled(texts, local, managed, licenses, tolerated=_is_fleets)
 
@@ -218,11 +222,12 @@ class PolicyKeeper:
         book = base.book
         if book is None or book.tables is not base.tables or base.frame != self._frame(base.texts):
             return None
-        found = book.exchange(old, new)
-        if found is None:
-            return None
-        tables, change = found
-        self._numbering.save()
+        with self._compiling:
+            found = book.exchange(old, new)
+            if found is None:
+                return None
+            tables, change = found
+            self._numbering.save()
         return replace(
             base, managed=managed, tables=tables, amendment=Amendment(base.tables, change)
         )
@@ -350,7 +355,7 @@ class PolicyKeeper:
         enforced all the same: a host must not open because its licenses are lost.
         """
         try:
-            with no_garbage_collection():
+            with self._compiling, no_garbage_collection():
                 return self._compiled(
                     texts,
                     parse_policy(texts),
