@@ -6,16 +6,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from licplane.service.payloads import LeaseTerms
 from licplane.service.values import Kind, Scope, View
 from lictoken import base64url
-from lictoken.claims import AUDIENCE, License
+from lictoken.claims import AUDIENCE, TIME_MAX_S, License
 from lictoken.errors import TokenError
 from lictoken.payload import license_from_claims
 from lictoken.revocation import Revocation, RevocationAction
 from lictoken.validity import Standing, standing
+
+_JUDGED: Final = (Kind.LICENSE, Kind.REVOCATION)
+_VIEWS_MAX: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,15 @@ class Leasable:
     scope: Scope
 
 
+@dataclass(frozen=True, slots=True)
+class _Leases:
+    """What a view's hosts may be leased, from the moment it was worked out to the first end."""
+
+    from_s: int
+    until_s: int
+    terms: tuple[LeaseTerms, ...]
+
+
 class Standings:
     """Licenses and statements of a catalog whose rows were verified; follows its changes."""
 
@@ -33,9 +45,12 @@ class Standings:
         self._licenses: dict[str, Leasable] = {}
         self._statements: dict[str, dict[str, Revocation]] = {}  # license -> jti -> statement
         self._concerns: dict[str, str] = {}  # statement's jti -> license
+        self._leases: dict[View, _Leases] = {}
 
     def put(self, kind: Kind, name: str, scope: Scope, payload: bytes) -> None:
         """An object of the catalog came or changed."""
+        if kind in _JUDGED:
+            self._leases.clear()
         if kind is Kind.LICENSE:
             found = _license(payload)
             if found is None:
@@ -50,6 +65,8 @@ class Standings:
 
     def remove(self, kind: Kind, name: str) -> None:
         """An object of the catalog went."""
+        if kind in _JUDGED:
+            self._leases.clear()
         if kind is Kind.LICENSE:
             self._licenses.pop(name, None)
         elif kind is Kind.REVOCATION and name in self._concerns:
@@ -76,14 +93,29 @@ class Standings:
                 yield one.license
 
     def leases(self, view: View, now_s: int) -> tuple[LeaseTerms, ...]:
-        """Which licenses of a view hold now: neither ended nor taken away."""
-        return tuple(
-            LeaseTerms(jti, one.license.number, one.license.generation)
-            for jti, one in self._licenses.items()
-            if one.scope.visible_in(view)
-            and now_s < one.license.expires_at_s
-            and self.standing(jti) is Standing.ACTIVE
-        )
+        """Which licenses of a view hold now: neither ended nor taken away.
+
+        Worked out once a view, until the catalog changes or the first of them ends: a whole fleet
+        asks when it comes back.
+        """
+        known = self._leases.get(view)
+        if known is not None and known.from_s <= now_s < known.until_s:
+            return known.terms
+        terms: list[LeaseTerms] = []
+        until_s = TIME_MAX_S
+        for jti, one in self._licenses.items():
+            end_s = one.license.expires_at_s
+            if (
+                one.scope.visible_in(view)
+                and now_s < end_s
+                and self.standing(jti) is Standing.ACTIVE
+            ):
+                terms.append(LeaseTerms(jti, one.license.number, one.license.generation))
+                until_s = min(until_s, end_s)
+        if len(self._leases) >= _VIEWS_MAX:
+            self._leases.clear()
+        self._leases[view] = _Leases(now_s, until_s, tuple(terms))
+        return self._leases[view].terms
 
 
 def claims_of(token: bytes) -> tuple[dict[str, Any], str]:
