@@ -32,7 +32,9 @@ def test_a_license_is_added_listed_shown_and_removed(scene: Scene) -> None:
     assert Path(found["file"]).read_text() == text
     assert found["bindings"] == []
     [limited, free] = found["entitlements"]
-    assert limited["conditions"] == [{"kind": "moon", "values": ["full"]}]
+    [condition] = limited["conditions"]
+    assert (condition["kind"], condition["values"]) == ("moon", ["full"])
+    assert condition["holds"] is False
     assert limited["limits"] == [
         {"meter": "egress_bytes", "limit": 5, "window": "day", "on_exhaustion": "deny"}
     ]

@@ -377,7 +377,7 @@ def license_show(agent: Agent, jti: str) -> Report:
 
 
 def _standing(kind: str, standings: Iterable[Standing]) -> Report:
-    """Whether a condition holds, by what was found; empty where it cannot be judged."""
+    """Whether a condition holds, by what was found."""
     for each in standings:
         if each.kind == kind:
             changes = each.changes_at_s
@@ -388,7 +388,8 @@ def _standing(kind: str, standings: Iterable[Standing]) -> Report:
                 "hint": each.hint or None,
                 "changes_at": rfc3339(changes) if changes is not None else None,
             }
-    return {"holds": False, "found": None, "detail": None, "hint": None, "changes_at": None}
+    unknown = "it cannot be judged by this version"
+    return {"holds": False, "found": None, "detail": unknown, "hint": None, "changes_at": None}
 
 
 def amounts(compiled: Compiled) -> Report:
