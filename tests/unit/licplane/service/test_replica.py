@@ -117,7 +117,7 @@ def test_who_is_too_far_behind_or_ahead_gets_everything(world: World) -> None:
     assert not plane.view_changes(EAST, world.plane.revision).objects
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.tuples(
