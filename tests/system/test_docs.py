@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.harness.cgroups import CgroupTree, mount_point
+from tests.kernel.harness.probes import free_port
 from tests.system.harness.scene import STRANGER, Scene, eventually
 
 from licagent.kernel.bpffs import PinFolder
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 FOLDER = "licagent-tutorial"
 CGROUP = "tutorial-cgroup"
-PORT = "8123"
+PORTS = ("8123", "8443", "8444")
 END = "=== end of block ==="
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -53,14 +54,13 @@ def home() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def adapted(text: str, home: Path, port: int) -> str:
-    """Only what two runs at once would fight over: the port and the cgroup's name."""
-    return text.replace(PORT, str(port)).replace(CGROUP, f"{CGROUP}-{home.name}")
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+def adapted(text: str, home: Path, ports: dict[str, int]) -> str:
+    """Only what two runs at once would fight over: ports and the cgroup's name."""
+    for written, used in ports.items():
+        text = text.replace(written, str(used))
+    control = f"--listen 127.0.0.1:{ports['8443']} --public-listen 127.0.0.1:{ports['8444']}"
+    text = text.replace("licplane serve ", f"licplane serve {control} ")
+    return text.replace(CGROUP, f"{CGROUP}-{home.name}")
 
 
 def matches(wanted: str, printed: str) -> bool:
@@ -71,12 +71,12 @@ def matches(wanted: str, printed: str) -> bool:
 
 
 def test_the_tutorial_works_as_written(home: Path) -> None:
-    port = free_port()
+    ports = {written: free_port(socket.SOCK_STREAM) for written in PORTS}
     commands = blocks()
     assert len(commands) > 8
     # Nothing may be made or removed outside of the folder that the first block goes to.
     script = "".join(
-        f"{adapted(text, home, port)}\ncase $PWD in ~|~/{FOLDER}) ;; *) exit 1; esac\n"
+        f"{adapted(text, home, ports)}\ncase $PWD in ~|~/{FOLDER}) ;; *) exit 1; esac\n"
         f"echo; echo '{END}'\n"
         for text, _wanted in commands
     )
@@ -100,7 +100,7 @@ def test_the_tutorial_works_as_written(home: Path) -> None:
     assert len(printed) == len(commands) + 1, done.stdout[-4000:]
     for (text, wanted), output in zip(commands, printed, strict=False):
         for line in wanted.splitlines():
-            expected = adapted(f"{line}\n", home, port)
+            expected = adapted(f"{line}\n", home, ports)
             assert matches(expected, output), f"{text}\nprinted\n{output}\nwithout\n{line}"
     assert list(home.iterdir()) == [], printed[-2]
     assert not (mount_point() / f"{CGROUP}-{home.name}").exists()
