@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer import keyring
@@ -17,6 +18,8 @@ from licplane.service.values import Actor
 from licplane.service.work import Work, perform_once, run_once
 from licplane.store.model import KeyKind
 from lictoken.trust import TrustedKey
+
+ADVANCE_MAX: Final = 100_000
 
 
 class Foundations:
@@ -81,6 +84,31 @@ class Foundations:
             return True
 
         return perform_once(self._core, actor, body, "the first start")
+
+    def advance(self, actor: Actor, change: Change, beyond: int) -> int:
+        """See Plane.advance."""
+        require(actor, Permission.CHANGE_KEYS)
+        with self._core.store.reading() as reader:
+            start = reader.head().revision
+        if not start <= beyond <= start + ADVANCE_MAX:
+            raise PlaneError(
+                ExitCode.USAGE,
+                f"The catalog is at revision {start}, and {beyond} was asked for",
+                f"Name what the hosts hold (`licplane host list`), at most {ADVANCE_MAX} more",
+            )
+
+        def body(work: Work) -> int:
+            reached = work.transaction.next_revision()
+            if reached == start + 1:
+                work.audit("catalog.advance", "catalog", {"from": start, "beyond": beyond})
+            return reached
+
+        reached = start
+        while reached <= beyond:
+            reached = run_once(self._core, actor, change, body)
+            if change.dry_run:
+                break
+        return reached
 
     def server_credentials(self, names: Sequence[str]) -> ServerCredentials:
         """See Plane.server_credentials."""

@@ -399,6 +399,12 @@ class Plane:
         database has no keys at all."""
         return self._foundations.ensure(actor, issuer, passphrase)
 
+    def advance(self, actor: Actor, change: Change, beyond: int) -> int:
+        """After an old copy of the database was put back: take the catalog's revision beyond
+        what hosts hold, since they never take a lower one; then they get their view anew.
+        Gives the revision reached."""
+        return self._foundations.advance(actor, change, beyond)
+
     # ------------------------------------------------------------------- administrators
     def create_admin(
         self, actor: Actor, change: Change, *, name: str, role: Role, means: str, ttl_s: int = 0

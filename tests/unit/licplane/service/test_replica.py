@@ -295,3 +295,18 @@ def test_keys_come_and_go(both: World) -> None:
     both.clock.pass_s(5)
     both.plane.create_key(ROOT, Change(), issuer="acme", passphrase=PASSPHRASE)
     assert both.plane.refresh().intact
+
+
+def test_beyond_what_hosts_hold(both: World) -> None:
+    """An old copy was put back, and hosts hold revision 9 of a catalog that is gone."""
+    both.apply(binding())
+    before = snapshot(both.plane, EAST)
+    assert both.plane.advance(ROOT, Change(reason="restored"), 9) == 10
+    assert both.plane.refresh().intact
+    assert both.plane.revision == 10
+    assert snapshot(both.plane, EAST) == before
+    assert both.plane.verify_audit(ROOT).intact
+    assert both.actions().count("catalog.advance") == 1
+    for wrong in (5, 10**9):
+        with pytest.raises(PlaneError):
+            both.plane.advance(ROOT, Change(), wrong)
