@@ -73,6 +73,7 @@ async def connect(
     settings: ControlSettings,
     *,
     failures: int,
+    is_renewed: bool,
     woken: asyncio.Event,
     update: Callable[..., None],
     leases: LeaseSet,
@@ -90,6 +91,7 @@ async def connect(
     )
     lease_keeper = LeaseKeeper(keeper, catalogs, callbacks, settings, leases)
     connection = _Connection(keeper, lease_keeper, callbacks, settings, update=update)
+    connection.is_renewed = is_renewed
 
     def ended(error: str, **more: Any) -> Ended:
         return Ended(
@@ -154,6 +156,7 @@ class _Connection:
         self._reports = 0
         self.was_welcome = False
         self.is_unknown = False
+        self.is_renewed = False  # a moment ago
         self.problem = ""  # why there is no new certificate, where the old one has ended
 
     async def certify(self, failures: int) -> None:
@@ -210,6 +213,9 @@ class _Connection:
         span = span_of(self._keeper.identity.certificate_chain[0])
         life_ms = span.not_after_unix_ms - span.not_before_unix_ms
         due_ms = span.not_before_unix_ms + around(life_ms / 2)
+        if self.is_renewed:
+            # Where this host's clock is wrong, a new certificate may look old: not in a circle.
+            due_ms = max(due_ms, self._settings.unix_s() * 1000 + around(life_ms / 20))
         while True:
             left_ms = due_ms - self._settings.unix_s() * 1000
             if left_ms > 0:

@@ -74,6 +74,7 @@ class ControlSession:
         self._ask: Any = None
         self._woken = asyncio.Event()
         self._must_reload = True
+        self._is_renewed = False
         self.state = ControlState()
 
     def boot(self) -> BootCatalog:
@@ -142,6 +143,7 @@ class ControlSession:
             self._callbacks,
             self._settings,
             failures=self._backoff.failures,
+            is_renewed=self._is_renewed,
             woken=self._woken,
             update=self._update,
             leases=self._leases,
@@ -154,6 +156,7 @@ class ControlSession:
 
     def _after(self, kept: Kept, ended: Ended, began_ms: int) -> int | None:
         self._leases = ended.leases
+        self._is_renewed = ended.is_renewed
         self._kept = replace(
             kept, identity=ended.identity, assignment=ended.assignment, trust=ended.trust
         )

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import datetime as dt
 import json
 import uuid
 
@@ -13,6 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from licagent.control import hostkey
 from licagent.control.enrolment import EnrolmentFailed, EnrolmentMode, enroll
 from licagent.control.interface import ControlPhase, Machine
 from licagent.control.join import parse_join
@@ -152,7 +155,6 @@ async def test_the_join_token_pins_the_authority(plane, folder, registry, kit):
 
 @pytest.mark.parametrize("wrong", ["key", "name", "authority", "assignment", "trust", "host"])
 async def test_an_answer_that_does_not_fit_changes_nothing(plane, folder, registry, kit, wrong):
-    from licagent.control import hostkey
 
     key = hostkey.new_key()
     other = kit.Authority()
@@ -227,16 +229,11 @@ async def test_the_certificate_is_renewed_at_half_its_life(plane, folder, regist
 
     plane.answer = answer
     # Beyond 60 % of its life: whatever the jitter, it is time.
-    import dataclasses
-    from datetime import timedelta
-
-    from licagent.control import hostkey
-
     leaf = plane.authority.host(
         hostkey.request_for(identity.key_pem),
         identity.host_id,
-        timedelta(seconds=1000),
-        timedelta(seconds=610),
+        dt.timedelta(seconds=1000),
+        dt.timedelta(seconds=610),
     )
     held = folder.identities.load()
     folder.identities.save(dataclasses.replace(held, certificate_chain=(leaf,)))
@@ -318,3 +315,28 @@ async def test_an_answer_sealed_by_nobody_known_is_not_taken_at_reenrolment(
     peer = await plane.stream()
     assert peer.hello.assignment_sequence == 1
     assert folder.identities.load().assignment == before
+
+
+async def test_a_clock_that_is_wrong_does_not_renew_in_a_circle(plane, folder, run_host):
+    identity = folder.enrolled(plane.control, life_s=1000, age_s=700)
+
+    def answer(name, request):
+        found = plane.response(request.csr, identity.host_id)
+        leaf = plane.authority.host(
+            request.csr,
+            identity.host_id,
+            dt.timedelta(seconds=1000),
+            dt.timedelta(seconds=700),  # past its half as soon as it is made
+        )
+        found.certificate_chain[0] = leaf
+        return found
+
+    plane.answer = answer
+    run_host()
+    await (await plane.stream()).welcome()
+    peer = await plane.stream()  # with the new certificate
+    await peer.welcome()
+    plane.model.change((1, "db", b"{}"))
+    await peer.push(plane.model.parts(0))
+    assert (await peer.receive("ack")).revision == 1
+    assert [name for name, _ in plane.calls] == ["renew"]
