@@ -43,6 +43,8 @@ BY: Final = "control plane"
 _NAMED_MAX: Final = 20
 """Objects that an event names; it counts the others."""
 
+_SENT_AWAY: Final = frozenset({NoticeCode.EVICTED, NoticeCode.BANNED})
+
 _SUSPENDED: Final = frozenset({HostStatus.EVICTED, HostStatus.BANNED, HostStatus.CLONED})
 """In these a host has no leases, also for licenses that would go on without one."""
 
@@ -68,6 +70,7 @@ class ControlKeeper:
         self.managed = Managed()
         self.leases: LeaseSet = NO_LEASES
         self.assignment: Assignment | None = None
+        self._is_sent_away = False
         self._enrolled_trust: bytes | None = None
         self._trusted: bytes | None = None  # what the licensing was told
         self.problems: tuple[str, ...] = ()
@@ -220,6 +223,7 @@ class ControlKeeper:
     def set_leases(self, leases: LeaseSet) -> None:
         """Take the leases that there are now, and no others."""
         before, self.leases = self.leases, leases
+        self._is_sent_away &= not leases.leases
         self._set_leases(is_answer=leases.requested_boottime_ns > 0)
         self._agent.write_licenses()
         gone = sorted(before.leases.keys() - leases.leases.keys())
@@ -240,6 +244,7 @@ class ControlKeeper:
         """Labels or status of this host are others: everything is judged again."""
         agent = self._agent
         old_labels, old = self.labels, self.assignment
+        self._is_sent_away &= assignment.status in _SUSPENDED
         self.assignment = assignment
         agent.licensing.set_labels(assignment.labels)
         self._set_leases()
@@ -265,6 +270,10 @@ class ControlKeeper:
 
     def tell(self, code: NoticeCode, detail: str) -> None:
         """Keep on record what the control plane had to say."""
+        if code in _SENT_AWAY:
+            self._is_sent_away = True
+            self._set_leases()
+            self._agent.write_licenses()
         word = code.name.lower().replace("_", "-")
         self._agent.emit("control", f"the {BY} says {word}: {detail}", by=BY, notice=word)
 
@@ -347,7 +356,9 @@ class ControlKeeper:
                 continue
             number = held.license.number
             end_ns = self.leases.end_of(jti, held.license.generation)
-            if end_ns:
+            if self._is_sent_away and held.license.failure_mode == "open":
+                denied.add(number)  # no lease's end would ever end it
+            elif end_ns:
                 ends[number] = end_ns
             elif is_answer or status in _SUSPENDED:
                 denied.add(number)

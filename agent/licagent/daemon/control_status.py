@@ -72,20 +72,19 @@ def reasons(agent: Agent) -> Iterator[Report]:
             "it comes again with the next connection; until then nobody has these licenses",
         )
     status = _status(agent)
-    notice = state.notice
-    if status is HostStatus.CLONED or notice is NoticeCode.CLONED:
+    if status is HostStatus.CLONED:
         yield _reason(
             "control-cloned",
             f"another machine speaks for this host too {_detail(state.notice_detail)}",
             "at the control plane: licplane host split HOST, which says what to run here",
         )
-    elif status is HostStatus.BANNED or notice is NoticeCode.BANNED:
+    elif status is HostStatus.BANNED:
         yield _reason(
             "control-banned",
             f"this host is banned {_detail(state.notice_detail)}",
             "ask who runs the control plane",
         )
-    elif status is HostStatus.EVICTED or notice is NoticeCode.EVICTED:
+    elif status is HostStatus.EVICTED:
         yield _reason(
             "control-evicted",
             f"this host is evicted {_detail(state.notice_detail)}",
@@ -160,7 +159,18 @@ def checks(agent: Agent) -> Iterator[tuple[str, bool, str, str]]:
     )
 
 
+_BY_NOTICE: Final = {
+    NoticeCode.EVICTED: HostStatus.EVICTED,
+    NoticeCode.BANNED: HostStatus.BANNED,
+    NoticeCode.CLONED: HostStatus.CLONED,
+}
+"""Whoever is sent away is told no assignment any more."""
+
+
 def _status(agent: Agent) -> HostStatus:
+    told = _BY_NOTICE.get(agent.link.state.notice)
+    if told is not None:
+        return told
     found = agent.control.assignment
     return HostStatus.UNSPECIFIED if found is None else found.status
 
