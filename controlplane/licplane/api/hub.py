@@ -63,6 +63,7 @@ class Hub:
         self._used_s: dict[tuple[View, int], float] = {}
         self._cursor: int | None = None
         self._unpublished: dict[View, int] = {}
+        self._behind: set[SyncStream] = set()
         self._changed: set[str] = set()
         self._intact = True
         self._problem = ""
@@ -139,12 +140,12 @@ class Hub:
         # What fails half-way (the database went away) is taken up again where it stopped.
         for view, since in tuple(self._unpublished.items()):
             await self._publish_view(view, since)
-            del self._unpublished[view]
 
     async def _publish_view(self, view: View, before: int) -> None:
         change = await self.delta(view, before)
         nothing = not change.count and (before == 0 or not change.reset)
         if nothing and self.revision % _EMPTY_AFTER:
+            self._published(view)
             return
         streams = self._views.get(view, ())
         for stream in streams:
@@ -153,7 +154,16 @@ class Hub:
             await self._revocations_out(tuple(streams))
         for since in {stream.since for stream in streams if stream.takes_delta}:
             await self.delta(view, since)
+        self._published(view)
         for stream in list(self._views.get(view, ())):
+            self.offer(stream)
+
+    def _published(self, view: View) -> None:
+        """The view's revocations are on their way: deltas may follow them."""
+        del self._unpublished[view]
+        waiting = [one for one in self._behind if one.view == view]
+        self._behind.difference_update(waiting)
+        for stream in waiting:
             self.offer(stream)
 
     async def _revocations_out(self, streams: tuple[SyncStream, ...]) -> None:
@@ -197,6 +207,9 @@ class Hub:
         """Send the stream what leads it to the newest revision, if it can take it now."""
         if not stream.takes_delta:
             return
+        if stream.view in self._unpublished:
+            self._behind.add(stream)  # revocations come first
+            return
         task = self._deltas.get((stream.view, stream.since))
         if task is not None and task.done() and not task.cancelled() and not task.exception():
             self._hand_over(stream, task.result())
@@ -209,7 +222,9 @@ class Hub:
         except FAULTS as error:
             self._site.fault("delta", error)
             return
-        if stream.takes_delta and self.streams.get(stream.host_id) is stream:
+        if stream.view in self._unpublished:
+            self._behind.add(stream)
+        elif stream.takes_delta and self.streams.get(stream.host_id) is stream:
             self._hand_over(stream, delta)
 
     def _hand_over(self, stream: SyncStream, delta: EncodedDelta) -> None:
@@ -251,6 +266,7 @@ class Hub:
         self._leave(stream)
 
     def _leave(self, stream: SyncStream) -> None:
+        self._behind.discard(stream)
         members = self._views.get(stream.view)
         if members is not None:
             members.discard(stream)

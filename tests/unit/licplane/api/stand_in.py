@@ -185,6 +185,9 @@ class StandIn:
     failures: int = 0  # so many calls for changes, or for a host, fail
     store_closed: bool = False
     report_gate: threading.Event = field(default_factory=threading.Event)
+    held_since: int = -1  # changes since this revision wait for `held_gate`
+    held_asked: threading.Event = field(default_factory=threading.Event)
+    held_gate: threading.Event = field(default_factory=threading.Event)
     bells: list[Bell] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -339,6 +342,9 @@ class StandIn:
 
     def view_changes(self, view: View, since: int) -> ViewDelta:
         self._fail()
+        if since == self.held_since:
+            self.held_asked.set()
+            self.held_gate.wait(30)
         with self.lock:
             live = {
                 key: one

@@ -159,6 +159,30 @@ async def test_a_digest_that_differs_is_mended_by_a_reset_once(site: Site) -> No
     assert (await expect(peer, "delta")).delta.to_revision == 3
 
 
+async def test_no_delta_overtakes_the_revocations_of_its_revision(site: Site) -> None:
+    site.plane.put("a")
+    peer = await synced(site)
+    site.plane.put("b")
+    broken = await expect(peer, "delta")
+    site.plane.held_since = 2
+    site.plane.put("rev", b"r", Kind.REVOCATION)
+    await eventually(site.plane.held_asked.is_set)  # it is known, and not yet made out
+    nack = sync_pb2.Nack(nonce=broken.nonce, revision=1, reason=sync_pb2.NACK_REASON_DIGEST)
+    await peer.send(nack=nack)
+    nacks = site.worker.site.metrics
+    await eventually(lambda: nacks.total("licplane_sync_nacks_total") == 1)
+    assert await quiet(site)  # the reset is ready at once, and waits
+    site.plane.held_gate.set()
+    await expect(peer, "revocations")
+    assert (await expect(peer, "delta")).delta.reset
+
+
+async def quiet(site: Site) -> bool:
+    """Whether another host's first sync, begun now, is through: all that was ready went out."""
+    await synced(site, org="another")
+    return True
+
+
 async def test_a_host_resumes_from_its_revision(site: Site) -> None:
     site.plane.put("a")
     peer = await synced(site)
