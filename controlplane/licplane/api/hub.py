@@ -346,7 +346,8 @@ class Hub:
         if status is HostStatus.CLONED:
             self.metrics.count("licplane_clones_total")
         code, detail = NOTICES[status]
-        self.detach(stream)
+        if self.detach(stream):
+            self.gone(stream.host_id)  # its handler finds it detached already
         stream.end(Ending(status.name.lower()), wire.notice(code, detail))
 
     # ------------------------------------------------------------------------- counting
