@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -25,6 +27,15 @@ settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 TALLIED = ("failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "error")
 _started = time.monotonic()
+
+
+def _end_in_order(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def pytest_configure() -> None:
+    """SIGTERM (of `timeout`, or of a CI that is stopped) ends as Ctrl-C does: fixtures clean up."""
+    signal.signal(signal.SIGTERM, _end_in_order)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
