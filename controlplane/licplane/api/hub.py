@@ -146,6 +146,9 @@ class Hub:
         nothing = not change.count and (before == 0 or not change.reset)
         if nothing and self.revision % _EMPTY_AFTER:
             self._published(view)
+            for stream in list(self._views.get(view, ())):
+                if stream.was_refused:  # perhaps for its revision, which is another one now
+                    self.offer(stream)
             return
         streams = self._views.get(view, ())
         for stream in streams:

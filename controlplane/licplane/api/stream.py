@@ -145,6 +145,11 @@ class SyncStream:
             and self._held_back_at != self._hub.revision
         )
 
+    @property
+    def was_refused(self) -> bool:
+        """Whether the host refused what it was sent last."""
+        return self._held_back_at >= 0
+
     def want_reset(self) -> None:
         """The next delta is the whole view."""
         self._reset_wanted = True
@@ -267,6 +272,7 @@ class SyncStream:
         hub.metrics.count("licplane_sync_acks_total")
         self.revision = delta.to_revision
         self.last_nack = ""
+        self._held_back_at = -1
         if ack.revision != delta.to_revision:
             hub.refused("revision")
             self.want_reset()
@@ -297,6 +303,8 @@ class SyncStream:
                 self.want_reset()
             else:
                 self._held_back_at = delta.to_revision
+                # Its revisions are not ours where the database was put back from a copy.
+                self._reset_wanted |= nack.reason == sync_pb2.NACK_REASON_ROLLBACK
         hub.settled(self)
 
 

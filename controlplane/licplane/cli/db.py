@@ -9,17 +9,20 @@ from pathlib import Path
 
 import click
 
+from licplane.cli.backend import PAGE_SIZE, Backend
+from licplane.cli.changes import change_options, changing
 from licplane.cli.framework import json_option, print_json, say, wants_json
-from licplane.cli.local import open_store
+from licplane.cli.local import LocalBackend, open_store
 from licplane.cli.place import place, state_option
 from licplane.errors import ExitCode, PlaneError
+from licplane.service.requests import Change, PageRequest
 from licplane.store.database import Store
 from licplane.store.folder import StateFolder
 
 
 @click.group()
 def db() -> None:
-    """Show and change the version of the database's schema."""
+    """Look after the database: its schema's version, and what an old copy of it needs."""
 
 
 @db.command()
@@ -97,6 +100,60 @@ def import_(folder: Path) -> None:
         say(f"Took over what was in {folder}; the files are in {folder / 'imported'} now.")
     else:
         say(f"No change: {folder} has no files of an older licplane.")
+
+
+@db.command()
+@click.option(
+    "--beyond",
+    type=click.IntRange(1),
+    metavar="REVISION",
+    help="The highest revision that any host holds.  [default: the highest that hosts have shown"
+    " since the copy was put back]",
+)
+@change_options
+@json_option
+def advance(change: Change, beyond: int | None, passphrase_file: Path | None) -> None:
+    """After an old copy of the database was put back: go beyond what the hosts hold.
+
+    Hosts never take a catalog older than theirs, so that nobody can bring back what was taken
+    away. Look first at what is missing since the copy (licenses revoked after it must be revoked
+    again), let the hosts connect, then run this: they get what this database says, and take it.
+    """
+    if place().check().remote:
+        raise PlaneError(
+            ExitCode.USAGE, "Only on the control plane's own machine", "Use --state or --database"
+        )
+    with changing(passphrase_file) as backend:
+        if not isinstance(backend, LocalBackend):
+            raise TypeError("a place on this machine has a backend on this machine")
+        plane = backend.plane
+        plane.refresh()
+        before = plane.revision
+        wanted = beyond if beyond is not None else _highest_shown(backend, before)
+        if wanted < before or (beyond is None and wanted == before):
+            after = before
+        else:
+            after = plane.advance(backend.actor, change, wanted)
+    changed = after != before and not change.dry_run
+    if wants_json():
+        print_json({"changed": changed, "before": before, "revision": after})
+    elif after == before:
+        say(f"No change: no host has shown more than the catalog's revision {before}.")
+    elif change.dry_run:
+        say(f"Dry run: the catalog would go from revision {before} beyond {wanted}.")
+    else:
+        say(f"The catalog was at revision {before} and is at {after} now; hosts take it anew.")
+
+
+def _highest_shown(backend: Backend, least: int) -> int:
+    """The highest revision that a host holds, as far as they have told."""
+    token = ""
+    while True:
+        page = backend.list_hosts({}, PageRequest(PAGE_SIZE, token))
+        least = max([least, *(host.acked_revision for host in page.items)])
+        token = page.next_token
+        if not token:
+            return least
 
 
 def _done(before: str, after: str, *, changed: bool) -> None:

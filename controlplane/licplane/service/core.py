@@ -9,6 +9,7 @@ from collections.abc import Callable
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.authority import Authority
 from licplane.issuer.keyring import Keyring, Keys
+from licplane.service.counters import Counters
 from licplane.service.requests import PlaneSettings
 from licplane.store.database import Store
 from licplane.store.reader import Reader
@@ -36,6 +37,7 @@ class Core:
         self._looked_for: set[str] = set()
         self._sealers: dict[str, Sealer] = {}
         self._control: str | None = None
+        self._counters: Counters | None = None
         self._lock = threading.Lock()
 
     @property
@@ -60,6 +62,7 @@ class Core:
         with self._lock:
             self._keys = keys
             self._control = None
+            self._counters = None
 
     def look_for_key(self, kid: str) -> bool:
         """Open the keys again for one that was made since; whether it counts now.
@@ -87,6 +90,16 @@ class Core:
                 "It is made by the first `licplane serve`; check the passphrase",
             )
         return found
+
+    def counters(self) -> Counters:
+        """Who makes and judges the hosts' counters."""
+        with self._lock:
+            known = self._counters
+        if known is None:
+            known = Counters(self.authority())
+            with self._lock:
+                self._counters = known
+        return known
 
     def sealer(self, reader: Reader) -> Sealer:
         """Who seals the control plane's messages: its newest key that is active."""

@@ -31,7 +31,7 @@ def drift_of(
     if seen.acked_revision > revision:
         found.append(
             f"holds revision {seen.acked_revision}, newer than the catalog's {revision}:"
-            " the database was restored from an old copy"
+            " an older copy of the database was put back; `licplane db advance` mends it"
         )
     if row is None:
         return (*found, "has not reported yet")

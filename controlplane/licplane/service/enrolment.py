@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import secrets
 import uuid
 from dataclasses import replace
 from typing import Final
@@ -15,8 +14,9 @@ from licplane.issuer.authority import Issued, key_fingerprint, read_csr, signed_
 from licplane.issuer.keyring import Keyring
 from licplane.service.answers import Enrolled
 from licplane.service.core import Core
+from licplane.service.counters import holds
 from licplane.service.requests import EnrollRequest, Machine, ReenrollRequest
-from licplane.service.streams import COUNTER_BYTES, assignment, holds, host_of, mark_cloned
+from licplane.service.streams import assignment, host_of, mark_cloned
 from licplane.service.texts import MACHINE_ID, TOKEN_ID, check_pattern, host_id_of, tidy
 from licplane.service.values import SERVED, Actor, HostStatus, Identity, Role
 from licplane.service.work import Work, perform_once
@@ -57,7 +57,8 @@ class Enrolment:
                 host.host_id, key, self._core.settings.host_certificate_ttl_s, work.now_ms
             )
             work.transaction.add_certificate(certificate_row(issued, host.host_id))
-            counter = secrets.token_bytes(COUNTER_BYTES)
+            known = work.transaction.counters(host.host_id)
+            counter = self._core.counters().following(host.host_id, known)
             work.transaction.clear_counters(host.host_id)
             work.transaction.swap_counters(None, HostCounters(host.host_id, counter))
             return host, issued
@@ -78,13 +79,12 @@ class Enrolment:
             known = reader.counters(host.host_id)
         if host.status not in SERVED:
             raise _out(host.status)
-        if known is not None and not holds(known, counter):
+        if known is not None and not self._shows(host.host_id, known, counter):
             raise Conflict(
                 "The counter is not the newest one this host was given",
                 "Open a sync stream: it tells whether another machine has this identity",
             )
-        newest = (known.pending or known.current) if known else b""
-        return self._certify(host, csr, newest)
+        return self._certify(host, csr, _newest(known, counter))
 
     def reenroll(self, request: ReenrollRequest) -> Enrolled:
         """See Plane.reenroll."""
@@ -122,13 +122,17 @@ class Enrolment:
             if not recorder.spend(hashlib.sha256(signed).digest(), until_ms):
                 raise refusal
             known = recorder.counters(host_id)
-        if known is not None and not holds(known, request.counter):
+        if known is not None and not self._shows(host_id, known, request.counter):
             if now_ms - host.enrolled_at_unix_ms < MENDING_MS:
                 raise refusal  # the other one of two clones, which is not mended yet
             mark_cloned(self._core, host_id, "an old counter was shown at re-enrolment")
             raise _out(HostStatus.CLONED)
-        newest = (known.pending or known.current) if known else b""
-        return self._certify(host, request.csr, newest)
+        return self._certify(host, request.csr, _newest(known, request.counter))
+
+    def _shows(self, host_id: str, known: HostCounters, counter: bytes) -> bool:
+        """Whether the counter is the host's newest, or one we made and the database forgot."""
+        ahead = self._core.counters().is_ahead
+        return holds(known, counter) or ahead(host_id, counter, known)
 
     def _token(self, reader: Reader, request: EnrollRequest) -> JoinToken:
         """The join token that the request proves to have; used up and expired ones too."""
@@ -161,7 +165,7 @@ class Enrolment:
         known = recorder.counters(host_id)
         if known is not None and known.pending:
             return known.pending
-        counter = secrets.token_bytes(COUNTER_BYTES)
+        counter = self._core.counters().following(host_id, known)
         current = known.current if known is not None else counter
         if not recorder.swap_counters(known, HostCounters(host_id, current, counter)):
             raise PlaneError(
@@ -250,6 +254,13 @@ class Enrolment:
             not_after_unix_ms=issued.not_after_unix_ms,
             control_address=self._core.settings.control_address,
         )
+
+
+def _newest(known: HostCounters | None, shown: bytes) -> bytes:
+    """The counter that the host should hold now."""
+    if known is None:
+        return b""
+    return (known.pending or known.current) if holds(known, shown) else shown
 
 
 def new_host(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
@@ -20,6 +21,9 @@ from licplane.store.model import KeyKind
 from lictoken.trust import TrustedKey
 
 ADVANCE_MAX: Final = 100_000
+ASSIGNMENTS_BEYOND: Final = 1_000
+"""Changes of one host's labels that a backup may lack, and hosts still take ours as newer."""
+_HOSTS_AT_ONCE: Final = 500
 
 
 class Foundations:
@@ -100,6 +104,7 @@ class Foundations:
         def body(work: Work) -> int:
             reached = work.transaction.next_revision()
             if reached == start + 1:
+                _advance_assignments(work)
                 work.audit("catalog.advance", "catalog", {"from": start, "beyond": beyond})
             return reached
 
@@ -156,3 +161,13 @@ def _check_protection(work: Work, passphrase: str | None) -> None:
         if error.code is ExitCode.PERMISSION:
             raise refusal from error
         raise
+
+
+def _advance_assignments(work: Work) -> None:
+    """Labels that were set after the copy was made are gone; hosts take ours as newer ones."""
+    after = ""
+    while page := work.transaction.hosts(after=after, limit=_HOSTS_AT_ONCE):
+        for host in page:
+            sequence = host.assignment_sequence + ASSIGNMENTS_BEYOND
+            work.transaction.put_host(replace(host, assignment_sequence=sequence))
+        after = page[-1].host_id

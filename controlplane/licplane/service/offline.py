@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Mapping
 from typing import Final
 
@@ -17,7 +16,7 @@ from licplane.service.core import Core
 from licplane.service.enrolment import certificate_row, checked, new_host
 from licplane.service.replica import Replica
 from licplane.service.requests import Change, Machine
-from licplane.service.streams import COUNTER_BYTES, Streams, assignment
+from licplane.service.streams import Streams, assignment
 from licplane.service.texts import check_labels, refuse
 from licplane.service.values import SERVED, Actor, HostStatus
 from licplane.service.work import Work, canonical, run_once
@@ -66,7 +65,8 @@ class Offline:
                 host.host_id, key, certificate_ttl_s, work.now_ms
             )
             work.transaction.add_certificate(certificate_row(issued, host.host_id))
-            counter = secrets.token_bytes(COUNTER_BYTES)
+            known = work.transaction.counters(host.host_id)
+            counter = self._core.counters().following(host.host_id, known)
             work.transaction.clear_counters(host.host_id)
             work.transaction.swap_counters(None, HostCounters(host.host_id, counter))
             return host, issued, counter

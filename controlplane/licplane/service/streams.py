@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hmac
-import secrets
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -13,6 +12,7 @@ from licplane.errors import ExitCode, PlaneError
 from licplane.service import payloads
 from licplane.service.answers import CounterResult, CounterVerdict, FleetChanges, HostState
 from licplane.service.core import Core
+from licplane.service.counters import holds
 from licplane.service.replica import Replica
 from licplane.service.requests import Progress
 from licplane.service.texts import tidy
@@ -23,7 +23,6 @@ from licplane.store.reader import Reader
 from lictoken.claims import I64_MAX
 from lictoken.sealed import Seal, SealPurpose
 
-COUNTER_BYTES: Final = 32
 NONCE_BYTES: Final = 16
 _NACK_MAX: Final = 4096
 _BOOT_ID_MAX: Final = 64
@@ -39,6 +38,7 @@ class Streams:
 
     def open(self, host_id: str, counter: bytes) -> CounterResult:
         """See Plane.open_stream."""
+        counters = self._core.counters()
         for _ in range(_TRIES):
             with self._core.store.recording() as recorder:
                 host = host_of(recorder, host_id)
@@ -48,8 +48,13 @@ class Streams:
                     raise _not_served(host)
                 known = recorder.counters(host_id)
                 if known is not None and not holds(known, counter):
-                    break
-                pending = secrets.token_bytes(COUNTER_BYTES)
+                    if not counters.is_ahead(host_id, counter, known):
+                        break
+                    # Ours, and newer than what we know: the database was put back from a copy.
+                    ahead = HostCounters(host_id, counter)
+                    pending = counters.following(host_id, ahead)
+                else:
+                    pending = counters.following(host_id, known)
                 current = counter if known is not None else pending
                 if recorder.swap_counters(known, HostCounters(host_id, current, pending)):
                     recorder.put_presence([self._seen(recorder, host_id)])
@@ -221,13 +226,6 @@ def assignment(core: Core, host: Host) -> Seal:
         host.host_id, host.labels, host.assignment_sequence, host.status, core.now_ms()
     )
     return core.current_sealer().seal(SealPurpose.ASSIGNMENT, payload)
-
-
-def holds(known: HostCounters, counter: bytes) -> bool:
-    """Whether the counter is the confirmed one, or the one given last."""
-    return hmac.compare_digest(known.current, counter) or (
-        bool(known.pending) and hmac.compare_digest(known.pending, counter)
-    )
 
 
 def _not_served(host: Host) -> PlaneError:

@@ -86,6 +86,7 @@ async def test_a_change_goes_to_those_who_see_it_encoded_and_signed_once(site: S
         second = await expect(peer, "delta")
         assert (second.delta.from_revision, second.delta.to_revision) == (1, revision)
     # One for the view that sees it, and one that found nothing for the other.
+    await eventually(lambda: site.plane.manifests_signed - before >= 2)
     assert site.plane.manifests_signed - before == 2
     mine = site.plane.put("for-other", b"2", scope=OTHER)
     message = await expect(other, "delta")  # nothing of the revocation came before it

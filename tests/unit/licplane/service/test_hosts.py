@@ -184,7 +184,7 @@ def test_drift(world: World) -> None:
     world.clock.pass_s(3600)
     assert any("last reported" in one for one in world.plane.get_host(ROOT, host.id).drift)
     world.plane.record_progress([Progress(host.id, 99)])
-    assert any("old copy" in one for one in world.plane.get_host(ROOT, host.id).drift)
+    assert any("older copy" in one for one in world.plane.get_host(ROOT, host.id).drift)
 
 
 def test_shadow_usage_of_the_fleet(both: World) -> None:

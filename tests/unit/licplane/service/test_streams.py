@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.licplane.service.world import ROOT, FakeHost, World, license
+from tests.unit.licplane.service.world import ROOT, FakeHost, World, csr, license
 
 from licapi.control.v1 import sync_pb2
 from licplane.errors import ExitCode, PlaneError
+from licplane.issuer.authority import create_authority
 from licplane.service.answers import CounterVerdict
+from licplane.service.counters import Counters
 from licplane.service.requests import Change, Progress
-from licplane.service.values import HostStatus, View
+from licplane.service.values import HostStatus, Identity, Role, View
+from licplane.store.model import HostCounters
 from lictoken.sealed import Seal, SealPurpose, unseal
 from lictoken.trust import TrustStore
 
@@ -67,6 +70,48 @@ def test_two_at_the_same_time(both: World) -> None:
     one = both.plane.open_stream(host.id, host.counter)
     both.plane.open_stream(host.id, host.counter)
     assert both.plane.keep_counter(host.id, one.counter) is CounterVerdict.CLONED
+
+
+def put_back(world: World, old: HostCounters) -> None:
+    """The row as a backup had it."""
+    with world.store.transaction() as transaction:
+        transaction.clear_counters(old.host_id)
+        assert transaction.swap_counters(None, old)
+
+
+def test_a_database_that_was_put_back_is_no_clone(both: World) -> None:
+    host = both.host()
+    with both.store.reading() as reader:
+        backup = reader.counters(host.id)
+    assert backup is not None
+    clone = FakeHost(both.plane, host.machine, host.key, host.id, host.counter, host.fingerprint)
+    for _ in range(3):
+        host.connect()
+    put_back(both, backup)
+    answer = both.plane.renew(
+        Identity(Role.HOST, host.id, host.id, HostStatus.ACTIVE), csr(host.key), host.counter
+    )
+    assert answer.counter == host.counter
+    host.connect()
+    host.connect()
+    assert both.plane.get_host(ROOT, host.id).status is HostStatus.ACTIVE
+    # And a clone is still a clone.
+    assert both.plane.open_stream(host.id, clone.counter).verdict is CounterVerdict.CLONED
+
+
+def test_a_host_cannot_make_counters_up(both: World) -> None:
+    host, other = both.host(), both.host("db-2")
+    for _ in range(3):
+        other.connect()
+    ahead = (99).to_bytes(8, "big") + host.counter[8:]
+    for made_up in (ahead, other.counter, host.counter + b"x"):
+        victim = both.host(f"db-{len(made_up)}-{made_up[7]}")
+        assert both.plane.open_stream(victim.id, made_up).verdict is CounterVerdict.CLONED
+    known = HostCounters(host.id, host.counter)
+    counters = Counters(create_authority(None, 0)[0])
+    stranger = counters.following(host.id, HostCounters(host.id, ahead))
+    assert counters.is_ahead(host.id, stranger, known)
+    assert both.plane.open_stream(host.id, stranger).verdict is CounterVerdict.CLONED
 
 
 def test_a_counter_of_nothing(world: World) -> None:
