@@ -191,7 +191,7 @@ async def test_a_tenant_sees_nothing_of_another(plane: ControlPlane) -> None:
         before = peer.received_bytes
         await asyncio.to_thread(plane.do, "license", "revoke", "acme-lic")
         await asyncio.to_thread(plane.do, "binding", "delete", "acme-bind")
-        visible = await asyncio.to_thread(plane.apply, resource("for-all"))
+        visible = await asyncio.to_thread(plane.apply, resource("for-all", "192.0.2.8/32"))
         texts = []
         while peer.held.revision < visible["revision"]:
             message = await peer.receive()

@@ -19,8 +19,8 @@ from licapi.control.v1 import enrollment_pb2, sync_pb2
 REFUSALS = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
 
-def resource(name: str = "db", **scope: object) -> Document:
-    where = {"cidr": "192.0.2.7/32", "ports": ["443"], "protocol": "tcp"}
+def resource(name: str = "db", cidr: str = "192.0.2.7/32", **scope: object) -> Document:
+    where = {"cidr": cidr, "ports": ["443"], "protocol": "tcp"}
     table = {"name": name, "kind": "network", "mode": "enforce", "destinations": [where]}
     return Document("resource", {**table, "scope": scope} if scope else table)
 
