@@ -137,7 +137,7 @@ def show_impact(result: ChangeResult) -> None:
     sockets = sum(one.sockets for one in result.impact)
     hosts = len({one.host_id for one in result.impact})
     verb = "would cut" if result.dry_run else "cuts"
-    say(f"It {verb} {_count(sockets, 'live socket')} on {_count(hosts, 'host')}:")
+    say(f"It {verb} {count(sockets, 'live socket')} on {count(hosts, 'host')}:")
     show_table(
         ("HOST", "LICENSE", "RESOURCE", "WORKLOAD", ">SOCKETS", ">REPORTED"),
         [
@@ -154,5 +154,6 @@ def show_impact(result: ChangeResult) -> None:
     )
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """ "1 host", "2 hosts"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

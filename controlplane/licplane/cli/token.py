@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from licplane.cli.changes import change_options, changing, reading, show_change
+from licplane.cli.changes import change_options, changing, count, reading, show_change
 from licplane.cli.completion import complete_token
 from licplane.cli.framework import check_out, json_option, print_json, say, wants_json
 from licplane.cli.output import labels_text, moment, moment_or_none, show_table
@@ -84,7 +84,7 @@ def create(
         say("Dry run: nothing was done.")
         return
     say(
-        f"Token {made.token.id}: for {made.token.uses_max} hosts, until"
+        f"Token {made.token.id}: for {count(made.token.uses_max, 'host')}, until"
         f" {moment(made.token.expires_at_unix_ms)}. On the host: licagent enroll JOIN"
     )
     if out is None:

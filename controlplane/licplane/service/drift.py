@@ -12,6 +12,8 @@ from lictoken.claims import TIME_MAX_S
 from lictoken.validity import rfc3339
 
 SILENT_AFTER_MS: Final = 10 * 60_000
+REPLACED_SHOWN_MS: Final = 24 * 3600_000
+"""A link that was replaced is told that long: by then somebody has seen it."""
 _SHOWN: Final = 200
 _INTENDED: Final = ("revoked", "expired", "not_yet_valid")
 """States of a license, as hosts name them, that are what the control plane wants."""
@@ -45,6 +47,11 @@ def _reported(host: Host, report: KeptReport, now_ms: int) -> list[str]:
     found += [f"not attached: hook {_text(one)}" for one in report.unattached]
     found += [
         f"map {_text(one)} does not hold what the agent put there" for one in report.differing
+    ]
+    found += [
+        f"hook {_text(hook)} was taken off and put back at {rfc3339(at_ms // 1000)}"
+        for hook, at_ms in sorted(report.replaced.items())
+        if now_ms - at_ms < REPLACED_SHOWN_MS
     ]
     if report.break_glass_until_unix_ms > now_ms:
         until_s = min(report.break_glass_until_unix_ms // 1000, TIME_MAX_S)

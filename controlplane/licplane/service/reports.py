@@ -32,10 +32,22 @@ class KeptReport:
     break_glass_until_unix_ms: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     refused_licenses: dict[str, str] = field(default_factory=dict)
+    boot_id: str = ""
+    links: dict[str, int] = field(default_factory=dict)  # hook -> the kernel's id of its link
+    replaced: dict[str, int] = field(default_factory=dict)
+    """Hook -> when, in unix ms, it was first found on another link than before, in this boot.
+    An upgrade of the agent keeps its links: somebody took them off, and they were made anew."""
 
 
-def keep(report: Report) -> bytes:
-    """The bytes to store."""
+def keep(report: Report, before: KeptReport | None = None, now_ms: int = 0) -> bytes:
+    """The bytes to store, after the report that was kept `before`."""
+    links = {one.hook: one.link_id for one in report.hooks if one.link_id}
+    replaced: dict[str, int] = {}
+    if before is not None and before.boot_id == report.boot_id:
+        replaced = {hook: at for hook, at in before.replaced.items() if hook in links}
+        for hook, link_id in links.items():
+            if before.links.get(hook, link_id) != link_id:
+                replaced[hook] = now_ms
     value: dict[str, Any] = {
         "live": [[one.license, one.resource, one.selector, one.sockets] for one in report.live],
         "degraded": list(report.degraded),
@@ -47,6 +59,9 @@ def keep(report: Report) -> bytes:
         "labels": dict(report.labels),
         "refused_licenses": dict(report.refused_licenses),
         "json": report.json,
+        "boot_id": report.boot_id,
+        "links": links,
+        "replaced": replaced,
     }
     return json.dumps(value, separators=(",", ":")).encode()
 
@@ -64,6 +79,9 @@ def kept(data: bytes) -> KeptReport:
             break_glass_until_unix_ms=value["break_glass_until_unix_ms"],
             labels=value["labels"],
             refused_licenses=value["refused_licenses"],
+            boot_id=value["boot_id"],
+            links=value["links"],
+            replaced=value["replaced"],
         )
     except (ValueError, KeyError, TypeError):
         return KeptReport()

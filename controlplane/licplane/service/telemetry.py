@@ -13,7 +13,7 @@ from licplane.service.access import Permission, require
 from licplane.service.answers import Page, ShadowUsageView
 from licplane.service.core import Core
 from licplane.service.replica import Replica
-from licplane.service.reports import keep
+from licplane.service.reports import keep, kept
 from licplane.service.requests import PageRequest, Report, ShadowReport
 from licplane.service.standings import Standings
 from licplane.service.texts import tidy
@@ -37,7 +37,10 @@ class Telemetry:
 
     def record(self, host_id: str, report: Report) -> None:
         """See Plane.record_report."""
-        data = keep(report)
+        now_ms = self._core.now_ms()
+        with self._core.store.reading() as reader:
+            last = reader.report(host_id)
+        data = keep(report, kept(last.report) if last is not None else None, now_ms)
         if len(data) > REPORT_BYTES_MAX or len(report.shadow) > SHADOW_ROWS_MAX:
             raise Exhausted(
                 f"The report has {len(data)} bytes and {len(report.shadow)} lines of shadow usage",
@@ -46,7 +49,7 @@ class Telemetry:
         boot_id = tidy(report.boot_id, 64)
         rows = [_row(host_id, boot_id, one) for one in report.shadow]
         with self._core.store.recording() as recorder:
-            recorder.put_reports([HostReport(host_id, self._core.now_ms(), data)])
+            recorder.put_reports([HostReport(host_id, now_ms, data)])
             if rows:
                 recorder.put_shadow(rows)
 

@@ -187,6 +187,23 @@ def test_drift(world: World) -> None:
     assert any("older copy" in one for one in world.plane.get_host(ROOT, host.id).drift)
 
 
+def test_links_that_were_replaced_are_drift(world: World) -> None:
+    host = world.host()
+
+    def found(boot_id: str, **links: int) -> str:
+        hooks = tuple(HookReport(hook, True, link_id) for hook, link_id in links.items())
+        world.plane.record_report(host.id, report(hooks=hooks, boot_id=boot_id))
+        return "\n".join(world.plane.get_host(ROOT, host.id).drift)
+
+    assert found("one", connect4=1, sendmsg4=2) == ""
+    assert found("one", connect4=1, sendmsg4=2) == ""
+    drift = found("one", connect4=9, sendmsg4=2)
+    assert "hook connect4 was taken off and put back" in drift
+    assert "sendmsg4" not in drift
+    assert "connect4" in found("one", connect4=9, sendmsg4=2)  # and stays there to be seen
+    assert found("two", connect4=3, sendmsg4=4) == ""  # a boot makes new ones
+
+
 def test_shadow_usage_of_the_fleet(both: World) -> None:
     one, two = both.host("h1"), both.host("h2")
     both.plane.record_report(one.id, report(shadow=(shadow(count=3), shadow("unix:uid:5"))))
