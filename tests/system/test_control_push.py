@@ -9,6 +9,8 @@ from tests.kernel.harness.programs import Program
 from tests.system.harness.controlplane import Host, binding, license
 from tests.system.harness.scene import HOLDER, STRANGER, eventually
 
+from lictoken.claims import LicenseScope
+
 
 def talks(program: Program) -> bool:
     """Whether a byte still goes there and back."""
@@ -150,7 +152,8 @@ def test_what_changed_while_the_host_was_away_comes_as_a_delta(
 
 
 def test_licenses_and_policy_from_files_go_on_beside_it(host: Host) -> None:
-    host.agent.issue("from-file", ["db"], number=900)
+    scope = LicenseScope(org="acme")  # the organization that the host has joined
+    host.agent.issue("from-file", ["db"], number=900, scope=scope)
     host.agent.policy(f'[[binding]]\nlicense = "from-file"\nselectors = ["unix:uid:{STRANGER}"]\n')
     host.until("ok", STRANGER)
     host.plane.do("license", "revoke", "acme-db")
