@@ -219,30 +219,15 @@ class Service:
         def revoke() -> Result:
             agent.last_cut = []
             by = f"uid {peer.uid}"
-            action = "revoked"
+            try:
+                # The kernel comes first, then the sockets, then the disk: the answer waits for
+                # all three, and without an answer nobody was told that it is done.
+                with agent.records.batch():
+                    jti, reason, action, changed = _revoked(agent, params, by)
+                    agent.write_few([jti])
+            except (TokenError, StoreError) as error:
+                raise _refused(error) from error
             count = 0
-            if params["statement"]:
-                try:
-                    agent.licensing.load_trust()
-                    found, changed = agent.licensing.take_statement(
-                        params["statement"].encode(), by
-                    )
-                except (TokenError, StoreError) as error:
-                    raise _refused(error) from error
-                jti, reason = found.license, found.reason
-                action = {"revoke": "revoked", "suspend": "suspended"}.get(
-                    found.action.value, "reinstated"
-                )
-            else:
-                jti, reason = params["id"], params["reason"]
-                if jti not in agent.licensing.held and not agent.records.newest_generation(jti):
-                    raise LocalError(
-                        ErrorCode.NOT_FOUND,
-                        f"no license {jti!r} is known here",
-                        "list them: licagent license list",
-                    )
-                changed = agent.licensing.revoke_here(jti, reason, by)
-            agent.write_licenses()
             if changed:
                 count = reports.cut_of(agent, jti)
                 agent.emit(
@@ -373,6 +358,24 @@ def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str
             )
     merged = {**dict(agent.keeper.installed()), **dict(files)}
     return tuple(sorted(merged.items()))
+
+
+def _revoked(agent: Agent, params: Params, by: str) -> tuple[str, str, str, bool]:
+    """License, reason, what was done in a word, and whether it is news; on record, not yet in
+    the kernel."""
+    if params["statement"]:
+        agent.licensing.load_trust()
+        found, changed = agent.licensing.take_statement(params["statement"].encode(), by)
+        words = {"revoke": "revoked", "suspend": "suspended"}
+        return found.license, found.reason, words.get(found.action.value, "reinstated"), changed
+    jti, reason = params["id"], params["reason"]
+    if jti not in agent.licensing.held and not agent.records.newest_generation(jti):
+        raise LocalError(
+            ErrorCode.NOT_FOUND,
+            f"no license {jti!r} is known here",
+            "list them: licagent license list",
+        )
+    return jti, reason, "revoked", agent.licensing.revoke_here(jti, reason, by)
 
 
 def _refused(error: TokenError | StoreError) -> LocalError:
