@@ -130,8 +130,14 @@ def test_the_agent_closes_the_sockets_of_a_lease_that_is_over(managed: Managed) 
     managed.agent.cut()
 
     assert ask(streams)["broken"] == {"ECONNABORTED": 8}
-    left_s = managed.agent.license_end_s()
-    assert left_s is None or left_s > 60, "that end is dealt with"
+
+    def is_dealt_with() -> bool:
+        managed.agent.cut()
+        left_s = managed.agent.license_end_s()
+        return left_s is None or left_s > 60
+
+    # A cut within a tick of the kernel's clock after the end is not the last one.
+    eventually(is_dealt_with, "that end is dealt with")
 
 
 def test_renewals_keep_sockets_alive(managed: Managed) -> None:
