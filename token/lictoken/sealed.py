@@ -22,8 +22,6 @@ from lictoken.errors import Refusal, TokenError
 from lictoken.keys import Purpose, SigningKey, check_kid
 from lictoken.trust import KeyStatus, TrustedKey, TrustStore
 
-SIGNATURE_BYTES: Final = 64
-
 
 class SealPurpose(StrEnum):
     """What a sealed message is. One of a purpose never verifies as one of another."""

@@ -158,11 +158,6 @@ class CatalogView:
     removed: tuple[CatalogObject, ...]  # as they were
     is_whole: bool = False  # a reset: go by `objects`, whatever was before
 
-    def of_kind(self, kind: Kind) -> list[CatalogObject]:
-        """All objects of a kind, by name. Looks at every object."""
-        found = [each for (of, _), each in self.objects.items() if of is kind]
-        return sorted(found, key=lambda each: each.name)
-
     @property
     def trust(self) -> bytes | None:
         """The issuers' public keys (JWKS) that come with this view."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from typing import Final
 
 import grpc
@@ -27,7 +26,6 @@ class ServerCertificate:
         self._names = names
         self._lock = threading.Lock()
         self._current: ServerCredentials | None = None
-        self._issued_s = time.monotonic()
         self._number = 0
         site.metrics.gauge(
             "licplane_server_certificate_not_after_seconds",

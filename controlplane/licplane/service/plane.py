@@ -73,6 +73,8 @@ from lictoken.trust import TrustedKey
 
 KEPT_REVISIONS: Final = 10_000
 """Hosts that are further behind get their whole view again."""
+SHADOW_KEPT_MS: Final = 90 * 86_400_000
+"""Shadow usage that nobody was seen at for so long is forgotten."""
 
 
 def wall_clock_ms() -> int:
@@ -136,6 +138,7 @@ class Plane:
         now_ms = self._core.now_ms()
         with self._core.store.recording() as recorder:
             recorder.purge(now_ms, requests_before_unix_ms=now_ms - REQUEST_LIFE_MS)
+            recorder.purge_shadow(max(0, now_ms - SHADOW_KEPT_MS))
         with self._core.store.transaction() as transaction:
             transaction.compact_changes(max(0, transaction.head().revision - KEPT_REVISIONS))
         return self._replica.verify()

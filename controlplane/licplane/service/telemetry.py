@@ -47,7 +47,7 @@ class Telemetry:
                 f"At most {REPORT_BYTES_MAX} and {SHADOW_ROWS_MAX}: report the most frequent",
             )
         boot_id = tidy(report.boot_id, 64)
-        rows = [_row(host_id, boot_id, one) for one in report.shadow]
+        rows = [_row(host_id, boot_id, one, now_ms) for one in report.shadow]
         with self._core.store.recording() as recorder:
             recorder.put_reports([HostReport(host_id, now_ms, data)])
             if rows:
@@ -118,7 +118,7 @@ def _unverified(reader: Reader) -> Standings:
     return standings
 
 
-def _row(host_id: str, boot_id: str, one: ShadowReport) -> ShadowRow:
+def _row(host_id: str, boot_id: str, one: ShadowReport, now_ms: int) -> ShadowRow:
     return ShadowRow(
         host_id=host_id,
         boot_id=boot_id,
@@ -128,7 +128,8 @@ def _row(host_id: str, boot_id: str, one: ShadowReport) -> ShadowRow:
         user=tidy(one.user, 128),
         count=_bounded(one.count),
         first_unix_ms=_bounded(one.first_unix_ms),
-        last_unix_ms=_bounded(one.last_unix_ms),
+        # A host whose clock is ahead must not be remembered for ever.
+        last_unix_ms=min(_bounded(one.last_unix_ms), now_ms),
         reason=tidy(one.reason, 128),
     )
 

@@ -204,6 +204,18 @@ def test_links_that_were_replaced_are_drift(world: World) -> None:
     assert found("two", connect4=3, sendmsg4=4) == ""  # a boot makes new ones
 
 
+def test_old_shadow_usage_is_forgotten(both: World) -> None:
+    host = both.host()
+    later = both.clock.now_ms + 500 * 86_400_000  # its clock is ahead
+    uses = (shadow("unix:uid:5", last_unix_ms=both.clock.now_ms), shadow(last_unix_ms=later))
+    both.plane.record_report(host.id, report(shadow=uses))
+    both.plane.housekeeping()
+    assert len(both.plane.shadow_usage(ROOT, PageRequest()).items) == 2
+    both.clock.pass_s(91 * 86_400)
+    both.plane.housekeeping()
+    assert both.plane.shadow_usage(ROOT, PageRequest()).items == ()
+
+
 def test_shadow_usage_of_the_fleet(both: World) -> None:
     one, two = both.host("h1"), both.host("h2")
     both.plane.record_report(one.id, report(shadow=(shadow(count=3), shadow("unix:uid:5"))))
