@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -20,6 +21,29 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _UsageKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _UsageKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    USAGE_KIND_UNSPECIFIED: _UsageKind.ValueType  # 0
+    USAGE_KIND_COMPUTE: _UsageKind.ValueType  # 1
+    USAGE_KIND_NETWORK: _UsageKind.ValueType  # 2
+    USAGE_KIND_STORAGE: _UsageKind.ValueType  # 3
+    USAGE_KIND_UNATTRIBUTED: _UsageKind.ValueType  # 4
+    USAGE_KIND_GAP: _UsageKind.ValueType  # 5
+
+class UsageKind(_UsageKind, metaclass=_UsageKindEnumTypeWrapper): ...
+
+USAGE_KIND_UNSPECIFIED: UsageKind.ValueType  # 0
+USAGE_KIND_COMPUTE: UsageKind.ValueType  # 1
+USAGE_KIND_NETWORK: UsageKind.ValueType  # 2
+USAGE_KIND_STORAGE: UsageKind.ValueType  # 3
+USAGE_KIND_UNATTRIBUTED: UsageKind.ValueType  # 4
+USAGE_KIND_GAP: UsageKind.ValueType  # 5
+Global___UsageKind: _TypeAlias = UsageKind  # noqa: Y015
 
 @_typing.final
 class ReportReceipt(_message.Message):
@@ -385,3 +409,400 @@ class LiveUse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LiveUse: _TypeAlias = LiveUse  # noqa: Y015
+
+@_typing.final
+class UsageUp(_message.Message):
+    """---- usage
+
+    What the agent sends on the stream of usage.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELLO_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hello(self) -> Global___UsageHello: ...
+    @_builtins.property
+    def batch(self) -> Global___UsageBatch: ...
+    @_builtins.property
+    def gap(self) -> Global___UsageGap: ...
+    def __init__(
+        self,
+        *,
+        hello: Global___UsageHello | None = ...,
+        batch: Global___UsageBatch | None = ...,
+        gap: Global___UsageGap | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "body", b"body", "gap", b"gap", "hello", b"hello"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "body", b"body", "gap", b"gap", "hello", b"hello"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["hello", "batch", "gap"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+
+Global___UsageUp: _TypeAlias = UsageUp  # noqa: Y015
+
+@_typing.final
+class UsageHello(_message.Message):
+    """First on each stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    NEXT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """The spool's: a new one when it was made anew. With the host it names a chain of records."""
+    public_key: _builtins.bytes
+    """Ed25519, 32 bytes: signs the batches of this epoch. The first one seen for an epoch stays."""
+    boot_id: _builtins.str
+    first_sequence: _builtins.int
+    """The oldest sequence that the host still has, and the next that it will give."""
+    next_sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        public_key: _builtins.bytes = ...,
+        boot_id: _builtins.str = ...,
+        first_sequence: _builtins.int = ...,
+        next_sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "epoch", b"epoch", "first_sequence", b"first_sequence", "next_sequence", b"next_sequence", "public_key", b"public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageHello: _TypeAlias = UsageHello  # noqa: Y015
+
+@_typing.final
+class UsageBatch(_message.Message):
+    """Consecutive records, as the host committed them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    boot_id: _builtins.str
+    """The boot in which they were committed."""
+    first_sequence: _builtins.int
+    """Of records[0]; the others count up. 1 is the first of an epoch."""
+    previous_hash: _builtins.bytes
+    """The chain before records[0]; 32 zero bytes before the first of an epoch."""
+    hash: _builtins.bytes
+    """The chain after the last: SHA-256(previous || sequence as 8 bytes big-endian || record), each."""
+    signature: _builtins.bytes
+    """Ed25519 over "licagent-usage-v1\\0" host_id "\\0" boot_id "\\0" then epoch, first and last
+    sequence as 8 bytes big-endian each, and hash.
+    """
+    @_builtins.property
+    def records(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """UsageRecord, serialized: what is hashed and signed are these bytes."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        boot_id: _builtins.str = ...,
+        first_sequence: _builtins.int = ...,
+        records: _abc.Iterable[_builtins.bytes] | None = ...,
+        previous_hash: _builtins.bytes = ...,
+        hash: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "epoch", b"epoch", "first_sequence", b"first_sequence", "hash", b"hash", "previous_hash", b"previous_hash", "records", b"records", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageBatch: _TypeAlias = UsageBatch  # noqa: Y015
+
+@_typing.final
+class UsageGap(_message.Message):
+    """Sequences that the host has lost, by name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    FIRST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    NEXT_PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    first_sequence: _builtins.int
+    last_sequence: _builtins.int
+    reason: _builtins.str
+    next_previous_hash: _builtins.bytes
+    """The chain after last_sequence, from the next intact frame."""
+    signature: _builtins.bytes
+    """Ed25519 over "licagent-usage-gap-v1\\0" host_id "\\0" then epoch, first and last as 8 bytes
+    big-endian each, next_previous_hash, and reason.
+    """
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        first_sequence: _builtins.int = ...,
+        last_sequence: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        next_previous_hash: _builtins.bytes = ...,
+        signature: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "first_sequence", b"first_sequence", "last_sequence", b"last_sequence", "next_previous_hash", b"next_previous_hash", "reason", b"reason", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageGap: _TypeAlias = UsageGap  # noqa: Y015
+
+@_typing.final
+class UsageDown(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WELCOME_FIELD_NUMBER: _builtins.int
+    ACK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def welcome(self) -> Global___UsageWelcome: ...
+    @_builtins.property
+    def ack(self) -> Global___UsageAck: ...
+    def __init__(
+        self,
+        *,
+        welcome: Global___UsageWelcome | None = ...,
+        ack: Global___UsageAck | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "body", b"body", "welcome", b"welcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "body", b"body", "welcome", b"welcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["welcome", "ack"]  # noqa: Y015
+    _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
+
+Global___UsageDown: _TypeAlias = UsageDown  # noqa: Y015
+
+@_typing.final
+class UsageWelcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    ACKED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    ACKED_HASH_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    acked_sequence: _builtins.int
+    """All up to here is stored; 0: nothing yet."""
+    acked_hash: _builtins.bytes
+    window: _builtins.int
+    """Batches that may be on their way unacknowledged."""
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        acked_sequence: _builtins.int = ...,
+        acked_hash: _builtins.bytes = ...,
+        window: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked_hash", b"acked_hash", "acked_sequence", b"acked_sequence", "epoch", b"epoch", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageWelcome: _TypeAlias = UsageWelcome  # noqa: Y015
+
+@_typing.final
+class UsageAck(_message.Message):
+    """Everything up to `sequence` is committed to the database."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    HASH_FIELD_NUMBER: _builtins.int
+    PAUSE_MS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    sequence: _builtins.int
+    hash: _builtins.bytes
+    """The chain there: a host believes no ack with another one."""
+    pause_ms: _builtins.int
+    """Send the next batch that much later; 0: at once."""
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___UsageRefusal]:
+        """Records that were set aside: stored as they are, not billed, and with an alarm."""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        hash: _builtins.bytes = ...,
+        pause_ms: _builtins.int = ...,
+        refused: _abc.Iterable[Global___UsageRefusal] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hash", b"hash", "pause_ms", b"pause_ms", "refused", b"refused", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageAck: _TypeAlias = UsageAck  # noqa: Y015
+
+@_typing.final
+class UsageRefusal(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRefusal: _TypeAlias = UsageRefusal  # noqa: Y015
+
+@_typing.final
+class UsageRecord(_message.Message):
+    """One owner, one license, one resource, one interval. Quantities are deltas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    START_UNIX_MS_FIELD_NUMBER: _builtins.int
+    END_UNIX_MS_FIELD_NUMBER: _builtins.int
+    LICENSE_FIELD_NUMBER: _builtins.int
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    BINDING_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    CGROUP_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    PROCESS_START_UNIX_MS_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    LOOPBACK_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    UNSUPPORTED_FIELD_NUMBER: _builtins.int
+    CPU_NS_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    CANCELLED_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTE_MS_FIELD_NUMBER: _builtins.int
+    PROCESSES_FIELD_NUMBER: _builtins.int
+    TX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    RX_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
+    TX_WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    RX_WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    TX_PACKETS_FIELD_NUMBER: _builtins.int
+    RX_PACKETS_FIELD_NUMBER: _builtins.int
+    STORED_BYTE_MS_FIELD_NUMBER: _builtins.int
+    kind: Global___UsageKind.ValueType
+    start_unix_ms: _builtins.int
+    end_unix_ms: _builtins.int
+    license: _builtins.str
+    """The license's id; empty for what ran under none."""
+    resource: _builtins.str
+    binding: _builtins.str
+    """The binding by which the license applies."""
+    unit: _builtins.str
+    """systemd unit, container, or the cgroup's path."""
+    cgroup: _builtins.str
+    user: _builtins.str
+    uid: _builtins.int
+    """-1: nobody in particular."""
+    executable: _builtins.str
+    pid: _builtins.int
+    """0: several processes that lived and died between two samples."""
+    process_start_unix_ms: _builtins.int
+    protocol: _builtins.int
+    """IP protocol number of network usage."""
+    loopback: _builtins.bool
+    detail: _builtins.str
+    cpu_ns: _builtins.int
+    read_bytes: _builtins.int
+    write_bytes: _builtins.int
+    cancelled_bytes: _builtins.int
+    memory_byte_ms: _builtins.int
+    processes: _builtins.int
+    tx_payload_bytes: _builtins.int
+    rx_payload_bytes: _builtins.int
+    tx_wire_bytes: _builtins.int
+    rx_wire_bytes: _builtins.int
+    tx_packets: _builtins.int
+    rx_packets: _builtins.int
+    stored_byte_ms: _builtins.int
+    @_builtins.property
+    def estimated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Fields below that were measured by other than exact means, or not at all."""
+
+    @_builtins.property
+    def unsupported(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        kind: Global___UsageKind.ValueType = ...,
+        start_unix_ms: _builtins.int = ...,
+        end_unix_ms: _builtins.int = ...,
+        license: _builtins.str = ...,
+        resource: _builtins.str = ...,
+        binding: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        cgroup: _builtins.str = ...,
+        user: _builtins.str = ...,
+        uid: _builtins.int = ...,
+        executable: _builtins.str = ...,
+        pid: _builtins.int = ...,
+        process_start_unix_ms: _builtins.int = ...,
+        protocol: _builtins.int = ...,
+        loopback: _builtins.bool = ...,
+        detail: _builtins.str = ...,
+        estimated: _abc.Iterable[_builtins.int] | None = ...,
+        unsupported: _abc.Iterable[_builtins.int] | None = ...,
+        cpu_ns: _builtins.int = ...,
+        read_bytes: _builtins.int = ...,
+        write_bytes: _builtins.int = ...,
+        cancelled_bytes: _builtins.int = ...,
+        memory_byte_ms: _builtins.int = ...,
+        processes: _builtins.int = ...,
+        tx_payload_bytes: _builtins.int = ...,
+        rx_payload_bytes: _builtins.int = ...,
+        tx_wire_bytes: _builtins.int = ...,
+        rx_wire_bytes: _builtins.int = ...,
+        tx_packets: _builtins.int = ...,
+        rx_packets: _builtins.int = ...,
+        stored_byte_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding", "cancelled_bytes", b"cancelled_bytes", "cgroup", b"cgroup", "cpu_ns", b"cpu_ns", "detail", b"detail", "end_unix_ms", b"end_unix_ms", "estimated", b"estimated", "executable", b"executable", "kind", b"kind", "license", b"license", "loopback", b"loopback", "memory_byte_ms", b"memory_byte_ms", "pid", b"pid", "process_start_unix_ms", b"process_start_unix_ms", "processes", b"processes", "protocol", b"protocol", "read_bytes", b"read_bytes", "resource", b"resource", "rx_packets", b"rx_packets", "rx_payload_bytes", b"rx_payload_bytes", "rx_wire_bytes", b"rx_wire_bytes", "start_unix_ms", b"start_unix_ms", "stored_byte_ms", b"stored_byte_ms", "tx_packets", b"tx_packets", "tx_payload_bytes", b"tx_payload_bytes", "tx_wire_bytes", b"tx_wire_bytes", "uid", b"uid", "unit", b"unit", "unsupported", b"unsupported", "user", b"user", "write_bytes", b"write_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UsageRecord: _TypeAlias = UsageRecord  # noqa: Y015

@@ -39,6 +39,11 @@ class TelemetryStub:
                 request_serializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.HostReport.SerializeToString,
                 response_deserializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.ReportReceipt.FromString,
                 _registered_method=True)
+        self.Usage = channel.stream_stream(
+                '/licapi.control.v1.Telemetry/Usage',
+                request_serializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.UsageUp.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.UsageDown.FromString,
+                _registered_method=True)
 
 
 class TelemetryServicer:
@@ -51,6 +56,13 @@ class TelemetryServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Usage(self, request_iterator, context):
+        """Usage records, in order, on a stream of their own. Acknowledged once they are committed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TelemetryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +70,11 @@ def add_TelemetryServicer_to_server(servicer, server):
                     servicer.Report,
                     request_deserializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.HostReport.FromString,
                     response_serializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.ReportReceipt.SerializeToString,
+            ),
+            'Usage': grpc.stream_stream_rpc_method_handler(
+                    servicer.Usage,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.UsageUp.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_telemetry__pb2.UsageDown.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +104,33 @@ class Telemetry:
             '/licapi.control.v1.Telemetry/Report',
             licapi_dot_control_dot_v1_dot_telemetry__pb2.HostReport.SerializeToString,
             licapi_dot_control_dot_v1_dot_telemetry__pb2.ReportReceipt.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Usage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/licapi.control.v1.Telemetry/Usage',
+            licapi_dot_control_dot_v1_dot_telemetry__pb2.UsageUp.SerializeToString,
+            licapi_dot_control_dot_v1_dot_telemetry__pb2.UsageDown.FromString,
             options,
             channel_credentials,
             insecure,

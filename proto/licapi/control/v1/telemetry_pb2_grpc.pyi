@@ -36,12 +36,16 @@ class TelemetryStub:
     def __new__(cls, channel: _aio.Channel) -> TelemetryAsyncStub: ...
     Report: _grpc.StreamStreamMultiCallable[_telemetry_pb2.HostReport, _telemetry_pb2.ReportReceipt]
     """One report after the other; each is answered before the next is sent."""
+    Usage: _grpc.StreamStreamMultiCallable[_telemetry_pb2.UsageUp, _telemetry_pb2.UsageDown]
+    """Usage records, in order, on a stream of their own. Acknowledged once they are committed."""
 
 @_typing.type_check_only
 class TelemetryAsyncStub(TelemetryStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Report: _aio.StreamStreamMultiCallable[_telemetry_pb2.HostReport, _telemetry_pb2.ReportReceipt]  # type: ignore[assignment]
     """One report after the other; each is answered before the next is sent."""
+    Usage: _aio.StreamStreamMultiCallable[_telemetry_pb2.UsageUp, _telemetry_pb2.UsageDown]  # type: ignore[assignment]
+    """Usage records, in order, on a stream of their own. Acknowledged once they are committed."""
 
 class TelemetryServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -51,5 +55,13 @@ class TelemetryServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_telemetry_pb2.ReportReceipt], _abc.AsyncIterator[_telemetry_pb2.ReportReceipt]]:
         """One report after the other; each is answered before the next is sent."""
+
+    @_abc_1.abstractmethod
+    def Usage(
+        self,
+        request_iterator: _MaybeAsyncIterator[_telemetry_pb2.UsageUp],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_telemetry_pb2.UsageDown], _abc.AsyncIterator[_telemetry_pb2.UsageDown]]:
+        """Usage records, in order, on a stream of their own. Acknowledged once they are committed."""
 
 def add_TelemetryServicer_to_server(servicer: TelemetryServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
