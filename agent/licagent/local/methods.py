@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from licagent.local.errors import ErrorCode, LocalError
+from licagent.local.usage_shapes import TOP_BY, USAGE_BY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -107,7 +108,24 @@ METHODS: Final[Mapping[str, Method]] = {
         ),
         Method(
             "usage",
-            (Param("by", "text", default="license", words=("license", "process", "unit")),),
+            (
+                Param("by", "text", default="license", words=USAGE_BY),
+                Param("since", "text"),  # RFC 3339 UTC; else all that the ledger keeps
+                Param("until", "text"),  # RFC 3339 UTC, not included; else now
+                Param("license", "text"),
+                Param("resource", "text"),
+                Param("unit", "text"),
+                Param("user", "text"),
+                Param("limit", "integer", default=1000, minimum=1, maximum=100_000),
+            ),
+        ),
+        Method("usage.verify"),
+        Method(
+            "top",
+            (
+                Param("by", "text", default="process", words=TOP_BY),
+                Param("exited", "flag", default=True),
+            ),
         ),
         Method(
             "enroll",
