@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measured against a reference: the error, its tolerance, and the table of all of them.
+
+A test module asks by `pytest_plugins`. The table ends the run's output; LICAGENT_TEST_ACCURACY
+names a file that gets the same as JSON lines, from which docs/reference/accuracy.md is made:
+``python -m tests.kernel.harness.accuracy FILE``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+TABLE_BEGINS: Final = "<!-- measured: begin -->"
+TABLE_ENDS: Final = "<!-- measured: end -->"
+DOCUMENT: Final = Path(__file__).resolve().parents[3] / "docs" / "reference" / "accuracy.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure of the meter beside that of a reference."""
+
+    what: str
+    """What was done and which meter: "10,000 processes of 1 ms: CPU"."""
+    reference: str
+    """Whose figure it is compared with: "wait4 rusage"."""
+    measured: float
+    expected: float
+    unit: str
+    tolerance: float
+    """As a fraction of the reference."""
+    slack: float = 0
+    """Allowed besides, in the unit: a fixed cost that the reference cannot see."""
+
+    @property
+    def error(self) -> float:
+        """As a fraction of the reference; signed: positive is measured too much."""
+        difference = self.measured - self.expected
+        return difference / self.expected if self.expected else difference
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within the tolerance."""
+        allowed = self.tolerance * abs(self.expected) + self.slack
+        return abs(self.measured - self.expected) <= allowed
+
+    @property
+    def allowed(self) -> str:
+        """The tolerance in words."""
+        parts = [f"{self.tolerance * 100:g} %"] if self.tolerance else []
+        if self.slack:
+            parts.append(f"{self.slack:g} {self.unit}")
+        return " + ".join(parts) or "none"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.what}: {self.measured:.6g} {self.unit}, {self.reference} "
+            f"{self.expected:.6g}, error {self.error * 100:+.4f} % (tolerance {self.allowed})"
+        )
+
+
+class Accuracy:
+    """Collects comparisons; each is asserted where it is made."""
+
+    def __init__(self) -> None:
+        self.rows: list[Comparison] = []
+
+    def check(  # noqa: PLR0917 - a line of the table, in its order
+        self,
+        what: str,
+        reference: str,
+        measured: float,
+        expected: float,
+        unit: str,
+        tolerance: float = 0,
+        *,
+        slack: float = 0,
+    ) -> Comparison:
+        """Note a comparison and fail where it is out of its tolerance."""
+        row = Comparison(what, reference, measured, expected, unit, tolerance, slack)
+        self.rows.append(row)
+        assert row.holds, str(row)
+        return row
+
+
+_ALL: Final = Accuracy()
+
+
+@pytest.fixture(scope="session")
+def accuracy() -> Iterator[Accuracy]:
+    """Where tests put what they compared."""
+    yield _ALL
+    path = os.environ.get("LICAGENT_TEST_ACCURACY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as lines:
+            for row in _ALL.rows:
+                lines.write(json.dumps(asdict(row)) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Every comparison, in the order in which they were made."""
+    if not _ALL.rows:
+        return
+    terminalreporter.section("measured against references")
+    for row in _ALL.rows:
+        terminalreporter.write_line(f"{'' if row.holds else 'OUT OF TOLERANCE '}{row}")
+
+
+def table(rows: Iterable[Comparison]) -> str:
+    """As Markdown."""
+    lines = [
+        "| what | reference | unit | reference's figure | meter's figure | error | tolerance |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row.what} | {row.reference} | {row.unit} | {row.expected:,.0f} "
+        f"| {row.measured:,.0f} | {row.error * 100:+.4f} % | {row.allowed} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Put the comparisons of FILE into the document."""
+    text = Path(sys.argv[1]).read_text(encoding="utf-8")
+    last = {}
+    for line in text.splitlines():
+        row = Comparison(**json.loads(line))
+        last[row.what, row.reference] = row
+    head, rest = DOCUMENT.read_text(encoding="utf-8").split(TABLE_BEGINS, 1)
+    tail = rest.split(TABLE_ENDS, 1)[1]
+    made = f"{head}{TABLE_BEGINS}\n{table(last.values())}\n{TABLE_ENDS}{tail}"
+    DOCUMENT.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's meter with no daemon: programs on a cgroup of the test's own, read directly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+
+from tests.kernel.harness.cgroups import CgroupTree
+
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.usage import FlowRow, MeterSupport, Sheet, Who, WorkRow
+
+if TYPE_CHECKING:
+    from licagent.kernel.usage_meter import UsageMeter
+
+LOADER: Final = os.environ.get("LICAGENT_TEST_LOADER", "prebuilt")
+
+_Total = TypeVar("_Total", "Work", "Flow")
+
+
+class Meter(Protocol):
+    """What of UsageMeter the tests use."""
+
+    support: MeterSupport
+
+    def begin(self) -> None:
+        """Open the first sheet, or go on with what is pinned."""
+
+    def collect(self) -> None:
+        """Move what live tasks used so far into the open sheet."""
+
+    def close_sheet(self) -> Sheet:
+        """Close the open sheet."""
+
+    def discard(self, number: int) -> None:
+        """Forget a closed sheet."""
+
+    def peek(self) -> Sheet:
+        """The open sheet."""
+
+
+@dataclass(slots=True)
+class Work:
+    """Sum of rows of compute and storage use."""
+
+    cpu_ns: int = 0
+    read_bytes: int = 0
+    write_bytes: int = 0
+    cancelled_bytes: int = 0
+    memory_byte_ms: int = 0
+    processes: int = 0
+
+
+@dataclass(slots=True)
+class Flow:
+    """Sum of rows of network use."""
+
+    tx_payload_bytes: int = 0
+    rx_payload_bytes: int = 0
+    tx_wire_bytes: int = 0
+    rx_wire_bytes: int = 0
+    tx_packets: int = 0
+    rx_packets: int = 0
+
+
+def _add(total: _Total, row: WorkRow | FlowRow) -> None:
+    for each in fields(total):
+        setattr(total, each.name, getattr(total, each.name) + getattr(row, each.name))
+
+
+Chosen = Callable[[Who], bool]
+
+
+def anybody(_who: Who) -> bool:
+    """Every owner."""
+    return True
+
+
+@dataclass(slots=True)
+class Use:
+    """What was counted while something was measured; complete when the context ends."""
+
+    work_rows: list[WorkRow] = field(default_factory=list)
+    flow_rows: list[FlowRow] = field(default_factory=list)
+    opened_ns: int = 0
+    closed_ns: int = 0
+
+    def add(self, sheet: Sheet) -> None:
+        """Take a sheet. The tables of a test never fill up: nothing may be without its owner."""
+        spilled = sheet.spilled_work
+        assert spilled is None or not (spilled.cpu_ns or spilled.processes), spilled
+        assert not sheet.spilled_flows, sheet.spilled_flows
+        self.opened_ns = self.opened_ns or sheet.opened_ns
+        self.closed_ns = sheet.closed_ns
+        self.work_rows += sheet.work
+        self.flow_rows += sheet.flows
+
+    def work(self, cgroup: Path | None = None, chosen: Chosen = anybody) -> Work:
+        """Sum over a cgroup with its descendants (of those that exist now)."""
+        total = Work()
+        for row in self.work_of(cgroup, chosen):
+            _add(total, row)
+        return total
+
+    def work_of(self, cgroup: Path | None = None, chosen: Chosen = anybody) -> list[WorkRow]:
+        """The rows themselves."""
+        ids = None if cgroup is None else cgroup_ids(cgroup)
+        return [
+            row
+            for row in self.work_rows
+            if (ids is None or row.who.cgroup in ids) and chosen(row.who)
+        ]
+
+    def flow(
+        self,
+        cgroup: Path | None = None,
+        *,
+        protocol: int | None = None,
+        loopback: bool | None = None,
+        chosen: Chosen = anybody,
+    ) -> Flow:
+        """Sum over a cgroup, an IP protocol, loopback or not; None: all."""
+        total = Flow()
+        for row in self.flows_of(cgroup, chosen):
+            if protocol is not None and row.protocol != protocol:
+                continue
+            if loopback is not None and row.is_loopback != loopback:
+                continue
+            _add(total, row)
+        return total
+
+    def flows_of(self, cgroup: Path | None = None, chosen: Chosen = anybody) -> list[FlowRow]:
+        """The rows themselves."""
+        ids = None if cgroup is None else cgroup_ids(cgroup)
+        return [
+            row
+            for row in self.flow_rows
+            if (ids is None or row.who.cgroup in ids) and chosen(row.who)
+        ]
+
+
+def cgroup_ids(cgroup: Path) -> set[int]:
+    """Kernel numbers of a cgroup and its descendants."""
+    return {path.stat().st_ino for path in (cgroup, *cgroup.rglob("*")) if path.is_dir()}
+
+
+def load(bpffs: Path, cgroup: Path, loader: str = LOADER) -> None:
+    """Load and attach all programs, as the daemon does. AssertionError where that fails."""
+    command = [sys.executable, "-m", "licagent.kernel.loader", "--loader", loader]
+    command += ["--bpffs", str(bpffs), "--cgroup", str(cgroup)]
+    done = subprocess.run(command, capture_output=True, check=False, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    failed = [state for state in report["hooks"] if not state["attached"]]
+    assert not failed, failed
+
+
+def open_meter(bpffs: Path) -> UsageMeter:
+    """The meter of a pin folder."""
+    from licagent.kernel.usage_meter import UsageMeter
+
+    return UsageMeter(PinFolder(bpffs))
+
+
+class MeterUnderTest:
+    """Programs, a meter, and a cgroup in which things are measured."""
+
+    def __init__(self, loader: str = LOADER) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="licagent-meter-"))
+        self.bpffs = self.folder / "bpf"
+        self.loader = loader
+        self.tree = CgroupTree()
+        self._meter: Meter | None = None
+
+    @property
+    def meter(self) -> Meter:
+        """Only inside of the context."""
+        assert self._meter is not None
+        return self._meter
+
+    def __enter__(self) -> Self:
+        try:
+            self.tree.__enter__()
+            load(self.bpffs, self.tree.root, self.loader)
+            self._meter = open_meter(self.bpffs)
+            self._meter.begin()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._meter is not None and hasattr(self._meter, "close"):
+            self._meter.close()
+        PinFolder(self.bpffs).remove()
+        self.tree.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def cut(self) -> Sheet:
+        """Close the open sheet and discard it; what it held."""
+        sheet = self.meter.close_sheet()
+        self.meter.discard(sheet.number)
+        return sheet
+
+    @contextmanager
+    def measuring(self) -> Iterator[Use]:
+        """What is used inside: a sheet is cut before and after."""
+        self.cut()
+        use = Use()
+        yield use
+        use.add(self.cut())
