@@ -100,8 +100,7 @@ def accuracy() -> Iterator[Accuracy]:
     path = os.environ.get("LICAGENT_TEST_ACCURACY")
     if path:
         with Path(path).open("a", encoding="utf-8") as lines:
-            for row in _ALL.rows:
-                lines.write(json.dumps(asdict(row)) + "\n")
+            lines.writelines(json.dumps(asdict(row)) + "\n" for row in _ALL.rows)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
