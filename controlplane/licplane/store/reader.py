@@ -13,7 +13,16 @@ from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
 from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
+from licplane.store.usage_records import UsageReads
 
 
-class Reader(CatalogReads, HostReads, ShadowReads, IdentityReads, SigningReads, JournalReads):
+class Reader(
+    CatalogReads,
+    HostReads,
+    ShadowReads,
+    IdentityReads,
+    SigningReads,
+    JournalReads,
+    UsageReads,
+):
     """What a transaction sees. Made by Store.reading()."""

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Usage records as bytes, and the messages of the stream that carries them."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
+from licagent.domain.usage_chain import UsageBatch, UsageGap
+from licapi.control.v1 import telemetry_pb2
+
+TEXT_BYTES_MAX: Final = 1024
+"""Longer texts (a cgroup's path may have 4 KiB) are cut, and end in a hash of the whole, so that
+no two become one."""
+_U64_MAX: Final = 2**64 - 1
+_METERS: Final = tuple((meter, meter.key) for meter in Meter)
+_BY_NUMBER: Final = {int(meter): meter for meter in Meter}
+
+
+class RecordDamaged(ValueError):
+    """Bytes that are no usage record."""
+
+
+def encode(record: UsageRecord) -> bytes:
+    """A record's bytes: what is hashed, signed, stored and billed.
+
+    Raises ValueError for a quantity or a time that the format cannot hold (negative, or beyond
+    64 bits): such a number is a fault of ours, and must not be sent as another one.
+    """
+    owner = record.owner
+    message = telemetry_pb2.UsageRecord(
+        kind=int(record.kind),  # type: ignore[arg-type]
+        start_unix_ms=record.start_unix_ms,
+        end_unix_ms=record.end_unix_ms,
+        license=_text(record.license),
+        resource=_text(record.resource),
+        binding=_text(record.binding),
+        unit=_text(owner.unit),
+        cgroup=_text(owner.cgroup),
+        user=_text(owner.user),
+        uid=owner.uid,
+        executable=_text(owner.executable),
+        pid=owner.pid,
+        process_start_unix_ms=owner.process_start_unix_ms,
+        protocol=record.protocol,
+        loopback=record.is_loopback,
+        detail=_text(record.detail),
+        estimated=sorted(record.estimated),
+        unsupported=sorted(record.unsupported),
+    )
+    for meter, quantity in record.quantities.items():
+        if not 0 <= quantity <= _U64_MAX:
+            raise ValueError(f"{meter.key} is {quantity}")
+        setattr(message, meter.key, quantity)
+    return message.SerializeToString(deterministic=True)
+
+
+def decode(data: bytes) -> UsageRecord:
+    """The record in these bytes. Meters that are zero are left out, as `encode` leaves them out.
+
+    Raises RecordDamaged for what is no record, or one of a kind that this program does not know.
+    """
+    try:
+        message = telemetry_pb2.UsageRecord.FromString(data)
+        kind = UsageKind(message.kind)
+    except (DecodeError, ValueError) as error:
+        raise RecordDamaged(f"no usage record ({error})") from error
+    return UsageRecord(
+        kind=kind,
+        start_unix_ms=message.start_unix_ms,
+        end_unix_ms=message.end_unix_ms,
+        quantities={
+            meter: quantity for meter, key in _METERS if (quantity := getattr(message, key))
+        },
+        owner=UsageOwner(
+            unit=message.unit,
+            cgroup=message.cgroup,
+            user=message.user,
+            uid=message.uid,
+            executable=message.executable,
+            pid=message.pid,
+            process_start_unix_ms=message.process_start_unix_ms,
+        ),
+        license=message.license,
+        resource=message.resource,
+        binding=message.binding,
+        protocol=message.protocol,
+        is_loopback=message.loopback,
+        estimated=_meters(message.estimated),
+        unsupported=_meters(message.unsupported),
+        detail=message.detail,
+    )
+
+
+def batch_message(batch: UsageBatch) -> telemetry_pb2.UsageUp:
+    """A batch as it is sent."""
+    return telemetry_pb2.UsageUp(
+        batch=telemetry_pb2.UsageBatch(
+            epoch=batch.epoch,
+            boot_id=batch.boot_id,
+            first_sequence=batch.first,
+            records=batch.records,
+            previous_hash=batch.previous_hash,
+            hash=batch.hash,
+            signature=batch.signature,
+        )
+    )
+
+
+def gap_message(gap: UsageGap) -> telemetry_pb2.UsageUp:
+    """A named gap as it is sent."""
+    return telemetry_pb2.UsageUp(
+        gap=telemetry_pb2.UsageGap(
+            epoch=gap.epoch,
+            first_sequence=gap.first,
+            last_sequence=gap.last,
+            reason=gap.reason,
+            next_previous_hash=gap.next_previous_hash,
+            signature=gap.signature,
+        )
+    )
+
+
+def _meters(numbers: object) -> frozenset[Meter]:
+    return frozenset(_BY_NUMBER[one] for one in numbers if one in _BY_NUMBER)  # type: ignore[attr-defined]
+
+
+def _text(value: str) -> str:
+    """What the format and PostgreSQL can hold, and no longer than TEXT_BYTES_MAX."""
+    if value.isascii() and len(value) <= TEXT_BYTES_MAX and "\0" not in value:
+        return value
+    data = value.replace("\0", "\\0").encode("utf-8", "backslashreplace")
+    if len(data) > TEXT_BYTES_MAX:
+        mark = f"...#{hashlib.sha256(data).hexdigest()[:16]}".encode()
+        data = data[: TEXT_BYTES_MAX - len(mark)].decode("utf-8", "ignore").encode() + mark
+    return data.decode()
