@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from licagent.daemon.managed import Managed
+from licagent.domain.attribution import EMPTY as NO_ATTRIBUTION
+from licagent.domain.attribution import MEASURED_KINDS, AttributionTable, attribute
 from licagent.domain.compiler import PolicyCompiler
 from licagent.domain.config import FailsafeSetting
 from licagent.domain.failsafe import failsafe_entries, read_resolvers
@@ -277,6 +279,21 @@ class PolicyKeeper:
         compiler = PolicyCompiler(policy, licenses, folder, frame.withheld)
         failsafe = failsafe_entries((*self._failsafe, *frame.reachable), frame.resolvers)
         return compiler, compiler.compile(failsafe, lenient=False, tolerated=tolerated)
+
+    def attribution(self, compiled: Compiled, licenses: Mapping[str, License]) -> AttributionTable:
+        """Who uses the policy's compute and storage resources under which license.
+
+        Free where it has none of them, which is why it is no part of the tables.
+        """
+        resources = (*compiled.local.resources, *compiled.managed.resources.values())
+        if not any(each.kind in MEASURED_KINDS for each in resources):
+            return NO_ATTRIBUTION
+        policy = compiled.policy
+        extra = _run_bindings(policy, licenses, self._run_licenses)
+        policy = replace(policy, bindings=policy.bindings + extra)
+        with self._compiling, no_garbage_collection():
+            folder = Folder(self._numbering, self._user, self._group)
+            return attribute(policy, licenses, folder, compiled.frame.withheld)
 
     def resolvers_changed(self) -> bool:
         """Whether the host has other name servers than when a policy was compiled last."""

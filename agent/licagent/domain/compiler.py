@@ -10,7 +10,7 @@ away some of a license's entitlements, and leave others, do its rules change.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -119,6 +119,8 @@ class PolicyCompiler:
     licenses: Mapping[str, License]
     folder: Folder
     withheld: AbstractSet[tuple[str, str]]
+    kinds: Collection[ResourceKind] = ENFORCED_KINDS
+    """Kinds of resources whose grants are noted."""
     problems: list[PolicyProblem] = field(default_factory=list)
     _resources: dict[str, tuple[int, Resource]] = field(default_factory=dict)
     _views: dict[str, _LicenseView | None] = field(default_factory=dict)
@@ -136,9 +138,7 @@ class PolicyCompiler:
         lenient: bool,
         tolerated: Callable[[PolicyProblem], bool],
     ) -> Tables:
-        for resource in self.policy.resources:
-            number = self.folder.numbering.number("resource", resource.name)
-            self._resources[resource.name] = (number, resource)
+        self.number_resources()
         self._check_license_numbers()
         self._bind_all()
         self.problems += self._unreached()
@@ -168,6 +168,12 @@ class PolicyCompiler:
             ),
             withheld=frozenset(self.withheld),
         )
+
+    def number_resources(self) -> None:
+        """Give each resource its number, before bindings refer to it."""
+        for resource in self.policy.resources:
+            number = self.folder.numbering.number("resource", resource.name)
+            self._resources[resource.name] = (number, resource)
 
     def _check_license_numbers(self) -> None:
         """Two licenses of one number would end, and be revoked, together."""
@@ -249,7 +255,7 @@ class PolicyCompiler:
                 continue
             self._reached.add(name)
             number, resource = self._resources[name]
-            if who is None or resource.kind not in ENFORCED_KINDS:
+            if who is None or resource.kind not in self.kinds:
                 continue
             grant = Grant(binding, view.license, honoured, selectors)
             key = (number, *who.key)

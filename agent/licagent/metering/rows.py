@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: D102 -- the fields are described where they are made
 """What the meters hand over, as this package sees it: the kernel's sheets or the fallback's.
 
 Structural types: `licagent.kernel.usage` has the classes that fit, and this package knows no
