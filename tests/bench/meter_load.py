@@ -54,11 +54,9 @@ class Link:
             self.sink = Namespace()
             undo.callback(self.sink.close)
             self._pid, sink_pid = (Path(end.path).parts[2] for end in (self.client, self.sink))
-            subprocess.run(
-                ["ip", "link", "add", INTERFACE, "netns", self._pid, "type", "veth"]
-                + ["peer", "name", INTERFACE, "netns", sink_pid],
-                check=True,
-            )
+            pair = f"link add {INTERFACE} netns {self._pid} type veth"
+            pair += f" peer name {INTERFACE} netns {sink_pid}"
+            subprocess.run(["ip", *pair.split()], check=True)
             for end, address in ((self.client, CLIENT), (self.sink, SINK)):
                 script = (
                     "[ ! -d /proc/sys/net/ipv6 ] ||"
@@ -108,7 +106,7 @@ class Totals:
 class Load:
     """Processes inside a cgroup. Leaving ends those that still live."""
 
-    def __init__(  # noqa: PLR0913 - the options of a program
+    def __init__(
         self,
         cgroup: Path,
         folder: Path,

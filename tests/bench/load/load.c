@@ -42,9 +42,9 @@ static const char usage[] =
 	"  --send BYTES     that each process sends over TCP, a living one at each waking\n";
 
 static struct {
-	const char *cgroup, *netns, *sink_netns, *to, *job;
+	const char *cgroup, *netns, *sink_netns, *to, *job, *name;
 	int live, wake_ms, live_burn_us, burn_us, send, port;
-} o = { .to = "127.0.0.2", .port = 18080 };
+} o = { .to = "127.0.0.2", .port = 18080, .name = "licload" };
 
 /* Written by all processes. */
 static struct {
