@@ -71,6 +71,21 @@ def make_engine(url: URL, *, pool_size: int, lock_wait_s: float = LOCK_WAIT_S) -
     )
 
 
+class _BitOr:
+    """SQL's bit_or: the bits that are set in any of the rows."""
+
+    def __init__(self) -> None:
+        self._bits = 0
+
+    def step(self, value: int | None) -> None:
+        """One row."""
+        self._bits |= value or 0
+
+    def finalize(self) -> int:
+        """All of them."""
+        return self._bits
+
+
 def _sqlite(url: URL, pool_size: int, lock_wait_s: float) -> Engine:
     assert url.database is not None  # noqa: S101 -- parse_url saw to it
     path = Path(url.database)
@@ -106,6 +121,7 @@ def _sqlite(url: URL, pool_size: int, lock_wait_s: float) -> Engine:
             "journal_size_limit=67108864",
         ):
             connection.execute(f"PRAGMA {pragma}").close()
+        connection.create_aggregate("bit_or", 1, _BitOr)  # PostgreSQL has it
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

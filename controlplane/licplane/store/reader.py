@@ -7,6 +7,7 @@ of 0 is none. Text that no database could hold raises PlaneError USAGE, also in 
 
 from __future__ import annotations
 
+from licplane.store.billing_records import BillingReads
 from licplane.store.catalog import CatalogReads
 from licplane.store.hosts import HostReads
 from licplane.store.identities import IdentityReads
@@ -14,6 +15,7 @@ from licplane.store.journal import JournalReads
 from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
 from licplane.store.usage_records import UsageReads
+from licplane.store.usage_sums import SumReads
 
 
 class Reader(
@@ -24,5 +26,7 @@ class Reader(
     SigningReads,
     JournalReads,
     UsageReads,
+    SumReads,
+    BillingReads,
 ):
     """What a transaction sees. Made by Store.reading()."""

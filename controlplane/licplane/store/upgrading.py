@@ -12,7 +12,7 @@ from licplane.errors import ExitCode, PlaneError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-NEWEST: Final = "0002"
+NEWEST: Final = "0003"
 """The id of the last step. Alembic knows it too, but takes long to load, and runs rarely."""
 _LOCATION: Final = "licplane.store:migrations"
 _LOCK: Final = 0x6C6963706C616E65  # "licplane"; an advisory lock of PostgreSQL is a bigint
