@@ -1,4 +1,276 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sheets to the ledger: each sheet is committed once, whatever ends the daemon in between."""
+"""From sheets to the ledger: each sheet is committed once, whatever ends the daemon in between.
+
+    close a sheet -> records -> one frame with the sheet's mark -> discard the sheet
+
+Killed before the frame is on the disk, the next daemon finds the closed sheet in the kernel and a
+mark of an earlier one: it commits it. Killed after, it finds the mark of that very sheet: it
+discards it. While the ledger takes nothing the closed sheet stays where it is, and everything
+goes on adding up in the open one.
+"""
 
 from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol
+
+from licagent.domain.usage import Meter, Quality, UsageKind, UsageRecord
+from licagent.domain.usage_merge import merge
+from licagent.metering.footprint import FootprintRow
+from licagent.metering.owners import Charging, HostNames, OwnerBook
+from licagent.metering.records import Qualities, SheetRecords, footprint_records, read_sheet
+from licagent.metering.rows import Meter as SheetMeter
+from licagent.metering.rows import Sheet
+from licagent.metering.unattributed import Balance, HostTotals, settle
+
+SHEET_MARK: Final = "sheet"
+BALANCE_MARK: Final = "host"
+FOOTPRINT_MARK: Final = "footprint"
+FALLBACK_MARK: Final = "fallback"
+
+_FRESH_NS: Final = 500_000_000
+"""The host's totals belong to a sheet that was closed no longer ago."""
+_UNSEEN_NS: Final = 1_000_000_000
+"""A sheet that opens this much after the last one closed leaves time of which nothing is known."""
+
+
+class Refusal(StrEnum):
+    """Why a frame was not taken."""
+
+    FULL = "full"
+    BLOCKED = "blocked"
+
+
+class Spool(Protocol):
+    """The ledger, as this needs it. What it raises is the adapter's business."""
+
+    @property
+    def marks(self) -> Mapping[str, bytes]:
+        """Those of the newest frame."""
+        ...  # pragma: no cover
+
+    def settle(self) -> bool:
+        """Whether the newest frame is known to be on the disk."""
+        ...  # pragma: no cover
+
+    def commit(self, records: Sequence[UsageRecord], marks: Mapping[str, bytes]) -> Refusal | None:
+        """Take all of it durably, or say why nothing was taken."""
+        ...  # pragma: no cover
+
+
+class FootprintSource(Protocol):
+    """Storage footprints (`metering.footprint.Footprints`)."""
+
+    def take(self) -> tuple[Sequence[FootprintRow], bytes]:
+        """What was held since the last commit, and the baseline that goes with it."""
+        ...  # pragma: no cover
+
+    def committed(self) -> None:
+        """What `take` gave last is on the disk."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True, slots=True)
+class SheetMark:
+    """Which sheet a frame stands for. A number alone may come again when the meter is new."""
+
+    boot_id: str = ""
+    number: int = 0
+    opened_ns: int = 0
+    closed_ns: int = 0
+    end_unix_ms: int = 0
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SheetMark:
+        """From a mark of the ledger; one that cannot be read is of no sheet."""
+        if len(data) != _MARK.size:
+            return cls()
+        boot, *numbers = _MARK.unpack(data)
+        return cls(str(uuid.UUID(bytes=boot)), *numbers)
+
+    def to_bytes(self) -> bytes:
+        """For a mark of the ledger: 48 bytes, so that it outlives a damaged frame."""
+        boot = uuid.UUID(self.boot_id).bytes
+        return _MARK.pack(
+            boot, self.number, self.opened_ns, self.closed_ns, max(0, self.end_unix_ms)
+        )
+
+    def is_of(self, sheet: Sheet, boot_id: str) -> bool:
+        """Whether this very sheet was committed."""
+        return (
+            self.boot_id == boot_id
+            and self.number == sheet.number
+            and self.opened_ns == sheet.opened_ns
+        )
+
+
+_MARK: Final = struct.Struct(">16sQQQQ")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one turn did."""
+
+    sheet: Sheet | None = None
+    """That was committed; None where the ledger did not take it."""
+    records: Sequence[UsageRecord] = ()
+    refusal: Refusal | None = None
+    merged: bool = False
+    """The spool had room only for fewer, coarser records."""
+    quantities: Mapping[Meter, int] | None = None
+    """What somebody was given, by meter."""
+    unattributed: Mapping[Meter, int] | None = None
+
+
+class Sampler:
+    """Turns sheets into records and hands them to the ledger. Not for several threads at once."""
+
+    def __init__(
+        self,
+        meter: SheetMeter,
+        spool: Spool,
+        names: HostNames,
+        *,
+        boot_id: str,
+        unix_ms: Callable[[int], int],
+        now_ns: Callable[[], int],
+        totals: Callable[[], HostTotals],
+        qualities: Qualities,
+        footprints: FootprintSource | None = None,
+        fallback_baseline: Callable[[Sheet], bytes] | None = None,
+    ) -> None:
+        """`unix_ms`: wall time of a reading of CLOCK_BOOTTIME; `now_ns`: such a reading.
+
+        `fallback_baseline`: of a meter that keeps nothing in the kernel, for the frame.
+        """
+        self._meter = meter
+        self._spool = spool
+        self._owners = OwnerBook(names)
+        self._boot_id = boot_id
+        self._unix_ms = unix_ms
+        self._now_ns = now_ns
+        self._totals = totals
+        self.qualities = qualities
+        self._footprints = footprints
+        self._fallback_baseline = fallback_baseline
+        self._balance = Balance.from_bytes(spool.marks.get(BALANCE_MARK, b""), boot_id)
+
+    @property
+    def owners(self) -> OwnerBook:
+        """Names of owners, also for what is not committed yet."""
+        return self._owners
+
+    def begin(self) -> None:
+        """Open the meter, or go on with what is there; read where the host's totals stand."""
+        self._meter.begin()
+        if not self._balance.counters:
+            _published, self._balance = settle(self._balance, self._totals(), {})
+
+    def step(self, charging: Charging) -> Step:
+        """Commit one sheet, under the policy that was in force while it was open."""
+        sheet = self._meter.close_sheet()
+        mark = SheetMark.from_bytes(self._spool.marks.get(SHEET_MARK, b""))
+        if mark.is_of(sheet, self._boot_id):
+            if not self._spool.settle():
+                return Step(refusal=Refusal.BLOCKED)
+            self._meter.discard(sheet.number)
+            sheet = self._meter.close_sheet()
+        # At once, and only where it is the sheet's own moment.
+        is_fresh = self._now_ns() - sheet.closed_ns < _FRESH_NS
+        totals = self._totals() if is_fresh else {}
+        self._owners.begin(charging)
+        found = read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
+        published, balance = settle(self._balance, totals, found.attributed)
+        footprints, baseline = self._take_footprints()
+        records = [
+            *self._unseen(sheet, mark),
+            *found.records,
+            *self._host_line(sheet, published),
+            *footprint_records(footprints, charging),
+        ]
+        marks = {
+            SHEET_MARK: SheetMark(
+                self._boot_id,
+                sheet.number,
+                sheet.opened_ns,
+                sheet.closed_ns,
+                self._unix_ms(sheet.closed_ns),
+            ).to_bytes(),
+            BALANCE_MARK: balance.to_bytes(),
+        }
+        if baseline:
+            marks[FOOTPRINT_MARK] = baseline
+        if self._fallback_baseline is not None:
+            marks[FALLBACK_MARK] = self._fallback_baseline(sheet)
+        refusal = self._spool.commit(records, marks)
+        merged = refusal is Refusal.FULL
+        if merged:
+            records = merge(records, by_process=False)
+            refusal = self._spool.commit(records, marks)
+        if refusal is not None:
+            return Step(refusal=refusal)
+        self._meter.discard(sheet.number)
+        self._balance = balance
+        if self._footprints is not None:
+            self._footprints.committed()
+        return Step(sheet, records, None, merged, found.attributed, published)
+
+    def hold(self) -> None:
+        """Let the open sheet grow: this interval is committed together with the next."""
+        self._meter.collect()
+
+    def peek(self, charging: Charging) -> tuple[Sheet, SheetRecords]:
+        """What is not committed yet, as of the open sheet."""
+        sheet = self._meter.peek()
+        self._owners.begin(charging)
+        return sheet, read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
+
+    def _take_footprints(self) -> tuple[Sequence[FootprintRow], bytes]:
+        if self._footprints is None:
+            return (), self._spool.marks.get(FOOTPRINT_MARK, b"")
+        return self._footprints.take()
+
+    def _host_line(self, sheet: Sheet, published: Mapping[Meter, int]) -> list[UsageRecord]:
+        unsupported = frozenset(
+            meter for meter, quality in self.qualities.of.items() if quality is Quality.UNSUPPORTED
+        )
+        if not published and not unsupported:
+            return []
+        start_ms = self._unix_ms(sheet.opened_ns)
+        return [
+            UsageRecord(
+                kind=UsageKind.UNATTRIBUTED,
+                start_unix_ms=start_ms,
+                end_unix_ms=max(start_ms, self._unix_ms(sheet.closed_ns)),
+                quantities=dict(published),
+                # Of totals that the host keeps by its own means, to its own exactness.
+                estimated=frozenset(published),
+                unsupported=unsupported - published.keys(),
+                detail="the host's totals less its processes'",
+            )
+        ]
+
+    def _unseen(self, sheet: Sheet, mark: SheetMark) -> list[UsageRecord]:
+        """A line for time that no sheet has, since the last one that was committed."""
+        if not mark.boot_id:
+            return []
+        if mark.boot_id != self._boot_id:
+            detail = "the host was restarted: what was used since the last commit is not known"
+        elif sheet.opened_ns - mark.closed_ns >= _UNSEEN_NS:
+            detail = "nothing was metered: the programs were not loaded"
+        else:
+            return []
+        end_ms = self._unix_ms(sheet.opened_ns)
+        return [
+            UsageRecord(
+                kind=UsageKind.GAP,
+                start_unix_ms=min(mark.end_unix_ms, end_ms),
+                end_unix_ms=end_ms,
+                quantities={},
+                detail=detail,
+            )
+        ]

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The owner of a row: from the kernel's numbers to names that a bill can show.
+
+Names are looked up once for each owner. What the host could not tell (a program that ended
+before anybody saw it) is asked again with the next sheet, for another run of it may be alive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from licagent.domain.attribution import Attribution
+from licagent.domain.decision import Subject
+from licagent.domain.usage import UsageOwner
+from licagent.metering.rows import WhoRow
+
+_OWNERS_MAX: Final = 65_536
+"""Above it the book is begun anew: 10,000 live processes and what came and went meanwhile."""
+_NO_OWNER: Final = 0xFFFFFFFE
+"""(uid_t)-1 and -2 are nobody's."""
+
+
+class HostNames(Protocol):
+    """What the host says about numbers. Answers are remembered by whoever gives them."""
+
+    def cgroup(self, number: int) -> str:
+        """The path of a cgroup below the agent's root; "" where it is not known."""
+        ...  # pragma: no cover
+
+    def unit(self, cgroup: str) -> str:
+        """Its systemd unit or container, as selectors name them; "" if it is none."""
+        ...  # pragma: no cover
+
+    def user(self, uid: int) -> str:
+        """The name of a user; the number as text where it has none."""
+        ...  # pragma: no cover
+
+    def executable(self, who: WhoRow) -> str:
+        """The path of what a process runs; "" where it cannot be told any more."""
+        ...  # pragma: no cover
+
+    def process_start_unix_ms(self, start_ns: int) -> int:
+        """The wall time of a CLOCK_BOOTTIME reading, the same for one reading at all times."""
+        ...  # pragma: no cover
+
+
+class Charging(Protocol):
+    """What use is charged to, under the policy that was in force while it went on."""
+
+    def compute(self, subject: Subject) -> Attribution:
+        """Compute, memory and storage input and output of a subject."""
+        ...  # pragma: no cover
+
+    def network(self, license_: int, resource: int, subject: Subject) -> Attribution:
+        """Network use that the kernel counted under these numbers."""
+        ...  # pragma: no cover
+
+    def footprint(self, resource: str, uid: int | None) -> Attribution:
+        """Stored bytes of a storage resource; `uid` of a user's footprint."""
+        ...  # pragma: no cover
+
+    def scopes(self, cgroup: str) -> tuple[int, ...]:
+        """Numbers of the scopes that a cgroup lies in, the deepest first."""
+        ...  # pragma: no cover
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """One owner, named."""
+
+    owner: UsageOwner
+    subject: Subject
+    compute: Attribution
+
+
+class OwnerBook:
+    """Owners by the kernel's numbers, under one policy. Not for several threads at once."""
+
+    def __init__(self, names: HostNames) -> None:
+        self._names = names
+        self._charging: Charging | None = None
+        self._known: dict[WhoRow, Known] = {}
+        self._unsure: list[WhoRow] = []
+
+    def begin(self, charging: Charging) -> None:
+        """Answer under this policy from now on; once for each sheet."""
+        if charging is not self._charging or len(self._known) > _OWNERS_MAX:
+            self._charging = charging
+            self._known.clear()
+        for who in self._unsure:
+            self._known.pop(who, None)
+        self._unsure.clear()
+
+    @property
+    def charging(self) -> Charging:
+        """The policy of `begin`."""
+        if self._charging is None:
+            raise RuntimeError("no sheet was begun")
+        return self._charging
+
+    def of(self, who: WhoRow) -> Known:
+        """The owner of a row."""
+        found = self._known.get(who)
+        if found is None:
+            found = self._known[who] = self._look_up(who)
+        return found
+
+    def _look_up(self, who: WhoRow) -> Known:
+        names, charging = self._names, self.charging
+        cgroup = getattr(who, "cgroup_path", "") or names.cgroup(who.cgroup)
+        executable = _executable(who) or names.executable(who)
+        if not executable or not cgroup:
+            self._unsure.append(who)
+        uid = who.uid if who.uid < _NO_OWNER else -1
+        owner = UsageOwner(
+            unit=(names.unit(cgroup) or cgroup) if cgroup else "",
+            cgroup=cgroup,
+            user=names.user(uid) if uid >= 0 else "",
+            uid=uid,
+            executable=executable,
+            pid=who.pid,
+            process_start_unix_ms=(
+                names.process_start_unix_ms(who.start_ns) if who.pid and who.start_ns else 0
+            ),
+        )
+        subject = Subject(
+            path=who.path,
+            digest=who.digest,
+            scopes=charging.scopes(cgroup) if cgroup else (),
+            uid=who.uid,
+            gid=who.gid,
+        )
+        return Known(owner, subject, charging.compute(subject))
+
+
+def _executable(who: WhoRow) -> str:
+    """What the row itself says: the fallback's path, or the name of a kernel thread."""
+    told = getattr(who, "executable", "")
+    if told:
+        return str(told)
+    # Kernel threads have no executable (identity.bpf.c), and are the system's.
+    if not who.inode and not who.uid and who.pid:
+        return f"[{who.comm}]"
+    return ""
