@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
+from licagent.control.usage_source import BatchShape, EpochShape, GapShape
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
-from licagent.domain.usage_chain import UsageBatch, UsageGap
 from licapi.control.v1 import telemetry_pb2
 
 TEXT_BYTES_MAX: Final = 1024
@@ -95,7 +96,20 @@ def decode(data: bytes) -> UsageRecord:
     )
 
 
-def batch_message(batch: UsageBatch) -> telemetry_pb2.UsageUp:
+def hello_message(epoch: EpochShape) -> telemetry_pb2.UsageUp:
+    """What a stream begins with."""
+    return telemetry_pb2.UsageUp(
+        hello=telemetry_pb2.UsageHello(
+            epoch=epoch.epoch,
+            public_key=epoch.public_key,
+            boot_id=epoch.boot_id,
+            first_sequence=epoch.first_sequence,
+            next_sequence=epoch.next_sequence,
+        )
+    )
+
+
+def batch_message(batch: BatchShape) -> telemetry_pb2.UsageUp:
     """A batch as it is sent."""
     return telemetry_pb2.UsageUp(
         batch=telemetry_pb2.UsageBatch(
@@ -110,7 +124,7 @@ def batch_message(batch: UsageBatch) -> telemetry_pb2.UsageUp:
     )
 
 
-def gap_message(gap: UsageGap) -> telemetry_pb2.UsageUp:
+def gap_message(gap: GapShape) -> telemetry_pb2.UsageUp:
     """A named gap as it is sent."""
     return telemetry_pb2.UsageUp(
         gap=telemetry_pb2.UsageGap(
@@ -124,8 +138,8 @@ def gap_message(gap: UsageGap) -> telemetry_pb2.UsageUp:
     )
 
 
-def _meters(numbers: object) -> frozenset[Meter]:
-    return frozenset(_BY_NUMBER[one] for one in numbers if one in _BY_NUMBER)  # type: ignore[attr-defined]
+def _meters(numbers: Iterable[int]) -> frozenset[Meter]:
+    return frozenset(_BY_NUMBER[one] for one in numbers if one in _BY_NUMBER)
 
 
 def _text(value: str) -> str:
