@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measured against a reference: the error, its tolerance, and the table of all of them.
 
-A test module asks by `pytest_plugins`. The table ends the run's output; LICAGENT_TEST_ACCURACY
-names a file that gets the same as JSON lines, from which docs/reference/accuracy.md is made:
+The table ends the run's output (metered.py); LICAGENT_TEST_ACCURACY names a file that gets the
+same as JSON lines, from which the table of docs/reference/accuracy.md is made:
 ``python -m tests.kernel.harness.accuracy FILE``.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-
-import pytest
 
 TABLE_BEGINS: Final = "<!-- measured: begin -->"
 TABLE_ENDS: Final = "<!-- measured: end -->"
@@ -90,26 +87,8 @@ class Accuracy:
         return row
 
 
-_ALL: Final = Accuracy()
-
-
-@pytest.fixture(scope="session")
-def accuracy() -> Iterator[Accuracy]:
-    """Where tests put what they compared."""
-    yield _ALL
-    path = os.environ.get("LICAGENT_TEST_ACCURACY")
-    if path:
-        with Path(path).open("a", encoding="utf-8") as lines:
-            lines.writelines(json.dumps(asdict(row)) + "\n" for row in _ALL.rows)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Every comparison, in the order in which they were made."""
-    if not _ALL.rows:
-        return
-    terminalreporter.section("measured against references")
-    for row in _ALL.rows:
-        terminalreporter.write_line(f"{'' if row.holds else 'OUT OF TOLERANCE '}{row}")
+ALL: Final = Accuracy()
+"""Of this run."""
 
 
 def table(rows: Iterable[Comparison]) -> str:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the meter's tests; a test module asks for them by `pytest_plugins`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from tests.kernel.harness.accuracy import ALL, Accuracy
+from tests.kernel.harness.cgroups import CgroupTree
+from tests.kernel.harness.dial import program_folder
+from tests.kernel.harness.meter import MeterUnderTest
+from tests.kernel.harness.work import Worker
+
+
+@pytest.fixture(scope="session")
+def accuracy() -> Iterator[Accuracy]:
+    """Where tests put what they compared."""
+    yield ALL
+    path = os.environ.get("LICAGENT_TEST_ACCURACY")
+    if path:
+        with Path(path).open("a", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(asdict(row)) + "\n" for row in ALL.rows)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Every comparison, in the order in which they were made."""
+    if not ALL.rows:
+        return
+    terminalreporter.section("measured against references")
+    for row in ALL.rows:
+        terminalreporter.write_line(f"{'' if row.holds else 'OUT OF TOLERANCE '}{row}")
+
+
+@pytest.fixture(scope="session")
+def metered() -> Iterator[MeterUnderTest]:
+    """One meter for all tests: they use cgroups of their own."""
+    with MeterUnderTest() as found:
+        yield found
+
+
+@pytest.fixture
+def place(metered: MeterUnderTest) -> Iterator[Path]:
+    """A cgroup of this test's own, in which everything is measured."""
+    with CgroupTree(metered.tree.root) as tree:
+        yield tree.root
+
+
+@pytest.fixture(scope="session")
+def worker() -> Iterator[Worker]:
+    """The program that works."""
+    with program_folder() as folder:
+        yield Worker(folder)

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of life has its right owner: whose CPU time it was, once, and nobody's else."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+import pytest
+from tests.kernel.harness.accuracy import Accuracy
+from tests.kernel.harness.cgroups import CgroupTree
+from tests.kernel.harness.meter import MeterUnderTest, once
+from tests.kernel.harness.work import MS, Worker, cpu_of, run_time_of
+
+from licagent.kernel.usage import Who
+
+pytest_plugins = ["tests.kernel.harness.metered"]
+pytestmark = once
+
+NOBODY: Final = 65534
+PART: Final = 0.01
+"""Of a reference that is read a moment before or after the end."""
+
+START_NS: Final = 5 * MS
+"""More than it takes to start or end the small static program."""
+
+
+def test_a_thread_that_outlives_its_leader(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """Read while the leader is a zombie: what it used is not lost and not counted again."""
+    with (
+        metered.measuring() as use,
+        worker.started(place, *worker.argv("leader", 300 * MS)) as runs,
+    ):
+        pids = set()
+        while runs.process.poll() is None:
+            sheet = metered.cut()
+            use.add(sheet)
+            pids |= {row.who.pid for row in use.work_of(place)}
+            time.sleep(0.03)
+        ran = runs.finish()
+
+    found = use.work(place)
+    assert found.processes == 1, "the leader's end is not the process's"
+    assert len(pids - {0}) == 1, pids
+    accuracy.check(
+        "thread that outlives its leader: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", PART
+    )
+
+
+def test_an_exec_by_a_thread_takes_over_its_leaders_number(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """Three parts: the leader's, the thread's, and that of the program executed."""
+    copy = worker.path.with_name("executed")
+    copy.write_bytes(worker.path.read_bytes() + b"another")
+    copy.chmod(0o755)
+    with metered.measuring() as use:
+        ran = worker.work(place, "exec-by-thread", 100 * MS, copy, "burn", 150 * MS)
+
+    def of(program: Path) -> int:
+        number = program.stat().st_ino
+        return use.work(place, lambda who: who.inode == number).cpu_ns
+
+    found = use.work(place)
+    assert found.processes == 1, "an exec is not an end"
+    accuracy.check("exec by a thread: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", PART)
+    accuracy.check(
+        "exec by a thread: CPU before",
+        "its own clocks",
+        of(worker.path),
+        200 * MS,
+        "ns",
+        PART,
+        slack=START_NS,
+    )
+    accuracy.check(
+        "exec by a thread: CPU after",
+        "its own clock",
+        of(copy),
+        150 * MS,
+        "ns",
+        PART,
+        slack=START_NS,
+    )
+
+
+def test_a_change_of_user_cuts(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    with metered.measuring() as use:
+        ran = worker.work(place, "user", NOBODY, 150 * MS)
+
+    found = use.work(place)
+    assert found.processes == 1
+    accuracy.check("change of user: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", PART)
+    for name, uid in (("before", 0), ("after", NOBODY)):
+        part = use.work(place, lambda who, uid=uid: who.uid == uid)  # type: ignore[misc]
+        accuracy.check(
+            f"change of user: CPU {name}",
+            "its own clock",
+            part.cpu_ns,
+            150 * MS,
+            "ns",
+            PART,
+            slack=START_NS,
+        )
+
+
+def test_one_process_id_for_three_processes(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """clone3(set_tid): the same number again and again; read while each of them runs."""
+    with (
+        metered.measuring() as use,
+        worker.started(place, *worker.argv("reuse", 150 * MS, 3)) as runs,
+    ):
+        while runs.process.poll() is None:
+            use.add(metered.cut())
+            time.sleep(0.02)
+        ran = runs.finish()
+
+    pid = int(ran.out)
+    found = use.work(place)
+    assert found.processes == 3 + 2, "three, the one that gave the number, and their parent"
+    lives = {row.who.start_ns for row in use.work_of(place, lambda who: who.pid == pid)} - {0}
+    assert len(lives) == 3, lives
+    accuracy.check(
+        "one process id, three processes: CPU",
+        "wait4 rusage",
+        found.cpu_ns,
+        ran.cpu_ns,
+        "ns",
+        PART,
+    )
+    for life in lives:
+        each = use.work(place, lambda who, life=life: who.start_ns == life)  # type: ignore[misc]
+        assert each.cpu_ns < 1.5 * 150 * MS, "it has another's"
+
+
+def test_an_orphan(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """Nobody in the tree waits for it: rusage of its family does not have it."""
+    with (
+        metered.measuring() as use,
+        worker.started(place, *worker.argv("orphan", 100 * MS)) as runs,
+    ):
+        orphan_ns = int(runs.finish().out)
+
+    found = use.work(place)
+    assert found.processes == 3
+    accuracy.check(
+        "orphan: CPU", "its own clock", found.cpu_ns, orphan_ns, "ns", PART, slack=START_NS
+    )
+    accuracy.check("orphan: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", PART)
+
+
+def test_a_zombie_is_counted_once(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """When it ends, not when it is reaped; and not for every reading in which it still stands."""
+    with (
+        metered.measuring() as use,
+        worker.started(place, *worker.argv("unreaped", 100 * MS)) as runs,
+    ):
+        assert runs.line() == "ended"
+        for _ in range(5):
+            use.add(metered.cut())
+        found = use.work(place)
+        accuracy.check(
+            "zombie: CPU",
+            "cgroup cpu.stat",
+            found.cpu_ns,
+            cpu_of(place),
+            "ns",
+            PART,
+            slack=START_NS,
+        )
+        ran = runs.finish()
+
+    found = use.work(place)
+    assert found.processes == 2
+    accuracy.check(
+        "zombie, reaped: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", PART
+    )
+    assert ran.cpu_ns <= found.cpu_ns * (1 + PART), "the parent does not reap it: init does"
+
+
+@pytest.mark.parametrize(
+    ("what", "arguments", "processes"),
+    [
+        ("killed", (100 * MS,), 2),
+        ("ignored", (50, 2 * MS), 51),
+        ("spawn", (50, "/bin/true"), 51),
+    ],
+)
+def test_other_ends(  # noqa: PLR0917 - three columns of the table, and the fixtures
+    what: str,
+    arguments: tuple[object, ...],
+    processes: int,
+    metered: MeterUnderTest,
+    worker: Worker,
+    place: Path,
+    accuracy: Accuracy,
+) -> None:
+    """Killed at work; reaped by the kernel itself; started by vfork."""
+    with metered.measuring() as use:
+        worker.work(place, what, *arguments)
+
+    found = use.work(place)
+    assert found.processes == processes
+    accuracy.check(f"{what}: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", PART)
+
+
+def test_a_container(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """Namespaces of its own: its process is the host's, by the host's number, with its cgroup."""
+    inner = place / "container"
+    inner.mkdir()
+    unshare = ("unshare", "--pid", "--mount", "--cgroup", "--net", "--ipc", "--uts", "--fork")
+    with metered.measuring() as use:
+        ran = worker.run(inner, *unshare, *worker.argv("storm", 20, 5 * MS, 2))
+        use.add(metered.cut())
+        with worker.started(inner, *unshare, *worker.argv("burn", 200 * MS)) as runs:
+            seen = set()
+            while runs.process.poll() is None:
+                use.add(metered.cut())
+                seen |= {row.who.pid for row in use.work_of(inner) if row.who.pid}
+                time.sleep(0.03)
+            long_lived = runs.finish()
+
+    assert ran.status == long_lived.status == 0, (ran, long_lived)
+    assert 1 not in seen, "a number of the container's namespace"
+    assert seen, "it was never seen alive"
+    found = use.work(inner)
+    accuracy.check(
+        "container: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns + long_lived.cpu_ns, "ns", PART
+    )
+    inner.rmdir()
+
+
+def test_a_cgroup_that_is_gone_before_it_is_read(
+    metered: MeterUnderTest, worker: Worker, accuracy: Accuracy
+) -> None:
+    """A service that lives and dies, cgroup and all, between two readings keeps its number."""
+    with metered.measuring() as use, CgroupTree(metered.tree.root) as tree:
+        number = tree.root.stat().st_ino
+        ran = worker.work(tree.root, "storm", 20, 2 * MS, 2)
+    found = use.work(None, lambda who: who.cgroup == number)
+    accuracy.check(
+        "cgroup gone before it is read: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", PART
+    )
+
+
+def kernel_threads() -> list[int]:
+    """Those there are: children of kthreadd, and it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == 2 or folder.name == "2":
+            found.append(int(folder.name))
+    return found
+
+
+def test_kernel_threads(metered: MeterUnderTest, accuracy: Accuracy, tmp_path: Path) -> None:
+    """Each by itself, without an executable; the kernel is made to work by writing to the disk."""
+    before = {}
+    use_by_pid: dict[int, int] = {}
+    metered.cut()
+    for pid in kernel_threads():
+        before[pid] = run_time_of(pid)
+    path = tmp_path / "written"
+    for _ in range(3):
+        with path.open("wb") as file:
+            file.write(os.urandom(1 << 20) * 32)
+            os.fsync(file.fileno())
+    sheet = metered.cut()
+    after = {}
+    for pid in kernel_threads():
+        after[pid] = run_time_of(pid)
+    own = {pid for pid in before if pid in after}
+    for row in sheet.work:
+        if row.who.pid in own:
+            use_by_pid[row.who.pid] = use_by_pid.get(row.who.pid, 0) + row.cpu_ns
+            assert row.who.inode == 0, row
+            assert row.who.uid == 0, row
+    expected = sum(after[pid] - before[pid] for pid in own)
+    assert expected > 0
+    accuracy.check(
+        "kernel threads: CPU",
+        "/proc/PID/schedstat",
+        sum(use_by_pid.values()),
+        expected,
+        "ns",
+        0.02,
+        slack=2 * MS,
+    )
+
+
+def test_resident_memory_over_time(
+    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+) -> None:
+    """Estimated by sampling; the reference is the process's own RSS at the same moments."""
+    size = 64 << 20
+    with worker.started(place, *worker.argv("hold", size)) as runs:
+        assert runs.line() == "held"
+        pid = runs.pid
+        metered.cut()
+        begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for _ in range(5):
+            time.sleep(0.1)
+            metered.meter.collect()
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
+        sheet = metered.cut()
+        took_ms = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - begun) / MS
+        runs.finish()
+    found = sum(row.memory_byte_ms for row in sheet.work if row.who.pid == pid)
+    accuracy.check(
+        "64 MiB held: memory over time",
+        "/proc/PID/statm x time",
+        found,
+        resident * took_ms,
+        "byte ms",
+        0.1,
+    )
+
+
+def test_every_row_names_whose_it_is(metered: MeterUnderTest, worker: Worker, place: Path) -> None:
+    """User, group, cgroup, executable and name, of the living and of the dead."""
+    status = worker.path.stat()
+
+    def right(who: Who) -> bool:
+        return (
+            (who.uid, who.gid, who.cgroup) == (0, 0, place.stat().st_ino)
+            and who.inode == status.st_ino
+            and (os.major(who.device), os.minor(who.device))
+            == (os.major(status.st_dev), os.minor(status.st_dev))
+        )
+
+    with metered.measuring() as use:
+        worker.work(place, "storm", 20, 2 * MS, 2)
+        with worker.started(place, *worker.argv("hold", 1 << 20)) as runs:
+            assert runs.line() == "held"
+            use.add(metered.cut())
+            alive = use.work_of(place, lambda who: who.pid == runs.pid)
+            runs.finish()
+
+    assert alive
+    assert all(right(row.who) and row.who.comm == "work" for row in alive), alive
+    total, owned = use.work(place), use.work(place, right)
+    # What the launcher did between fork and exec is its executable's, which is the same file.
+    assert owned.cpu_ns == total.cpu_ns, [row for row in use.work_of(place) if not right(row.who)]
