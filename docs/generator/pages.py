@@ -201,6 +201,15 @@ _SETTINGS: Final = {
     "force while its leases last), or `host:port` in place of the enrolled address",
     "report_interval_s": "seconds between reports of host state to the control plane, at most "
     "3600; `0`: as it asks",
+    "metering": "`on`: what every process uses is measured and committed to the ledger; `off`: "
+    "nothing is measured, what was committed before is still delivered",
+    "metering_interval_s": "seconds between commits of usage, 1 to 3600: the most that a loss of "
+    "power takes. It grows by itself while the spool fills up",
+    "spool_max_bytes": "bytes of usage on disk, at least 16 MiB. Reached with nothing "
+    "acknowledged, usage stays in the kernel, merged; on a host that has joined no control plane "
+    "the oldest is dropped, and named as a gap",
+    "footprint": "[storage that is measured](metering.md): tables of `name`, `path`, and where "
+    "wanted `user`, `project`, `resource`, `every_s`, `limit_s`, `cross_devices`",
 }
 
 

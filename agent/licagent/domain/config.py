@@ -11,11 +11,12 @@ from __future__ import annotations
 import ipaddress
 import re
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from licagent.domain.footprint import FootprintSpec, fault_of
 from licagent.domain.toml_lines import LineIndex
 
 if TYPE_CHECKING:
@@ -81,6 +82,10 @@ class AgentConfig:
     existing_sockets: str = "cut"  # unlicensed sockets older than the agent: cut | keep
     control: str = "auto"  # control plane: auto (as enrolled) | off | host:port instead
     report_interval_s: int = 0  # between reports of host state; 0: as the control plane says
+    metering: str = "on"  # on | off
+    metering_interval_s: int = 5  # between commits of usage; longer while the spool fills up
+    spool_max_bytes: int = 512 * 1024 * 1024  # of usage on disk
+    footprint: tuple[FootprintSpec, ...] = ()  # storage that is measured
 
     @property
     def licenses_dir(self) -> Path:
@@ -96,6 +101,11 @@ class AgentConfig:
     def trust_path(self) -> Path:
         """The issuers' public keys (JWKS)."""
         return self.config_dir / "trust.jwks"
+
+    @property
+    def usage_dir(self) -> Path:
+        """The ledger of usage."""
+        return self.state_dir / "usage"
 
     @property
     def socket_path(self) -> Path:
@@ -281,19 +291,66 @@ def _control(value: Any) -> object:
     return value
 
 
-def _seconds(maximum: int) -> _Setting:
+def _amount(unit: str, minimum: int, maximum: int) -> _Setting:
     def check(value: Any) -> object:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= maximum:
-            raise _Bad(f"{value!r} is not a number of seconds", f"0 to {maximum}")
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise _Bad(f"{value!r} is not a number of {unit}", f"{minimum} to {maximum}")
         return value
 
     def from_text(text: str) -> object:
-        return int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else text
+        return int(text) if re.fullmatch(r"[0-9]{1,15}", text, re.ASCII) else text
 
     return _Setting(check, from_text)
 
 
-def _failsafe_text(text: str) -> object:
+METERING_INTERVAL_MAX_S: Final = 3600
+"""Longest time between commits of usage: what a host that loses power has lost."""
+
+SPOOL_MIN_BYTES: Final = 16 * 1024 * 1024
+SPOOL_MAX_BYTES: Final = 1024**4
+
+_FOOTPRINTS_MAX: Final = 1000
+
+
+def _footprints(value: Any) -> object:
+    hint = '[[footprint]] with name = "home", path = "/home"'
+    if not isinstance(value, list):
+        raise _Bad("footprint must be a list of tables", hint)
+    if len(value) > _FOOTPRINTS_MAX:
+        raise _Bad(f"more than {_FOOTPRINTS_MAX} footprints")
+    found = tuple(_footprint(entry) for entry in value)
+    names = [each.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise _Bad(f"two footprints have the name {name!r}", "names are unique")
+    return found
+
+
+def _footprint(entry: Any) -> FootprintSpec:
+    kinds = {each.name: type(each.default) for each in fields(FootprintSpec)}
+    kinds |= {"name": str, "path": str}
+    if not isinstance(entry, dict):
+        raise _Bad(f"{entry!r} is no table", '{ name = "home", path = "/home" }')
+    for key, value in entry.items():
+        if key not in kinds:
+            raise _Bad(f"unknown key {key!r}", _likely(key, kinds))
+        if key in ("user", "project") and type(value) is int:
+            entry = {**entry, key: str(value)}
+        elif type(value) is not kinds[key]:
+            raise _Bad(f"{key}: {value!r} is not {_KIND_WORDS[kinds[key]]}")
+    for key in ("name", "path"):
+        if key not in entry:
+            raise _Bad(f"a footprint needs a {key}", 'name = "home", path = "/home"')
+    spec = FootprintSpec(**entry)
+    if fault := fault_of(spec):
+        raise _Bad(f"footprint {spec.name!r}: {fault}")
+    return spec
+
+
+_KIND_WORDS: Final = {str: "a text", int: "a number", bool: "true or false"}
+
+
+def _tables_text(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError as error:
@@ -310,10 +367,14 @@ SETTINGS: Final[Mapping[str, _Setting]] = MappingProxyType(
         "cgroup_root": _Setting(_cgroup_root, str),
         "loader": _words("auto", "prebuilt", "bcc"),
         "labels": _Setting(_labels, _labels_text),
-        "failsafe": _Setting(_failsafe, _failsafe_text),
+        "failsafe": _Setting(_failsafe, _tables_text),
         "existing_sockets": _words("cut", "keep"),
         "control": _Setting(_control, str),
-        "report_interval_s": _seconds(REPORT_INTERVAL_MAX_S),
+        "report_interval_s": _amount("seconds", 0, REPORT_INTERVAL_MAX_S),
+        "metering": _words("on", "off"),
+        "metering_interval_s": _amount("seconds", 1, METERING_INTERVAL_MAX_S),
+        "spool_max_bytes": _amount("bytes", SPOOL_MIN_BYTES, SPOOL_MAX_BYTES),
+        "footprint": _Setting(_footprints, _tables_text),
     }
 )
 """Every key of agent.toml; LICAGENT_<KEY> in the environment is the same key."""
@@ -418,11 +479,23 @@ def _written(value: object) -> str:
         case tuple():
             return "; ".join(
                 " ".join((entry.direction, entry.protocol, entry.cidr, ",".join(entry.ports)))
+                if isinstance(entry, FailsafeSetting)
+                else _footprint_written(entry)
                 for entry in value
             )
         case MappingProxyType() | dict():
             return ",".join(f"{name}={text}" for name, text in sorted(value.items()))
     return str(value)
+
+
+def _footprint_written(spec: FootprintSpec) -> str:
+    """Its name and path, and what is not the default."""
+    more = [
+        f"{each.name}={getattr(spec, each.name)}"
+        for each in fields(FootprintSpec)
+        if each.name not in ("name", "path") and getattr(spec, each.name) != each.default
+    ]
+    return " ".join((spec.name, spec.path, *more))
 
 
 def _unreadable(file: Path, message: str, suggestion: str) -> ConfigError:

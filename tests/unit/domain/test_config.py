@@ -17,8 +17,10 @@ from licagent.domain.config import (
     describe,
     parse_config,
     read_config,
+    values,
 )
 from licagent.domain.failsafe import failsafe_entries, read_resolvers
+from licagent.domain.footprint import FootprintSpec
 
 
 def problems(text: str = "", **environment: str) -> list[str]:
@@ -55,8 +57,20 @@ def test_every_key_can_be_set_in_the_file():
             { cidr = "10.0.0.0/8", ports = ["53", "60-70"], protocol = "udp" },
             { direction = "in", ports = ["22"], protocol = "tcp" },
         ]
+        metering = "off"
+        metering_interval_s = 60
+        spool_max_bytes = 33554432
         [labels]
         environment = "production"
+        [[footprint]]
+        name = "home"
+        path = "/home"
+        user = "*"
+        [[footprint]]
+        name = "build"
+        path = "/srv"
+        project = 7
+        every_s = 60
         """,
         "agent.toml",
         {},
@@ -77,7 +91,15 @@ def test_every_key_can_be_set_in_the_file():
             FailsafeSetting("in", "any", ("22",), "tcp"),
         ),
         labels={"environment": "production"},
+        metering="off",
+        metering_interval_s=60,
+        spool_max_bytes=33554432,
+        footprint=(
+            FootprintSpec("home", "/home", user="*"),
+            FootprintSpec("build", "/srv", project="7", every_s=60),
+        ),
     )
+    assert values(config)["footprint"] == "home /home user=*; build /srv project=7 every_s=60"
     assert config.trust_path == Path("/a/trust.jwks")
     assert config.licenses_dir == Path("/a/licenses")
 
@@ -94,6 +116,10 @@ ENVIRONMENT = {
     "control": ("[::1]:8443", "[::1]:8443"),
     "report_interval_s": ("30", 30),
     "labels": ("region=eu, role=db", {"region": "eu", "role": "db"}),
+    "metering": ("off", "off"),
+    "metering_interval_s": ("10", 10),
+    "spool_max_bytes": ("16777216", 16777216),
+    "footprint": ('[{ name = "a", path = "/a" }]', (FootprintSpec("a", "/a"),)),
     "failsafe": ('[{ cidr = "::1/128" }]', (FailsafeSetting("out", "::1/128", (), "any"),)),
 }
 
@@ -133,6 +159,15 @@ def test_the_cgroup_root_may_be_found_by_itself():
         ("report_interval_s = true", "True is not a number of seconds"),
         ('labels = { "A b" = "x" }', "'A b' is no label name"),
         ("labels = { a = 1 }", "label a: 1 is not a text"),
+        ("metering_interval_s = 0", "0 is not a number of seconds (1 to 3600)"),
+        ("spool_max_bytes = 1", "1 is not a number of bytes"),
+        ("footprint = 1", "footprint must be a list of tables"),
+        ("footprint = [1]", "1 is no table"),
+        ('[[footprint]]\nname = "a"', "a footprint needs a path"),
+        ('[[footprint]]\nname = "a"\npath = "a"', "footprint 'a': path 'a' must be absolute"),
+        ('[[footprint]]\nname = "a"\npath = 1', "path: 1 is not a text"),
+        ('[[footprint]]\nname = "a"\npaht = "/"', "unknown key 'paht' (did you mean path)"),
+        ('[[footprint]]\nname = "a"\npath = "/"\n' * 2, "two footprints have the name 'a'"),
         ("failsafe = {}", "failsafe must be a list"),
         ("failsafe = [1]", "1 is no table"),
         ('failsafe = [{ cdir = "10.0.0.0/8" }]', "unknown key 'cdir' (did you mean cidr)"),
