@@ -14,7 +14,7 @@ from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
 from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
-from licplane.store.usage_records import UsageReads
+from licplane.store.usage_reading import UsageReads
 from licplane.store.usage_sums import SumReads
 
 

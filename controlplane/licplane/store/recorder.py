@@ -10,8 +10,9 @@ from licplane.store.billing_records import BillingWrites
 from licplane.store.identities import IdentityRecords
 from licplane.store.reader import Reader
 from licplane.store.shadow_use import ShadowRecords
+from licplane.store.usage_records import UsageRecords
 from licplane.store.usage_rollups import RollupRecords
 
 
-class Recorder(ShadowRecords, IdentityRecords, RollupRecords, BillingWrites, Reader):
+class Recorder(ShadowRecords, IdentityRecords, UsageRecords, RollupRecords, BillingWrites, Reader):
     """A transaction for what hosts send. Made by Store.recording(); kept if its block ends well."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 DAY_MS: Final = 86_400_000
 
@@ -60,8 +60,7 @@ class Chain:
     received_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(NamedTuple):
     """Who used it (dimension `usage_owners`)."""
 
     unit: str = ""
@@ -71,8 +70,7 @@ class Owner:
     executable: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageScope:
+class UsageScope(NamedTuple):
     """Where it was used: the host's labels when the records came (dimension `usage_scopes`)."""
 
     org: str = ""
@@ -81,9 +79,8 @@ class UsageScope:
     region: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRow:
-    """One line that is billed."""
+class UsageRow(NamedTuple):
+    """One line that is billed. A tuple, because there are many of them."""
 
     sequence: int
     kind: int
@@ -92,7 +89,7 @@ class UsageRow:
     license: str
     resource: str
     binding: str
-    owner_id: int
+    owner: Owner
     pid: int
     process_start_ms: int
     protocol: int
