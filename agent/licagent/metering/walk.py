@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much a folder with everything below it holds: blocks times 512, each inode once.
+
+That is what du(1) counts, and here too holes cost nothing, a file with several names counts
+once, and folders and symbolic links count themselves. Files that were deleted but are open are
+added (metering/deleted.py). What no walk can see: extents that files share (reflinks, snapshots)
+count in each of them, and a tree that changes under the walk is never one moment's.
+
+The tree may be somebody's who wants to be counted less, or to have the walker look elsewhere. So
+nothing is opened by a path from the root: each folder is opened from its parent, without
+following links, and has to be the one that was listed; going up has to lead to where it came
+from. Depth needs neither descriptors nor paths longer than the system allows.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from licagent.metering.deleted import find_deleted
+from licagent.metering.ground import Ground, inside_filesystem, is_below, mounts
+from licagent.metering.project_quota import project_of
+
+ALL: Final = -1
+"""Owner of the sum where a walk does not tell owners apart."""
+
+LARGEST_LINKED: Final = 1_000_000
+"""So many inodes with several names are remembered (70 MB); each further one counts with its
+blocks divided by its names, and the result is estimated."""
+
+
+@dataclass(frozen=True, slots=True)
+class WalkTask:
+    """What to walk."""
+
+    name: str
+    path: str
+    by: str = ""
+    """"" for the sum, "user" or "project" to tell owners apart."""
+    owner: int = ALL
+    """Only what belongs to this owner; ALL: everything."""
+    cross_devices: bool = False
+    limit_s: float = 600.0
+
+
+@dataclass(slots=True)
+class Walked:
+    """What a walk found."""
+
+    name: str
+    held: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By owner (ALL for the sum): bytes and inodes."""
+    entries: int = 0
+    skipped: int = 0
+    """Folders and files that could not be looked at, or went away while they were."""
+    deleted_bytes: int = 0
+    """The part of `held` that has no name any more."""
+    device: int = 0
+    missing: bool = False
+    """The path is not there: nothing is held."""
+    is_whole: bool = False
+    """Ended by itself, before its time was up."""
+    notes: list[str] = field(default_factory=list)
+    """Why the result is not exact; for people."""
+
+    def add(self, owner: int, size_bytes: int) -> None:
+        """Count one inode."""
+        before = self.held.get(owner, (0, 0))
+        self.held[owner] = (before[0] + size_bytes, before[1] + 1)
+
+
+@dataclass(slots=True)
+class _Level:
+    """A folder on the way down: who it is, and which of its folders are still to do."""
+
+    name: bytes
+    device: int
+    inode: int
+    to_do: list[bytes]
+
+
+class TreeWalk:
+    """One walk."""
+
+    def __init__(
+        self,
+        task: WalkTask,
+        *,
+        told: Callable[[int], None] = lambda _entries: None,
+        clock: Callable[[], float] = time.monotonic,
+        largest_linked: int = LARGEST_LINKED,
+        proc: str = "/proc",
+    ) -> None:
+        """`told` hears now and then how many entries were seen."""
+        self._task = task
+        self._told = told
+        self._clock = clock
+        self._largest_linked = largest_linked
+        self._proc = proc
+        self._deadline = clock() + task.limit_s
+        self._linked: set[tuple[int, int]] = set()
+        self._devices: set[int] = set()
+        self._ground = Ground(())
+        self._entered: set[tuple[int, int]] = set()
+        self.found = Walked(task.name)
+
+    def run(self) -> Walked:
+        """Walk until done or out of time. OSError where the folder itself cannot be read."""
+        start = os.fsencode(os.path.realpath(self._task.path))
+        self._ground = Ground(mounts(f"{self._proc}/self/mountinfo"))
+        try:
+            fd = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.found.missing = self.found.is_whole = True
+            return self.found
+        self.found.is_whole = self._walk(start, fd)
+        self._add_deleted(start)
+        if len(self._linked) >= self._largest_linked:
+            self.found.notes.append("more files with several names than are remembered")
+        if self.found.skipped:
+            self.found.notes.append(f"{self.found.skipped} entries could not be read")
+        if not self.found.is_whole:
+            self.found.notes.append(f"not done after {self._task.limit_s:.0f} s")
+        return self.found
+
+    # ------------------------------------------------------------------ the tree
+
+    def _walk(self, start: bytes, fd: int) -> bool:
+        """Takes `fd`. Whether it came to the end in time."""
+        self.found.device = self._enter(start, fd)
+        path = start
+        levels = [self._level(b"", fd, path)]
+        try:
+            while levels:
+                if self._clock() > self._deadline:
+                    return False
+                self._told(self.found.entries)
+                level = levels[-1]
+                if level.to_do:
+                    name = level.to_do.pop()
+                    below = self._down(fd, name, path)
+                    if below >= 0:
+                        os.close(fd)
+                        fd, path = below, path.rstrip(b"/") + b"/" + name
+                        levels.append(self._level(name, fd, path))
+                    continue
+                levels.pop()
+                if levels:
+                    path = path[: -len(level.name) - 1] or b"/"
+                    fd = self._up(fd, levels, start)
+                    path = start if len(levels) == 1 else path
+            return True
+        finally:
+            os.close(fd)
+
+    def _level(self, name: bytes, fd: int, path: bytes) -> _Level:
+        """Count the folder `fd` and what is in it, except for what its folders hold."""
+        own = os.fstat(fd)
+        self._count(own, fd, b"")
+        level = _Level(name, own.st_dev, own.st_ino, [])
+        covered = self._ground.covered_in(path)
+        try:
+            with os.scandir(fd) as entries:
+                for number, entry in enumerate(entries):
+                    if number & 1023 == 1023 and self._clock() > self._deadline:
+                        break
+                    self._entry(entry, fd, level, path, covered)
+        except OSError:
+            self.found.skipped += 1
+        return level
+
+    def _entry(
+        self,
+        entry: os.DirEntry[str],
+        fd: int,
+        level: _Level,
+        path: bytes,
+        covered: frozenset[bytes],
+    ) -> None:
+        name = os.fsencode(entry.name)
+        try:
+            status = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            return  # deleted since it was listed: it holds nothing, or is open and counted there
+        except OSError:
+            self.found.skipped += 1
+            return
+        self.found.entries += 1
+        if stat.S_ISDIR(status.st_mode):
+            if self._may_enter(status, level, path.rstrip(b"/") + b"/" + name):
+                level.to_do.append(name)
+        elif status.st_dev == level.device and name not in covered:
+            self._count(status, fd, name)
+
+    def _may_enter(self, status: os.stat_result, level: _Level, path: bytes) -> bool:
+        place = self._ground.at(path)
+        if place is None:
+            # Without a mount another device is a subvolume; it is entered if mounts are.
+            return status.st_dev == level.device or self._task.cross_devices
+        if not self._task.cross_devices or (status.st_dev, status.st_ino) in self._entered:
+            return False
+        if status.st_dev in self._devices:
+            return False  # a bind mount of what is walked already
+        return place.may_be_entered
+
+    def _down(self, fd: int, name: bytes, path: bytes) -> int:
+        """Open a folder that was listed; -1 where it is gone, or is not a folder any more."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            below = os.open(name, flags, dir_fd=fd)
+        except FileNotFoundError:
+            return -1
+        except OSError:
+            self.found.skipped += 1
+            return -1
+        here, there = os.fstat(fd), os.fstat(below)
+        if there.st_dev != here.st_dev:
+            full = path.rstrip(b"/") + b"/" + name
+            if not self._task.cross_devices:
+                os.close(below)
+                return -1
+            self._enter(full, below)
+        return below
+
+    def _up(self, fd: int, levels: list[_Level], start: bytes) -> int:
+        """The parent of `fd`, which it takes; found anew where the folder was moved meanwhile."""
+        wanted = levels[-1]
+        try:
+            above = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        except OSError:
+            above = -1
+        os.close(fd)
+        if above >= 0:
+            status = os.fstat(above)
+            if (status.st_dev, status.st_ino) == (wanted.device, wanted.inode):
+                return above
+            os.close(above)
+        return self._again(levels, start)
+
+    def _again(self, levels: list[_Level], start: bytes) -> int:
+        """Go down from the top along `levels`, and forget those that are not there any more."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(start, flags)
+        for depth, level in enumerate(levels[1:], start=1):
+            try:
+                below = os.open(level.name, flags, dir_fd=fd)
+            except OSError:
+                below = -1
+            status = os.fstat(below) if below >= 0 else None
+            if status is None or (status.st_dev, status.st_ino) != (level.device, level.inode):
+                if below >= 0:
+                    os.close(below)
+                self.found.skipped += sum(len(lost.to_do) for lost in levels[depth:])
+                del levels[depth:]
+                break
+            os.close(fd)
+            fd = below
+        return fd
+
+    def _enter(self, path: bytes, fd: int) -> int:
+        status = os.fstat(fd)
+        self._devices.add(status.st_dev)
+        self._entered.add((status.st_dev, status.st_ino))
+        place = self._ground.around(path)
+        if place is not None and place.shares_blocks:
+            self.found.notes.append(f"{place.filesystem}: blocks that files share count in each")
+        return status.st_dev
+
+    # ------------------------------------------------------------------ one inode
+
+    def _count(self, status: os.stat_result, fd: int, name: bytes) -> None:
+        size = status.st_blocks * 512
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            key = (status.st_dev, status.st_ino)
+            if key in self._linked:
+                return
+            if len(self._linked) < self._largest_linked:
+                self._linked.add(key)
+            else:
+                size //= status.st_nlink
+        if self._task.by == "project":
+            self._give(self._project(status, fd, name), size)
+        else:
+            self._give(status.st_uid if self._task.by else ALL, size)
+
+    def _give(self, owner: int, size: int) -> None:
+        if self._task.owner in (ALL, owner):
+            self.found.add(owner, size)
+
+    def _project(self, status: os.stat_result, fd: int, name: bytes) -> int:
+        if not name:
+            return project_of(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return 0  # devices and pipes must not be opened; the others hold no blocks
+        # O_NONBLOCK: a lease on the file must not stop the walk.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            file = os.open(name, flags, dir_fd=fd)
+        except OSError:
+            self.found.skipped += 1
+            return 0
+        try:
+            return project_of(file)
+        finally:
+            os.close(file)
+
+    # ------------------------------------------------------------------ without a name
+
+    def _add_deleted(self, start: bytes) -> None:
+        found = find_deleted(frozenset(self._devices), self._proc)
+        roots = list(self._roots(start))
+        for deleted in found.files:
+            if not any(
+                deleted.device == device and deleted.path and is_below(deleted.path, root)
+                for device, root in roots
+            ):
+                continue
+            self.found.deleted_bytes += deleted.size_bytes
+            owner = {"": ALL, "user": deleted.uid}.get(self._task.by)
+            self._give(_project_at(deleted.handle) if owner is None else owner, deleted.size_bytes)
+        if found.unreadable:
+            self.found.notes.append(f"open files of {found.unreadable} processes are not known")
+
+    def _roots(self, start: bytes) -> Iterator[tuple[int, bytes]]:
+        """What was walked, as device and path inside of its filesystem."""
+        place = self._ground.around(start)
+        if place is not None:
+            yield self.found.device, inside_filesystem(start, place)
+        for below in self._ground.below(start) if self._task.cross_devices else ():
+            if below.device in self._devices:
+                yield below.device, b"/" + below.root.strip(b"/")
+
+
+def _project_at(path: str) -> int:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return project_of(fd)
+    finally:
+        os.close(fd)
