@@ -71,6 +71,40 @@ def amount(count_bytes: object) -> str:
     return f"{count_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def compact(number: object) -> str:
+    """`1.4M` in at most five characters, units of 1024; `n/a` for None: not measured."""
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return "n/a"
+    value, unit = float(number), ""
+    for larger in "KMGTPEZY":
+        if value < 1023.5:
+            break
+        value, unit = value / 1024, larger
+    if not unit or value >= 99.95:
+        return f"{value:.0f}{unit}"
+    return f"{value:.1f}{unit}"
+
+
+def cpu_time(nanoseconds: object) -> str:
+    """`0.01s`, `12.5s`, `3m12s`, `5h07m`, `12d04h` in at most seven characters; `n/a` for None."""
+    if not isinstance(nanoseconds, int | float) or isinstance(nanoseconds, bool):
+        return "n/a"
+    seconds = nanoseconds / 1e9
+    if seconds < 9.995:
+        return f"{seconds:.2f}s"
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    for limit, larger, smaller, names in (
+        (3600, 60, 1, "ms"),
+        (86_400, 3600, 60, "hm"),
+        (1000 * 86_400, 86_400, 3600, "dh"),
+    ):
+        if whole < limit:
+            return f"{whole // larger}{names[0]}{whole % larger // smaller:02}{names[1]}"
+    return f"{whole // 86_400}d"
+
+
 def count(number: object, noun: str) -> str:
     """`1 rule`, `2 rules`."""
     return f"{safe(number)} {noun}" if number == 1 else f"{safe(number)} {noun}s"

@@ -100,7 +100,7 @@ class UsageResult(TypedDict):
 # -------------------------------------------------------------------------------------- top
 
 TOP_COLUMNS: Final = (
-    "pid",  # process: its id. unit, license: null
+    "pid",  # process: its id, 0 of the short-lived (see TopResult). unit, license: null
     "start_ns",  # process: CLOCK_BOOTTIME of its start; with pid it names the process. else 0
     "ppid",  # process: its parent's id, 0 if unknown. else null
     "name",  # process: its comm. unit, license: the name, "" for what belongs to none
@@ -157,6 +157,10 @@ class TopResult(TypedDict):
     totals began anew and there is no rate. Exited processes stay in for 60 s if asked for.
     A unit's and a license's totals include processes that have ended; a unit or license leaves
     the table when it has had no process, flow or footprint for 60 s.
+
+    Of by=process the rows with pid 0 gather processes that lived and died between two samples,
+    one row for each (name, executable, user, unit, license); so the sum of all rows is the
+    total. Their `processes` and `exited_ns` are 0.
     """
 
     by: str
