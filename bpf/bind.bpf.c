@@ -65,6 +65,7 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 	struct lic_decision decision;
 	struct lic_subject subject;
 	struct lic_tag *tag;
+	__u32 wants_tag;
 
 	if (!ctl || !flow.port)
 		return 1;
@@ -75,11 +76,20 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 		report(&decision, &subject, 0, &flow, LIC_HOOK_POST_BIND, ctx, 1);
 	if (decision.verdict == LIC_VERDICT_DENY)
 		return refuse(decision.reason);
-	tag = bpf_sk_storage_get(MAP(tags), ctx, 0,
-				 decision.kind == LIC_TAG_NONE ? 0 : BPF_SK_STORAGE_GET_F_CREATE);
+	/* What is metered needs to know who took the port, be it licensed or not. */
+	wants_tag = decision.kind != LIC_TAG_NONE || ctl->sheet;
+	tag = bpf_sk_storage_get(MAP(tags), ctx, 0, wants_tag ? BPF_SK_STORAGE_GET_F_CREATE : 0);
 	if (decision.kind == LIC_TAG_NONE) {
-		if (tag) /* a socket that changes its port leaves its service */
-			tag->service.kind = LIC_TAG_NONE;
+		if (!tag)
+			return 1;
+		tag->service.kind = LIC_TAG_NONE; /* a socket that changes its port leaves it */
+		tag->meter = 0;
+		if (!tag->network.kind) {
+			current_subject(&subject);
+			fill_subject(tag, &subject);
+			tag->protocol = flow.protocol;
+			tag->since_s = now_s();
+		}
 		return 1;
 	}
 	/* Memory is taken without waiting, and may be short for a moment. */
@@ -89,12 +99,13 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 		note_fault(LIC_FAULT_TAG_FAILED);
 		return policy_flags(ctl) & LIC_POLICY_ENFORCE ? refuse(LIC_REASON_NONE) : 1;
 	}
-	if (!tag->since_ns)
-		tag->since_ns = now_ns();
+	if (!tag->since_s)
+		tag->since_s = now_s();
 	fill_subject(tag, &subject);
 	tag->protocol = flow.protocol;
 	tag->local_port = flow.port;
 	fill_half(&tag->service, &decision);
+	tag->meter = 0;
 	return 1;
 }
 

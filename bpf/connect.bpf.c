@@ -69,20 +69,23 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 				       ? refuse(LIC_REASON_NONE)
 				       : 1;
 		}
-		tag->since_ns = decision.now_ns ? decision.now_ns : now_ns();
+		tag->since_s = now_s();
 	}
 	/* What the socket offers rests on who bound it. */
 	if (!tag->service.kind)
 		fill_subject(tag, &subject);
 	if (tag->network.kind == LIC_TAG_PACKET)
 		return 1;
-	if (tag->network.kind == LIC_TAG_LICENSED &&
-	    (tag->network.slot != decision.slot || decision.kind != LIC_TAG_LICENSED))
-		charge_tag(tag);
 	if (decision.kind == LIC_TAG_LICENSED)
 		tag->kept = 0;
 	fill_flow(tag, flow);
 	fill_half(&tag->network, &decision);
+	tag->meter = 0;
+	/* Its SYN will be acknowledged like a byte, and is none (tcp_ack; see meter.h). */
+	if (hook == LIC_HOOK_CONNECT && flow->protocol == LIC_PROTO_TCP) {
+		tag->tx_bytes = 1;
+		tag->rx_bytes = 0;
+	}
 	return 1;
 }
 

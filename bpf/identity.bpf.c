@@ -56,6 +56,7 @@ int BPF_PROG(licagent_exec, struct task_struct *task, int old_pid, struct linux_
 
 	identify(BPF_CORE_READ(bprm, file), &process);
 	process.exec_ns = bpf_ktime_get_boot_ns();
+	process.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	store_process(pid, &process);
 	if (!process.measured && ctl && ctl->measure)
 		ask_measure(pid, &process);
@@ -78,6 +79,7 @@ int BPF_PROG(licagent_fork, struct task_struct *parent, struct task_struct *chil
 	copy.allowed_license = 0;
 	copy.allowed_resource = 0;
 	copy.allowed_pending = 0;
+	copy.start_ns = BPF_CORE_READ(child, start_boottime);
 	store_process(to, &copy);
 	return 0;
 }
@@ -266,6 +268,7 @@ int licagent_seed(struct bpf_iter__task *ctx)
 		}
 	} else {
 		process.exec_ns = bpf_ktime_get_boot_ns();
+		process.start_ns = BPF_CORE_READ(task, start_boottime);
 		if (bpf_map_update_elem(MAP(processes), &pid, &process, BPF_NOEXIST))
 			return 0;
 	}

@@ -18,7 +18,7 @@
 #ifndef LICAGENT_H
 #define LICAGENT_H
 
-#define LIC_SCHEMA 1 /* of all pinned maps; a daemon with another number migrates them */
+#define LIC_SCHEMA 2 /* of all pinned maps; a daemon with another number migrates them */
 
 #define LIC_ANY_ID 0
 #define LIC_NO_ID 0xffffffffU /* of a subject: never the number of anything */
@@ -97,6 +97,10 @@ struct lic_control {
 	__u64 root_cgroup;          /* id of the cgroup the programs are attached to */
 	__u32 measure;              /* some selector is a digest: report unmeasured executables */
 	__u32 zero;                 /* always 0; see forget() in core.h */
+	__u32 sheet;                /* usage adds up in this one; 0: nothing is metered */
+	__u32 discarded;            /* the last sheet that was billed and emptied */
+	__u32 page_bytes;
+	__u32 reserved;
 };
 
 /* CLOCK_BOOTTIME, read once a tick: see clock.h. Written by the programs only. */
@@ -169,13 +173,6 @@ struct lic_license {
 	__u64 not_after_ns;  /* CLOCK_BOOTTIME, first instant that is too late */
 };
 
-/* Bytes of a license's sockets that are closed. Index: its slot. */
-struct lic_usage {
-	__u64 tx_bytes;
-	__u64 rx_bytes;
-	__u64 sockets;
-};
-
 struct lic_path_key {
 	__u32 device; /* kernel's s_dev of the folder: major << 20 | minor */
 	__u32 reserved;
@@ -204,6 +201,7 @@ struct lic_process {
 	__u32 allowed_license;
 	__u32 allowed_resource;
 	__u64 allowed_pending; /* decisions since */
+	__u64 start_ns;        /* CLOCK_BOOTTIME at which the process began; 0: not known */
 };
 
 /* A cgroup as the policy sees it: named scopes of itself and its ancestors, deepest first. */
@@ -258,7 +256,7 @@ struct lic_tag {
 	__u8 is_ipv6;
 	__u16 local_port; /* host order; of the service half */
 	__u8 kept;        /* older than the policy and unlicensed, but kept by its owner's wish */
-	__u8 reserved;
+	__u8 is_loopback; /* of its last TCP packet */
 	/* the subject at the time of the decision */
 	__u32 pid;
 	__u32 uid;
@@ -267,7 +265,9 @@ struct lic_tag {
 	__u32 digest;
 	__u32 exec_id; /* which exec of the process; see subject.h */
 	__u64 cgroup;
-	__u64 since_ns; /* CLOCK_BOOTTIME of the first decision */
+	__u32 since_s;  /* CLOCK_BOOTTIME of the first decision */
+	__u32 meter;    /* handle of where its packets are counted; 0: not looked up yet */
+	/* Payload that is metered already. TCP: as tcp_sock counts it, the SYN included. */
 	__u64 tx_bytes;
 	__u64 rx_bytes;
 };
@@ -352,7 +352,109 @@ enum lic_fault {
 	LIC_FAULT_PROCESS_FAILED = 3,  /* processes full: identity unknown */
 	LIC_FAULT_CGROUP_FAILED = 4,
 	LIC_FAULT_EVENT_EMITTED = 5,
+	LIC_FAULT_METER_SPILLED = 6, /* no meter free: counted without an owner */
+	LIC_FAULT_WORK_SPILLED = 7,  /* work or accounts full: the same */
 	LIC_FAULT_COUNT = 8,
+};
+
+/*
+ * Usage. It adds up in sheets: `control.sheet` names the open one. Closing it is one store, and
+ * once the programs that run have ended, what it holds is final; it stays until the daemon has
+ * billed it. See licagent.kernel.usage.
+ */
+#define LIC_METERS 16384
+#define LIC_METER_BITS 14 /* of a handle: the index; above it, the meter's generation */
+#define LIC_METERS_SPILLED 5 /* meters 1..5 have no owner: one for each enum lic_protocol */
+
+/* Times of a sheet. Index: its number & 1. */
+struct lic_sheet {
+	__u64 opened_ns; /* CLOCK_BOOTTIME */
+	__u64 closed_ns;
+};
+
+/* Whose packets a meter counts, and by which license. */
+struct lic_flow_key {
+	__u64 cgroup;
+	__u32 pid; /* 0: the socket's process is not known */
+	__u32 exec_id;
+	__u32 uid;
+	__u32 gid;
+	__u32 license; /* 0: none */
+	__u32 resource;
+	__u32 protocol; /* enum lic_protocol */
+	__u32 reserved;
+};
+
+struct lic_flow_count {
+	__u64 payload_bytes;
+	__u64 wire_bytes; /* IP packets, each segment with its headers */
+	__u64 packets;
+};
+
+enum lic_direction {
+	LIC_DIRECTION_TX = 0,
+	LIC_DIRECTION_RX = 1,
+};
+
+/* One line of network usage: 64 bytes that say whose, and the counts of two sheets. */
+struct lic_meter {
+	struct lic_flow_key key;
+	__u64 start_ns; /* CLOCK_BOOTTIME at which the process began; 0: not known */
+	__u64 inode;    /* the executable */
+	__u32 device;
+	__u32 generation; /* moves when the daemon takes the meter back */
+	/* by sheet & 1, loopback, enum lic_direction */
+	struct lic_flow_count counts[2][2][2];
+};
+
+/* Who used it. */
+struct lic_owner {
+	__u64 start_ns; /* CLOCK_BOOTTIME at which the process began */
+	__u64 cgroup;
+	__u64 inode; /* the executable; 0: none, or not known */
+	__u32 device;
+	__u32 pid; /* 0: several processes that lived and died between two samples */
+	__u32 uid;
+	__u32 gid;
+};
+
+struct lic_work_key {
+	__u32 sheet;
+	__u32 reserved;
+	struct lic_owner owner;
+};
+
+struct lic_work {
+	__u64 cpu_ns;
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 cancelled_bytes;
+	__u64 memory_byte_ms;
+	__u32 processes; /* that ended */
+	__u32 path;
+	__u32 digest;
+	__u32 reserved;
+	char comm[LIC_COMM_LEN];
+};
+
+/* A process in the books. */
+struct lic_account {
+	struct lic_owner owner; /* of its present segment: exec and a new cgroup begin another */
+	__u64 since_ns; /* CLOCK_BOOTTIME: what threads older than this used before is not ours */
+	__u64 seen_ns;  /* CLOCK_BOOTTIME until which its memory is counted */
+	__u32 path;
+	__u32 digest;
+	__u32 sampled; /* lived through a sample: has lines of its own */
+	__u32 reserved;
+	char comm[LIC_COMM_LEN];
+};
+
+/* What of a thread's use is in the books. */
+struct lic_taken {
+	__u64 cpu_ns;
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 cancelled_bytes;
 };
 
 /* A socket as an iterator reports it. */

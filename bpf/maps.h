@@ -103,16 +103,6 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } licenses SEC(".maps");
 
-/* Written by sock_release, read by the daemon. Same slots as `licenses`, but apart from them: what
- * every packet reads should stay in every CPU's cache. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 131072);
-	__type(key, __u32);
-	__type(value, struct lic_usage);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} usage SEC(".maps");
-
 /* Written by the daemon: directory entries that unix:path selectors name. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -211,6 +201,48 @@ struct {
 	__uint(value_size, 80);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } build SEC(".maps");
+
+/* Written by the daemon, read by nobody else: it must survive the daemon. Index: sheet & 1. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct lic_sheet);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} sheets SEC(".maps");
+
+/*
+ * Written by every packet, in the meter that its socket's tag names; read and emptied by the
+ * daemon through a memory map, the half of the closed sheet only. A meter is one process, license,
+ * resource and protocol: 16,384 of them are 4 MiB, and what comes beyond has no owner.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, LIC_METERS);
+	__type(key, __u32);
+	__type(value, struct lic_meter);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} meters SEC(".maps");
+
+/* Written by a socket's first packet, which looks its meter up; the daemon takes meters out. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, LIC_METERS);
+	__type(key, struct lic_flow_key);
+	__type(value, __u32); /* handle: generation << LIC_METER_BITS | index of `meters` */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} flows SEC(".maps");
+
+/* Filled by the daemon, taken from by a socket's first packet: meters that nobody has. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, LIC_METERS);
+	__uint(value_size, 4);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} free_meters SEC(".maps");
 
 /* Index: enum lic_fault. */
 struct {

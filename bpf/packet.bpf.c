@@ -5,9 +5,11 @@
  *   cgroup_skb/egress    also decides packets of sockets that carry no tag
  *   cgroup_skb/ingress   also guards listeners on service ports that carry no tag
  *
- * The usual packet costs one storage look-up and three array look-ups, and allocates nothing.
+ * The usual packet costs one storage look-up and four array look-ups, and allocates nothing.
+ * What passes is counted; see meter.h.
  */
 #include "core.h"
+#include "meter.h"
 #include "outgoing.h"
 #include "packet.h"
 #include "report.h"
@@ -59,29 +61,14 @@ static __always_inline int goes_to(struct __sk_buff *skb, const struct lic_tag *
 	}
 }
 
-/* A listener's own packets are not counted: accepted sockets begin with a copy of its tag. */
-static __always_inline int counts(const struct lic_tag *tag, const struct bpf_sock *sk)
+static __always_inline int may_leave(struct lic_control *ctl, struct __sk_buff *skb,
+				     struct bpf_sock *sk, struct lic_tag *tag)
 {
-	return tag->network.kind == LIC_TAG_LICENSED ||
-	       (tag->service.kind && sk->state != LIC_TCP_LISTEN);
-}
-
-SEC("cgroup_skb/egress")
-int licagent_egress(struct __sk_buff *skb)
-{
-	struct lic_control *ctl = get_control();
-	struct bpf_sock *sk = skb->sk;
 	struct lic_subject subject;
-	struct lic_tag *tag;
 
-	if (!ctl || !ctl->generation || !sk)
-		return 1;
-	tag = bpf_sk_storage_get(MAP(tags), sk, 0, 0);
 	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_EGRESS)))
 			return is_bare_reset(skb);
-		if (counts(tag, sk))
-			__sync_fetch_and_add(&tag->tx_bytes, skb->len);
 		if (!tag->network.kind) {
 			/* A listener or what it accepted; for UDP the sendmsg hook has decided. */
 			if (tag->protocol == LIC_PROTO_TCP && sk->state != LIC_TCP_SYN_SENT)
@@ -110,6 +97,23 @@ int licagent_egress(struct __sk_buff *skb)
 		packet_subject(skb, &subject);
 	}
 	return decide_packet(ctl, skb, &subject, skb->protocol, 0, LIC_HOOK_EGRESS);
+}
+
+SEC("cgroup_skb/egress")
+int licagent_egress(struct __sk_buff *skb)
+{
+	struct lic_control *ctl = get_control();
+	struct bpf_sock *sk = skb->sk;
+	struct lic_tag *tag;
+
+	if (!ctl || !sk)
+		return 1;
+	tag = bpf_sk_storage_get(MAP(tags), sk, 0, 0);
+	if (ctl->generation && !may_leave(ctl, skb, sk, tag))
+		return 0;
+	if (ctl->sheet)
+		meter_packet(ctl, skb, sk, tag, LIC_DIRECTION_TX);
+	return 1;
 }
 
 /* Is this packet for a service port, at a socket that has no leave to serve it? */
@@ -157,15 +161,32 @@ static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __s
 	if (!tag)
 		tag = bpf_sk_storage_get(MAP(tags), sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (tag && tag->network.kind != LIC_TAG_PACKET) {
-		if (!tag->since_ns) {
-			tag->since_ns = decision.now_ns;
+		if (!tag->since_s) {
+			tag->since_s = now_s();
 			fill_subject(tag, &subject);
 		}
 		tag->protocol = flow.protocol;
 		tag->local_port = flow.port;
 		fill_half(&tag->service, &decision);
+		tag->meter = 0;
 	}
 	return 0;
+}
+
+static __always_inline int may_enter(struct lic_control *ctl, struct __sk_buff *skb,
+				     struct bpf_sock *sk, struct lic_tag *tag)
+{
+	if (tag && tag->network.kind != LIC_TAG_PACKET) {
+		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_INGRESS)))
+			return 0;
+		/* The port may have changed since: disconnecting gives it back. */
+		if (tag->service.kind && tag->local_port == sk->src_port)
+			return 1;
+	}
+	/* A port of a service that was taken behind the bind hooks' back. */
+	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES))
+		return 1;
+	return !serves_unlicensed(ctl, skb, sk, tag);
 }
 
 SEC("cgroup_skb/ingress")
@@ -175,22 +196,14 @@ int licagent_ingress(struct __sk_buff *skb)
 	struct bpf_sock *sk = skb->sk;
 	struct lic_tag *tag;
 
-	if (!ctl || !ctl->generation || !sk)
+	if (!ctl || !sk)
 		return 1;
 	tag = bpf_sk_storage_get(MAP(tags), sk, 0, 0);
-	if (tag && tag->network.kind != LIC_TAG_PACKET) {
-		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_INGRESS)))
-			return 0;
-		if (counts(tag, sk))
-			__sync_fetch_and_add(&tag->rx_bytes, skb->len);
-		/* The port may have changed since: disconnecting gives it back. */
-		if (tag->service.kind && tag->local_port == sk->src_port)
-			return 1;
-	}
-	/* A port of a service that was taken behind the bind hooks' back. */
-	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES))
-		return 1;
-	return !serves_unlicensed(ctl, skb, sk, tag);
+	if (ctl->generation && !may_enter(ctl, skb, sk, tag))
+		return 0;
+	if (ctl->sheet)
+		meter_packet(ctl, skb, sk, tag, LIC_DIRECTION_RX);
+	return 1;
 }
 
 char licagent_license[] SEC("license") = "Dual BSD/GPL";

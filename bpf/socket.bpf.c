@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * The ends of a socket's life.
- *
- *   cgroup/sock_create    raw, ICMP, SCTP...: remember who made it, for packet.bpf.c
- *   cgroup/sock_release   final counters of a licensed socket
+ * cgroup/sock_create: raw, ICMP, SCTP...: remember who made it, for packet.bpf.c
  *
  * TCP and UDP are decided at connect, sendmsg and bind. The other kinds have no such moment (SCTP
  * connects through setsockopt, raw sockets send without a hook), so their packets are decided one
@@ -35,18 +32,8 @@ int licagent_sock_create(struct bpf_sock *ctx)
 	current_subject(&subject);
 	fill_subject(tag, &subject);
 	tag->protocol = protocol;
-	tag->since_ns = now_ns();
+	tag->since_s = now_s();
 	tag->network.kind = LIC_TAG_PACKET;
-	return 1;
-}
-
-SEC("cgroup/sock_release")
-int licagent_sock_release(struct bpf_sock *ctx)
-{
-	struct lic_tag *tag = bpf_sk_storage_get(MAP(tags), ctx, 0, 0);
-
-	if (tag)
-		charge_tag(tag);
 	return 1;
 }
 

@@ -13,6 +13,7 @@
 #include "core.h"
 #include "kernel.h"
 #include "report.h"
+#include "scope.h"
 #include "service.h"
 #include "subject.h"
 #include "tag.h"
@@ -81,21 +82,6 @@ static __always_inline void task_subject(struct task_struct *task, struct lic_su
 	identify_process(subject);
 }
 
-/* Is this cgroup the agent's root or below it? The daemon's own subtree in tests and demos. */
-static __always_inline int in_root(struct task_struct *task, __u64 root)
-{
-	struct cgroup *at = BPF_CORE_READ(task, cgroups, dfl_cgrp);
-
-	for (int i = 0; i < 16; i++) {
-		if (!at)
-			return 0;
-		if (BPF_CORE_READ(at, kn, id) == root)
-			return 1;
-		at = (struct cgroup *)BPF_CORE_READ(at, self.parent);
-	}
-	return 0;
-}
-
 /* 1: unlicensed, but older than the policy and kept by its owner's wish. */
 static __always_inline int keep_existing(struct lic_policy *policy, struct lic_decision *decision)
 {
@@ -110,17 +96,44 @@ static __always_inline int keep_existing(struct lic_policy *policy, struct lic_d
 	return 1;
 }
 
+/* Scratch of the iterators, too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lic_socket_record);
+} record_scratch SEC(".maps");
+
 static __always_inline struct lic_tag *need_tag(struct sock *sk, struct lic_tag *tag,
 						const struct lic_subject *subject)
 {
-	if (!tag) {
-		tag = bpf_sk_storage_get(MAP(tags), sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (!tag) {
-			note_fault(LIC_FAULT_TAG_FAILED);
-			return 0;
-		}
-		tag->since_ns = now_ns();
+	struct tcp_sock *tcp = (struct tcp_sock *)sk;
+	__u32 zero = 0;
+
+	if (tag && !tag->pid && subject->pid) {
+		/* Its packets were seen before its process was. */
 		fill_subject(tag, subject);
+		tag->meter = 0;
+	}
+	if (!tag) {
+		struct lic_socket_record *scratch = bpf_map_lookup_elem(MAP(record_scratch), &zero);
+
+		if (!scratch)
+			return 0;
+		/* Whole from its first moment: a packet may be sent meanwhile. */
+		__builtin_memset(&scratch->tag, 0, sizeof(scratch->tag));
+		scratch->tag.since_s = now_s();
+		fill_subject(&scratch->tag, subject);
+		scratch->tag.protocol = fold_protocol(BPF_CORE_READ(sk, sk_protocol));
+		if (BPF_CORE_READ(sk, sk_protocol) == LIC_IPPROTO_TCP) {
+			/* What it carried before is nobody's. */
+			scratch->tag.tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
+			scratch->tag.rx_bytes = BPF_CORE_READ(tcp, bytes_received);
+		}
+		tag = bpf_sk_storage_get(MAP(tags), sk, &scratch->tag,
+					 BPF_SK_STORAGE_GET_F_CREATE);
+		if (!tag)
+			note_fault(LIC_FAULT_TAG_FAILED);
 	}
 	return tag;
 }
@@ -198,7 +211,13 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 			tag->local_port = local;
 			tag->kept |= kept;
 			fill_half(&tag->service, &decision);
+			tag->meter = 0;
 		}
+	}
+	if (ctl->sheet) {
+		tag = need_tag(sk, tag, &subject);
+		if (!tag)
+			return 0;
 	}
 
 	/* What it uses: a destination, unless the connection was accepted. */
@@ -216,6 +235,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	tag->kept |= kept;
 	fill_flow(tag, &flow);
 	fill_half(&tag->network, &decision);
+	tag->meter = 0;
 	return 0;
 }
 
@@ -238,14 +258,6 @@ static __always_inline void fill_record(struct lic_socket_record *record,
 		record->tagged = 1;
 	}
 }
-
-/* Scratch of the iterators, too large for the stack. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct lic_socket_record);
-} record_scratch SEC(".maps");
 
 SEC("iter/task_file")
 int licagent_list(struct bpf_iter__task_file *ctx)

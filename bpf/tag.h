@@ -63,35 +63,9 @@ static __always_inline void tag_flow(const struct lic_tag *tag, struct lic_flow 
 	flow->is_service = is_service;
 }
 
-/* The license that a socket's bytes belong to; 0: none. */
-static __always_inline int charged_slot(const struct lic_tag *tag, __u32 *slot)
+static __always_inline __u32 now_s(void)
 {
-	if (tag->network.kind == LIC_TAG_LICENSED || tag->network.kind == LIC_TAG_DENIED)
-		*slot = tag->network.slot;
-	else if (tag->service.kind == LIC_TAG_LICENSED || tag->service.kind == LIC_TAG_DENIED)
-		*slot = tag->service.slot;
-	else
-		return 0;
-	return 1;
-}
-
-/* Put a socket's bytes to its license, and begin anew. */
-static __always_inline void charge_tag(struct lic_tag *tag)
-{
-	__u64 tx = tag->tx_bytes, rx = tag->rx_bytes;
-	struct lic_usage *total;
-	__u32 slot;
-
-	if (!charged_slot(tag, &slot))
-		return;
-	total = bpf_map_lookup_elem(MAP(usage), &slot);
-	if (!total)
-		return;
-	__sync_fetch_and_add(&total->sockets, 1);
-	__sync_fetch_and_add(&total->tx_bytes, tx);
-	__sync_fetch_and_add(&total->rx_bytes, rx);
-	__sync_fetch_and_add(&tag->tx_bytes, -tx);
-	__sync_fetch_and_add(&tag->rx_bytes, -rx);
+	return now_ns() / LIC_NSEC_PER_SEC;
 }
 
 /* The quick question, asked for every packet: does this half hold as it stands? */
@@ -155,11 +129,9 @@ static __always_inline int renew_half(const struct lic_control *ctl, struct lic_
 		/* What was used until now is still the license's. */
 		decision.slot = slot;
 		decision.epoch = half->epoch;
-	} else if (before == LIC_TAG_LICENSED &&
-		   (decision.kind != LIC_TAG_LICENSED || decision.slot != slot)) {
-		charge_tag(tag);
 	}
 	fill_half(half, &decision);
+	tag->meter = 0; /* another license may pay from now on */
 	/* Counted when something changed, and for every packet that is dropped. */
 	if (decision.verdict == LIC_VERDICT_CUT || before != decision.kind ||
 	    before_generation == decision.generation)

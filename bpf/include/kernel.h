@@ -55,16 +55,51 @@ struct file {
 	struct inode *f_inode;
 };
 
-struct mm_struct {
-	struct file *exe_file;
-};
-
 typedef struct {
 	int counter;
 } atomic_t;
 
+typedef struct {
+	__s64 counter;
+} atomic64_t;
+
+typedef atomic64_t atomic_long_t;
+
+struct percpu_counter {
+	__s64 count;
+};
+
+struct mm_struct {
+	struct file *exe_file;
+	struct percpu_counter rss_stat[4];
+};
+
+/* Before 6.2 (commit f1a7941243c1). */
+struct mm_rss_stat {
+	atomic_long_t count[4];
+};
+
+struct mm_struct___old {
+	struct mm_rss_stat rss_stat;
+};
+
+typedef struct {
+	atomic_t refs;
+} refcount_t;
+
 struct signal_struct {
 	atomic_t live;
+	refcount_t sigcnt;
+};
+
+struct sched_entity {
+	__u64 sum_exec_runtime;
+};
+
+struct task_io_accounting {
+	__u64 read_bytes;
+	__u64 write_bytes;
+	__u64 cancelled_write_bytes;
 };
 
 typedef struct {
@@ -112,15 +147,16 @@ struct task_struct {
 	const struct cred *cred;
 	struct css_set *cgroups;
 	struct task_struct *group_leader;
+	int exit_state;
+	__u64 start_boottime;
+	struct sched_entity se;
+	struct task_io_accounting ioac;
+	char comm[16];
 };
 
 struct linux_binprm {
 	struct file *file;
 };
-
-typedef struct {
-	__s64 counter;
-} atomic64_t;
 
 struct in6_addr {
 	union {
@@ -137,6 +173,7 @@ struct sock_common {
 	volatile unsigned char skc_state;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
+	unsigned long skc_flags;
 	atomic64_t skc_cookie;
 };
 
@@ -171,7 +208,17 @@ struct sk_buff {
 	struct net_device *dev;
 };
 
-struct tcp_sock;
+struct tcp_sock {
+	__u64 bytes_acked;
+	__u64 bytes_received;
+	__u32 snd_una;
+	__u32 write_seq;
+};
+
+enum sock_flags {
+	SOCK_DONE = 1,
+};
+
 struct udp_sock;
 
 struct seq_file;

@@ -113,7 +113,7 @@ def _socket(agent: Agent, record: SocketRecord) -> Report:
         "rule": rule.number if rule else None,
         "binding": rule.binding if rule else None,
         "selectors": list(rule.selectors) if rule else [],
-        "since": rfc3339(boottime_to_unix(tag.since_ns)) if tag.since_ns else None,
+        "since": (rfc3339(boottime_to_unix(tag.since_s * 1_000_000_000)) if tag.since_s else None),
         "tagged_for_pid": tag.pid or None,
         "kept": bool(tag.kept),
         "tx_bytes": tag.tx_bytes if record.tagged else None,

@@ -481,14 +481,6 @@ def usage(agent: Agent, by: str) -> Report:
         found["tx_bytes"] += record.tag.tx_bytes
         found["rx_bytes"] += record.tag.rx_bytes
     if by == "license":
-        for slot in agent.kernel.licenses:
-            closed = agent.kernel.counters.usage(slot.slot)
-            if not closed.sockets:
-                continue
-            license_id = agent.records.jti_of(slot.number)
-            found = row(license_id or f"number {slot.number}", license_id)
-            found["tx_bytes"] += closed.tx_bytes
-            found["rx_bytes"] += closed.rx_bytes
         for counter in agent.kernel.counters.read():
             if not counter.license:
                 continue

@@ -53,12 +53,15 @@ def attach_cgroup(hook: Hook, program_fd: int, cgroup: Path, pin: Path) -> None:
     _take_place(fresh, pin)
 
 
-def attach_tracing(obj: BpfObject, handle: int, pin: Path) -> None:
+def attach_tracing(obj: BpfObject, handle: int, pin: Path, *, alone: bool = False) -> None:
     """Attach a tracing program or iterator; the new link is there before the old one goes.
 
     Tracing links cannot change their program (no update_prog), so for a moment both run; what
-    they write is the same.
+    they write is the same. `alone` is for programs that add up: the old one goes first, because
+    a moment that is not counted is better than one that is billed twice.
     """
+    if alone:
+        pin.unlink(missing_ok=True)
     fresh = pin.with_name(pin.name + "__new")  # no dots: bpffs reserves them
     fresh.unlink(missing_ok=True)
     obj.attach(handle, fresh)

@@ -50,6 +50,25 @@ class ControlWord:
     def measure(self, value: bool) -> None:
         self._array[0].measure = int(value)
 
+    @property
+    def sheet(self) -> int:
+        """The sheet in which usage adds up; 0: nothing is metered."""
+        return int(self._array[0].sheet)
+
+    def open_sheet(self, number: int, page_bytes: int) -> None:
+        """Let usage add up in another sheet from now on. One store."""
+        self._array[0].page_bytes = page_bytes
+        self._array[0].sheet = number
+
+    @property
+    def discarded_sheet(self) -> int:
+        """The last sheet that was emptied."""
+        return int(self._array[0].discarded)
+
+    @discarded_sheet.setter
+    def discarded_sheet(self, number: int) -> None:
+        self._array[0].discarded = number
+
     def close(self) -> None:
         """Unmap."""
         self._array.close()

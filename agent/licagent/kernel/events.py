@@ -12,7 +12,7 @@ from typing import Final
 from licagent.domain.reason import Reason, Verdict
 from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import CounterKey, Event, Fault, Repeat, RepeatKey, Usage
+from licagent.kernel.layout import CounterKey, Event, Fault, Repeat, RepeatKey
 from licagent.kernel.maps import Map, possible_cpus
 
 _U32: Final = struct.Struct("=I")
@@ -28,15 +28,6 @@ class Counter:
     verdict: Verdict
     reason: Reason
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClosedUsage:
-    """Bytes of a license's sockets that are closed (IP headers included, as cgroup_skb sees)."""
-
-    tx_bytes: int
-    rx_bytes: int
-    sockets: int
 
 
 class EventReader:
@@ -78,7 +69,6 @@ class Counters:
     def __init__(self, pins: PinFolder) -> None:
         self._counters = Map(pins.maps / "counters")
         self._faults = Map(pins.maps / "faults")
-        self._usage = Map(pins.maps / "usage")
         self._repeats = Map(pins.maps / "repeats")
 
     def prepare(self) -> None:
@@ -117,12 +107,6 @@ class Counters:
         """How often something was lost."""
         return self._faults.lookup_sum(_U32.pack(int(fault)))
 
-    def usage(self, slot: int) -> ClosedUsage:
-        """Bytes of the closed sockets of the license in a slot."""
-        raw = self._usage.lookup(_U32.pack(slot))
-        value = Usage.from_buffer_copy(raw) if raw is not None else Usage()
-        return ClosedUsage(value.tx_bytes, value.rx_bytes, value.sockets)
-
     def take_settled(self, now_ns: int) -> list[tuple[RepeatKey, int]]:
         """Repeats that ended without an event of their own: the tail of a flood.
 
@@ -144,5 +128,5 @@ class Counters:
 
     def close(self) -> None:
         """Close the maps."""
-        for table in (self._counters, self._faults, self._usage, self._repeats):
+        for table in (self._counters, self._faults, self._repeats):
             table.close()

@@ -134,28 +134,20 @@ HOOKS: Final[tuple[Hook, ...]] = (
         "their packets are decided by user and cgroup alone",
     ),
     _cgroup(
-        "cgroup_sock_release",
-        "socket",
-        "licagent_sock_release",
-        AttachType.CGROUP_INET_SOCK_RELEASE,
-        "final byte counts of licensed sockets",
-        "bytes of closed sockets are not counted",
-    ),
-    _cgroup(
         "cgroup_egress",
         "packet",
         "licagent_egress",
         AttachType.CGROUP_INET_EGRESS,
-        "every outgoing packet: epoch, expiry, raw sockets, untagged sockets",
-        "open connections outlive their license",
+        "every outgoing packet: epoch, expiry, raw sockets, untagged sockets; its bytes",
+        "open connections outlive their license, and what they send is not metered",
     ),
     _cgroup(
         "cgroup_ingress",
         "packet",
         "licagent_ingress",
         AttachType.CGROUP_INET_INGRESS,
-        "every incoming packet: epoch, expiry, service ports taken without bind",
-        "open connections go on receiving after their license ended",
+        "every incoming packet: epoch, expiry, service ports taken without bind; its bytes",
+        "open connections go on receiving after their license ended, unmetered",
     ),
     Hook(
         name="sched_process_exec",
@@ -257,6 +249,60 @@ HOOKS: Final[tuple[Hook, ...]] = (
         kernel="6.5, with BTF (bpf_sock_destroy)",
     ),
     Hook(
+        name="usage_fork",
+        object="usage",
+        program="licagent_open",
+        kind=HookKind.TRACING,
+        closes="processes that live and die between two samples are charged to their own unit",
+        without="CPU time and storage use come from /proc: estimated",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
+        name="usage_exec",
+        object="usage",
+        program="licagent_segment",
+        kind=HookKind.TRACING,
+        closes="what a process used before exec belongs to the program it was",
+        without="CPU time and storage use are charged to the last program of a process",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
+        name="usage_attach",
+        object="usage",
+        program="licagent_move",
+        kind=HookKind.TRACING,
+        closes="what a process used before it changed its cgroup belongs to that one",
+        without="CPU time and storage use are charged to the first cgroup of a process",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
+        name="usage_free",
+        object="usage",
+        program="licagent_close",
+        kind=HookKind.TRACING,
+        closes="the last use of every thread, until it is gone",
+        without="CPU time and storage use come from /proc: estimated",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
+        name="iter_task_collect",
+        object="usage",
+        program="licagent_collect",
+        kind=HookKind.ITERATOR,
+        closes="CPU time, storage use and memory of all threads in one read",
+        without="CPU time and storage use come from /proc: estimated",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
+        name="usage_settle",
+        object="usage",
+        program="licagent_settle",
+        kind=HookKind.TRACING,
+        closes="TCP payload to the last byte, without SYN, FIN and repetitions",
+        without="the last bytes of a TCP connection are not in its payload: estimated",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
         name="tc_egress",
         object="interface",
         program="licagent_interface",
@@ -270,7 +316,10 @@ HOOKS: Final[tuple[Hook, ...]] = (
 CORE_OBJECTS: Final = ("connect", "bind", "socket", "packet")
 """What either loader can make; the others need BTF and libbpf."""
 
-BTF_OBJECTS: Final = ("identity", "sockets", "interface")
+FORMER_HOOKS: Final = ("cgroup_sock_release",)
+"""Pinned by earlier versions: what they did is done elsewhere now."""
+
+BTF_OBJECTS: Final = ("identity", "sockets", "usage", "interface")
 
 
 def hook(name: str) -> Hook:

@@ -54,6 +54,10 @@ class Iterators:
         """Tag the sockets of all processes that carry no tag yet."""
         self._run("iter_task_file_adopt")
 
+    def collect_usage(self) -> None:
+        """Bring what live threads used so far into the open sheet."""
+        self._run("iter_task_collect")
+
     def sockets(self) -> list[SocketRecord]:
         """Every socket of every process, with its holder and tag."""
         return _records(self._run("iter_task_file_list"), SocketRecord)

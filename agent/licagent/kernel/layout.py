@@ -13,7 +13,7 @@ from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum
 from typing import Final
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 """LIC_SCHEMA: version of all pinned maps."""
 
 MAX_SHAPES: Final = 32
@@ -21,6 +21,10 @@ MAX_SCOPES: Final = 8
 NAME_LEN: Final = 64
 SCOPE_NAME_LEN: Final = 252
 NANOSECONDS_MAX: Final = 2**64 - 1
+METERS: Final = 16384
+METER_BITS: Final = 14
+METERS_SPILLED: Final = 5
+"""LIC_METERS_SPILLED: meters 1..5 are those of all who got none, by protocol."""
 
 
 class Hook(IntEnum):
@@ -59,6 +63,15 @@ class Fault(IntEnum):
     PROCESS_FAILED = 3
     CGROUP_FAILED = 4
     EVENT_EMITTED = 5
+    METER_SPILLED = 6
+    WORK_SPILLED = 7
+
+
+class Direction(IntEnum):
+    """enum lic_direction."""
+
+    TX = 0
+    RX = 1
 
 
 class PolicyFlag(IntEnum):
@@ -87,6 +100,10 @@ class Control(Structure):
         ("root_cgroup", c_uint64),
         ("measure", c_uint32),
         ("zero", c_uint32),
+        ("sheet", c_uint32),
+        ("discarded", c_uint32),
+        ("page_bytes", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -113,12 +130,6 @@ class License(Structure):
         ("not_before_ns", c_uint64),
         ("not_after_ns", c_uint64),
     ]
-
-
-class Usage(Structure):
-    """struct lic_usage."""
-
-    _fields_ = [("tx_bytes", c_uint64), ("rx_bytes", c_uint64), ("sockets", c_uint64)]
 
 
 class PathKey(Structure):
@@ -158,6 +169,7 @@ class Process(Structure):
         ("allowed_license", c_uint32),
         ("allowed_resource", c_uint32),
         ("allowed_pending", c_uint64),
+        ("start_ns", c_uint64),
     ]
 
 
@@ -199,7 +211,7 @@ class Tag(Structure):
         ("is_ipv6", c_uint8),
         ("local_port", c_uint16),
         ("kept", c_uint8),
-        ("reserved", c_uint8),
+        ("is_loopback", c_uint8),
         ("pid", c_uint32),
         ("uid", c_uint32),
         ("gid", c_uint32),
@@ -207,7 +219,8 @@ class Tag(Structure):
         ("digest", c_uint32),
         ("exec_id", c_uint32),
         ("cgroup", c_uint64),
-        ("since_ns", c_uint64),
+        ("since_s", c_uint32),
+        ("meter", c_uint32),
         ("tx_bytes", c_uint64),
         ("rx_bytes", c_uint64),
     ]
@@ -279,6 +292,110 @@ class Event(Structure):
     ]
 
 
+class SheetTimes(Structure):
+    """struct lic_sheet."""
+
+    _fields_ = [("opened_ns", c_uint64), ("closed_ns", c_uint64)]
+
+
+class FlowKey(Structure):
+    """struct lic_flow_key."""
+
+    _fields_ = [
+        ("cgroup", c_uint64),
+        ("pid", c_uint32),
+        ("exec_id", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("license", c_uint32),
+        ("resource", c_uint32),
+        ("protocol", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class FlowCount(Structure):
+    """struct lic_flow_count."""
+
+    _fields_ = [("payload_bytes", c_uint64), ("wire_bytes", c_uint64), ("packets", c_uint64)]
+
+
+class Meter(Structure):
+    """struct lic_meter."""
+
+    _fields_ = [
+        ("key", FlowKey),
+        ("start_ns", c_uint64),
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("generation", c_uint32),
+        ("counts", FlowCount * 2 * 2 * 2),
+    ]
+
+
+class Owner(Structure):
+    """struct lic_owner."""
+
+    _fields_ = [
+        ("start_ns", c_uint64),
+        ("cgroup", c_uint64),
+        ("inode", c_uint64),
+        ("device", c_uint32),
+        ("pid", c_uint32),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+    ]
+
+
+class WorkKey(Structure):
+    """struct lic_work_key."""
+
+    _fields_ = [("sheet", c_uint32), ("reserved", c_uint32), ("owner", Owner)]
+
+
+class Work(Structure):
+    """struct lic_work."""
+
+    _fields_ = [
+        ("cpu_ns", c_uint64),
+        ("read_bytes", c_uint64),
+        ("write_bytes", c_uint64),
+        ("cancelled_bytes", c_uint64),
+        ("memory_byte_ms", c_uint64),
+        ("processes", c_uint32),
+        ("path", c_uint32),
+        ("digest", c_uint32),
+        ("reserved", c_uint32),
+        ("comm", c_char * 16),
+    ]
+
+
+class Account(Structure):
+    """struct lic_account."""
+
+    _fields_ = [
+        ("owner", Owner),
+        ("since_ns", c_uint64),
+        ("seen_ns", c_uint64),
+        ("path", c_uint32),
+        ("digest", c_uint32),
+        ("sampled", c_uint32),
+        ("reserved", c_uint32),
+        ("comm", c_char * 16),
+    ]
+
+
+class Taken(Structure):
+    """struct lic_taken."""
+
+    _fields_ = [
+        ("cpu_ns", c_uint64),
+        ("read_bytes", c_uint64),
+        ("write_bytes", c_uint64),
+        ("cancelled_bytes", c_uint64),
+    ]
+
+
 class SocketRecord(Structure):
     """struct lic_socket_record."""
 
@@ -305,7 +422,6 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "lic_control": Control,
     "lic_policy": Policy,
     "lic_license": License,
-    "lic_usage": Usage,
     "lic_path_key": PathKey,
     "lic_content_key": ContentKey,
     "lic_process": Process,
@@ -317,6 +433,15 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "lic_repeat_key": RepeatKey,
     "lic_repeat": Repeat,
     "lic_event": Event,
+    "lic_sheet": SheetTimes,
+    "lic_flow_key": FlowKey,
+    "lic_flow_count": FlowCount,
+    "lic_meter": Meter,
+    "lic_owner": Owner,
+    "lic_work_key": WorkKey,
+    "lic_work": Work,
+    "lic_account": Account,
+    "lic_taken": Taken,
     "lic_socket_record": SocketRecord,
 }
 """Struct name in BTF -> its mirror here."""
@@ -330,7 +455,6 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "rules": (32, 24),
     "service_ports": (4, 8),
     "licenses": (4, ctypes.sizeof(License)),
-    "usage": (4, ctypes.sizeof(Usage)),
     "paths": (ctypes.sizeof(PathKey), 4),
     "contents": (ctypes.sizeof(ContentKey), 4),
     "processes": (4, ctypes.sizeof(Process)),
@@ -339,6 +463,10 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "tags": (4, ctypes.sizeof(Tag)),
     "counters": (ctypes.sizeof(CounterKey), 8),
     "repeats": (ctypes.sizeof(RepeatKey), ctypes.sizeof(Repeat)),
+    "sheets": (4, ctypes.sizeof(SheetTimes)),
+    "meters": (4, ctypes.sizeof(Meter)),
+    "flows": (ctypes.sizeof(FlowKey), 4),
+    "free_meters": (0, 4),
     "faults": (4, 8),
 }
 """Bytes of key and value of each map that this package reads or writes."""

@@ -23,7 +23,14 @@ from typing import Final
 from licagent.kernel import attach, libbpf, migrate
 from licagent.kernel.accounting import leave_memory_limits
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, Hook, HookKind
+from licagent.kernel.hooks import (
+    BTF_OBJECTS,
+    CORE_OBJECTS,
+    FORMER_HOOKS,
+    HOOKS,
+    Hook,
+    HookKind,
+)
 from licagent.kernel.hooks import hook as hook_named
 from licagent.kernel.interfaces import InterfaceLinks
 from licagent.kernel.libbpf import BpfError, BpfObject
@@ -157,10 +164,16 @@ class Loader:
             raise LoadError("; ".join(sorted({state.error for state in missing})))
         for name in BTF_OBJECTS:
             self._load_prebuilt(name, report)
+        self._remove_former()
         self._record(wanted if all(state.attached for state in report.hooks) else "")
         for folder in self.pins.other_maps():
             migrate.remove(folder)
         return report
+
+    def _remove_former(self) -> None:
+        """Detach what an earlier version attached and this one does not have."""
+        for name in FORMER_HOOKS:
+            (self.pins.links / name).unlink(missing_ok=True)
 
     def _prepare_maps(self, report: Report) -> None:
         """Make the maps, and fill them from an older schema's before any program sees them."""
@@ -224,7 +237,7 @@ class Loader:
                     # The daemon attaches it: it knows the host's network namespaces.
                     InterfaceLinks(self.pins, hook.name).install(obj.program_fd(handle))
                 else:
-                    attach.attach_tracing(obj, handle, pin)
+                    attach.attach_tracing(obj, handle, pin, alone=hook.object == "usage")
                 state.attached = True
             except BpfError as error:
                 state.error = str(error.strerror)

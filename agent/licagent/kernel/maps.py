@@ -213,6 +213,37 @@ class Map:
         return total
 
 
+class Queue:
+    """A pinned queue: what is put in at one end comes out at the other (bpf(2), 4.20)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = libbpf.open_pin(path)
+        self._size = libbpf.map_info(self._fd).value_size
+
+    def push(self, value: bytes) -> None:
+        """Put one in. Raises BpfError: E2BIG when it is full."""
+        libbpf.check(
+            libbpf.library().bpf_map_update_elem(self._fd, None, value, libbpf.BPF_ANY),
+            f"put into {self.path.name}",
+        )
+
+    def pop(self) -> bytes | None:
+        """Take the oldest out, or None."""
+        value = ctypes.create_string_buffer(self._size)
+        result = libbpf.library().bpf_map_lookup_and_delete_elem(self._fd, None, value)
+        if result == -errno.ENOENT:
+            return None
+        libbpf.check(result, f"take from {self.path.name}")
+        return value.raw
+
+    def close(self) -> None:
+        """Close the descriptor; the pin stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
 class MappedArray(Generic[Element]):
     """An array map shared with the kernel by mmap: each aligned word is written in one store.
 
@@ -227,6 +258,7 @@ class MappedArray(Generic[Element]):
             raise libbpf.BpfError(
                 errno.EPROTO, f"{path.name}: elements of {stride} bytes, expected another layout"
             )
+        self._stride = stride
         self._memory = mmap.mmap(
             self.map.fd,
             stride * self.map.info.max_entries,
@@ -246,6 +278,16 @@ class MappedArray(Generic[Element]):
         return ctypes.string_at(
             ctypes.addressof(self._elements), count * ctypes.sizeof(self._elements[0])
         )
+
+    def copy(self, index: int, offset: int, length: int) -> bytes:
+        """Some bytes of one element, without making a view of it."""
+        at = index * self._stride + offset
+        return self._memory[at : at + length]
+
+    def clear(self, index: int, offset: int, length: int) -> None:
+        """Zero some bytes of one element that no program writes to now."""
+        at = index * self._stride + offset
+        self._memory[at : at + length] = bytes(length)
 
     def close(self) -> None:
         """Unmap."""

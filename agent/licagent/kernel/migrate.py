@@ -29,9 +29,11 @@ _COPIED: Final = (
     "cgroups",
     "processes",
     "licenses",
-    "usage",
     "control",
 )
+
+_GROWN: Final = frozenset({"control", "processes"})
+"""Values that got fields at their end, for which zero means "not yet": schema 2."""
 
 
 def migrate(old: Path, new: Path) -> list[str]:
@@ -46,10 +48,15 @@ def migrate(old: Path, new: Path) -> list[str]:
             continue
         source, target = Map(old / name), Map(new / name)
         try:
-            if _shape(source) != _shape(target):
+            if _shape(source) == _shape(target):
+                target.update_many(source.items())
+            elif name in _GROWN and _has_grown(source, target):
+                target.update_many(
+                    (key, value.ljust(target.info.value_size, b"\0"))
+                    for key, value in source.items()
+                )
+            else:
                 left.append(name)
-                continue
-            target.update_many(source.items())
         except libbpf.BpfError:
             left.append(name)
         finally:
@@ -60,6 +67,11 @@ def migrate(old: Path, new: Path) -> list[str]:
 
 def _shape(table: Map) -> tuple[int, int, int]:
     return table.info.type, table.info.key_size, table.info.value_size
+
+
+def _has_grown(source: Map, target: Map) -> bool:
+    older, newer = _shape(source), _shape(target)
+    return older[:2] == newer[:2] and older[2] < newer[2]
 
 
 def remove(folder: Path) -> None:

@@ -51,6 +51,7 @@ ENUMS: Final[dict[str, tuple[type[IntEnum | domain.Shape], str]]] = {
     "lic_event_kind": (layout.EventKind, "LIC_EVENT_"),
     "lic_hook": (layout.Hook, "LIC_HOOK_"),
     "lic_fault": (layout.Fault, "LIC_FAULT_"),
+    "lic_direction": (layout.Direction, "LIC_DIRECTION_"),
 }
 
 NOT_NUMBERS: Final = {"LIC_FAULT_COUNT"}

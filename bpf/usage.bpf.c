@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * What processes use: time on a CPU, storage input and output, memory; and what a TCP socket has
+ * carried when it ends.
+ *
+ *   tp_btf/sched_process_fork    a process gets an account
+ *   tp_btf/sched_process_exec    the account's next segment: another executable, other rights
+ *   tp_btf/cgroup_attach_task    the same for another cgroup
+ *   tp_btf/sched_process_free    the last word of a thread
+ *   iter/task                    what live threads used since the last time
+ *   tp_btf/inet_sock_set_state   the payload that no packet has settled yet
+ *
+ * The numbers are the kernel's own, per thread: sum_exec_runtime, nanoseconds from the scheduler,
+ * and the task's ioac. Not those of the process (signal_struct): a thread that reaps itself is
+ * added there before its last time slice is, and ioac there holds waited-for children as well
+ * (wait_task_zombie). A thread is final when it is freed: the last schedule and the release are
+ * both over (put_task_struct_rcu_user), so nothing of what a process does while it exits is missed.
+ *
+ * An account is found by the address of its signal_struct, which all threads of a process share
+ * and which stays theirs until the last of them is freed. A process id would be somebody else's
+ * by then.
+ */
+#include "core.h"
+#include "kernel.h"
+#include "meter.h"
+#include "scope.h"
+#include <bpf/bpf_tracing.h>
+
+#define LIC_YOUNG_NS 1000000 /* less than this of CPU time is not worth a segment of its own */
+#define LIC_NSEC_PER_MSEC 1000000ULL
+#define LIC_TCP_FIN_WAIT2 5
+#define LIC_TCP_CLOSE 7
+#define LIC_TCP_LAST_ACK 9
+#define LIC_TCP_CLOSING 11
+
+/*
+ * Written by fork, exec and attach, read by all programs here. One a process, by the address of
+ * its signal_struct; as many as `processes`. Who has none is counted without an executable.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, __u64);
+	__type(value, struct lic_account);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} accounts SEC(".maps");
+
+/*
+ * Written by all programs here, read and emptied by the daemon, sheet by sheet. One line for each
+ * process that lived through a sample and used something, one for all others of one executable,
+ * cgroup and user. Two sheets of 65,536; what comes beyond goes to `spilled_work`.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, struct lic_work_key);
+	__type(value, struct lic_work);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} work SEC(".maps");
+
+/* Written when `work` is full, read and emptied by the daemon. Index: sheet & 1. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct lic_work);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} spilled_work SEC(".maps");
+
+/* Written by iter/task, for threads that live through a sample; freed with the thread. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct lic_taken);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} taken SEC(".maps");
+
+static __always_inline __u64 account_key(struct task_struct *task)
+{
+	return (__u64)BPF_CORE_READ(task, signal);
+}
+
+static __always_inline void task_owner(struct task_struct *task, struct lic_owner *owner)
+{
+	owner->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	owner->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	owner->pid = BPF_CORE_READ(task, tgid);
+	owner->uid = BPF_CORE_READ(task, cred, uid.val);
+	owner->gid = BPF_CORE_READ(task, cred, gid.val);
+}
+
+static __always_inline void file_of(struct file *file, struct lic_account *account)
+{
+	struct inode *inode = BPF_CORE_READ(file, f_inode);
+	__u32 pid = account->owner.pid;
+	struct lic_process *process;
+
+	account->owner.device = BPF_CORE_READ(inode, i_sb, s_dev);
+	account->owner.inode = BPF_CORE_READ(inode, i_ino);
+	account->path = 0;
+	account->digest = 0;
+	process = bpf_map_lookup_elem(MAP(processes), &pid);
+	if (process && process->inode == account->owner.inode &&
+	    process->device == account->owner.device) {
+		account->path = process->path;
+		account->digest = process->digest;
+	}
+}
+
+/* An account for a process that is older than the agent, or comes from outside its cgroup. */
+static __always_inline struct lic_account *open_account(struct task_struct *task, __u64 key)
+{
+	struct lic_account account = {};
+	struct file *file;
+
+	task_owner(task, &account.owner);
+	account.since_ns = bpf_ktime_get_boot_ns();
+	account.seen_ns = account.since_ns;
+	file = BPF_CORE_READ(task, mm, exe_file);
+	if (file)
+		file_of(file, &account);
+	BPF_CORE_READ_INTO(&account.comm, task, group_leader, comm);
+	if (bpf_map_update_elem(MAP(accounts), &key, &account, BPF_ANY))
+		note_fault(LIC_FAULT_WORK_SPILLED);
+	return bpf_map_lookup_elem(MAP(accounts), &key);
+}
+
+static __always_inline void add_work(struct lic_work *to, const struct lic_taken *used,
+				     __u64 memory_byte_ms, __u32 processes)
+{
+	if (used->cpu_ns)
+		__sync_fetch_and_add(&to->cpu_ns, used->cpu_ns);
+	if (used->read_bytes)
+		__sync_fetch_and_add(&to->read_bytes, used->read_bytes);
+	if (used->write_bytes)
+		__sync_fetch_and_add(&to->write_bytes, used->write_bytes);
+	if (used->cancelled_bytes)
+		__sync_fetch_and_add(&to->cancelled_bytes, used->cancelled_bytes);
+	if (memory_byte_ms)
+		__sync_fetch_and_add(&to->memory_byte_ms, memory_byte_ms);
+	if (processes)
+		__sync_fetch_and_add(&to->processes, processes);
+}
+
+/* Write usage into the open sheet, for the account's present owner. */
+static __always_inline void charge(__u32 sheet, const struct lic_account *account,
+				   const struct lic_taken *used, __u64 memory_byte_ms,
+				   __u32 processes)
+{
+	struct lic_work_key key = { .sheet = sheet, .owner = account->owner };
+	struct lic_work *line, fresh = {};
+	__u32 bank = sheet & 1;
+
+	if (!account->sampled) {
+		key.owner.pid = 0;
+		key.owner.start_ns = 0;
+	}
+	line = bpf_map_lookup_elem(MAP(work), &key);
+	if (!line) {
+		fresh.path = account->path;
+		fresh.digest = account->digest;
+		__builtin_memcpy(fresh.comm, account->comm, sizeof(fresh.comm));
+		bpf_map_update_elem(MAP(work), &key, &fresh, BPF_NOEXIST);
+		line = bpf_map_lookup_elem(MAP(work), &key);
+	}
+	if (!line) {
+		note_fault(LIC_FAULT_WORK_SPILLED);
+		line = bpf_map_lookup_elem(MAP(spilled_work), &bank);
+	}
+	if (line)
+		add_work(line, used, memory_byte_ms, processes);
+}
+
+static __always_inline void used_so_far(struct task_struct *task, struct lic_taken *now)
+{
+	now->cpu_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
+	now->read_bytes = BPF_CORE_READ(task, ioac.read_bytes);
+	now->write_bytes = BPF_CORE_READ(task, ioac.write_bytes);
+	now->cancelled_bytes = BPF_CORE_READ(task, ioac.cancelled_write_bytes);
+}
+
+/*
+ * What a thread used since it was last asked. `before` is what is in the books, null for nothing:
+ * that is zero for a thread of the account's own time, and all of it for an older one.
+ */
+static __always_inline void used_since(struct task_struct *task,
+				       const struct lic_account *account,
+				       const struct lic_taken *now,
+				       const struct lic_taken *before, struct lic_taken *used)
+{
+	__builtin_memset(used, 0, sizeof(*used));
+	if (before) {
+		used->cpu_ns = now->cpu_ns - before->cpu_ns;
+		used->read_bytes = now->read_bytes - before->read_bytes;
+		used->write_bytes = now->write_bytes - before->write_bytes;
+		used->cancelled_bytes = now->cancelled_bytes - before->cancelled_bytes;
+	} else if (BPF_CORE_READ(task, start_boottime) >= account->since_ns) {
+		*used = *now;
+	}
+}
+
+static __always_inline int is_nothing(const struct lic_taken *used)
+{
+	return !(used->cpu_ns | used->read_bytes | used->write_bytes | used->cancelled_bytes);
+}
+
+/* Put what a live thread used since the last time into the open sheet. */
+static __always_inline void settle_thread(__u32 sheet, struct task_struct *task,
+					  struct lic_account *account, __u64 memory_byte_ms)
+{
+	struct lic_taken now, used, *before;
+
+	used_so_far(task, &now);
+	before = bpf_task_storage_get(MAP(taken), task, 0, 0);
+	used_since(task, account, &now, before, &used);
+	if (!before) {
+		before = bpf_task_storage_get(MAP(taken), task, 0,
+					      BPF_LOCAL_STORAGE_GET_F_CREATE);
+		if (!before) /* nothing is in the books, so nothing is counted twice */
+			return;
+	}
+	*before = now;
+	if (memory_byte_ms || !is_nothing(&used))
+		charge(sheet, account, &used, memory_byte_ms, 0);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(licagent_open, struct task_struct *parent, struct task_struct *child)
+{
+	struct lic_control *ctl = get_control();
+	__u64 key, from;
+	struct lic_account account = {}, *known;
+
+	if (!ctl || !ctl->sheet || BPF_CORE_READ(child, tgid) != BPF_CORE_READ(child, pid))
+		return 0; /* a thread */
+	from = account_key(parent);
+	known = bpf_map_lookup_elem(MAP(accounts), &from);
+	task_owner(child, &account.owner);
+	if (!known || known->owner.cgroup != account.owner.cgroup) {
+		if (!in_root(child, ctl->root_cgroup))
+			return 0;
+	}
+	if (known) {
+		account.owner.inode = known->owner.inode;
+		account.owner.device = known->owner.device;
+		account.path = known->path;
+		account.digest = known->digest;
+		__builtin_memcpy(account.comm, known->comm, sizeof(account.comm));
+	}
+	account.since_ns = account.owner.start_ns;
+	account.seen_ns = account.owner.start_ns;
+	key = account_key(child);
+	/* Whatever stands there is of a process whose last thread is freed. */
+	if (bpf_map_update_elem(MAP(accounts), &key, &account, BPF_ANY)) {
+		bpf_map_delete_elem(MAP(accounts), &key);
+		note_fault(LIC_FAULT_WORK_SPILLED);
+	}
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exec")
+int BPF_PROG(licagent_segment, struct task_struct *task, int old_pid, struct linux_binprm *bprm)
+{
+	struct lic_control *ctl = get_control();
+	__u64 key = account_key(task);
+	struct lic_account *account;
+
+	if (!ctl || !ctl->sheet)
+		return 0;
+	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	if (!account)
+		return 0; /* outside, or there was no room */
+	/*
+	 * What the old image did since the last sample. The scheduler brings the running thread's
+	 * number up to date once a tick, so the cut is as exact as that; nothing is lost by it.
+	 */
+	if (account->sampled || BPF_CORE_READ(task, se.sum_exec_runtime) > LIC_YOUNG_NS)
+		settle_thread(ctl->sheet, task, account, 0);
+	account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
+	account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
+	file_of(BPF_CORE_READ(bprm, file), account);
+	BPF_CORE_READ_INTO(&account->comm, task, comm);
+	return 0;
+}
+
+SEC("tp_btf/cgroup_attach_task")
+int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_struct *task)
+{
+	struct lic_control *ctl = get_control();
+	__u64 key = account_key(task);
+	struct lic_account *account;
+
+	if (!ctl || !ctl->sheet || BPF_CORE_READ(to, root, hierarchy_id))
+		return 0;
+	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	if (account)
+		settle_thread(ctl->sheet, task, account, 0);
+	if (!in_root(task, ctl->root_cgroup)) {
+		bpf_map_delete_elem(MAP(accounts), &key);
+		return 0;
+	}
+	if (account) {
+		account->owner.cgroup = BPF_CORE_READ(to, kn, id);
+		return 0;
+	}
+	account = open_account(task, key);
+	if (account)
+		settle_thread(ctl->sheet, task, account, 0); /* what it did outside is not ours */
+	return 0;
+}
+
+SEC("tp_btf/sched_process_free")
+int BPF_PROG(licagent_close, struct task_struct *task)
+{
+	__u32 is_leader = BPF_CORE_READ(task, pid) == BPF_CORE_READ(task, tgid);
+	struct lic_control *ctl = get_control();
+	struct lic_account *account, stranger = {};
+	struct lic_taken now, used, *before;
+	__u64 key = account_key(task);
+	int is_known;
+
+	if (!ctl)
+		return 0;
+	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	is_known = account != 0;
+	if (ctl->sheet) {
+		if (!account) {
+			if (!in_root(task, ctl->root_cgroup))
+				return 0;
+			stranger.owner.cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+			stranger.owner.uid = BPF_CORE_READ(task, cred, uid.val);
+			stranger.owner.gid = BPF_CORE_READ(task, cred, gid.val);
+			BPF_CORE_READ_INTO(&stranger.comm, task, comm);
+			account = &stranger;
+		}
+		used_so_far(task, &now);
+		before = bpf_task_storage_get(MAP(taken), task, 0, 0);
+		used_since(task, account, &now, before, &used);
+		if (is_leader || !is_nothing(&used))
+			charge(ctl->sheet, account, &used, 0, is_leader);
+	}
+	/* The last one takes the account with it; another process may get this address now. */
+	if (is_known && BPF_CORE_READ(task, signal, sigcnt.refs.counter) == 1)
+		bpf_map_delete_elem(MAP(accounts), &key);
+	return 0;
+}
+
+static __always_inline __u64 resident_pages(struct mm_struct *mm)
+{
+	struct mm_struct___old *old = (void *)mm;
+	__s64 pages = 0;
+
+	/* file, anonymous and shared memory; number 2 is swap (enum mm_counters) */
+	if (bpf_core_field_exists(mm->rss_stat[0].count)) {
+		pages = BPF_CORE_READ(mm, rss_stat[0].count) + BPF_CORE_READ(mm, rss_stat[1].count) +
+			BPF_CORE_READ(mm, rss_stat[3].count);
+	} else {
+		pages = BPF_CORE_READ(old, rss_stat.count[0].counter) +
+			BPF_CORE_READ(old, rss_stat.count[1].counter) +
+			BPF_CORE_READ(old, rss_stat.count[3].counter);
+	}
+	return pages > 0 ? pages : 0;
+}
+
+/* Resident memory times the time since it was last looked at. */
+static __always_inline __u64 memory_since(struct task_struct *task, struct lic_account *account,
+					  __u32 page_bytes)
+{
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+	__u64 now = bpf_ktime_get_boot_ns(), since_ms;
+
+	since_ms = (now - account->seen_ns) / LIC_NSEC_PER_MSEC;
+	if (!since_ms || now < account->seen_ns)
+		return 0;
+	account->seen_ns += since_ms * LIC_NSEC_PER_MSEC;
+	return mm ? resident_pages(mm) * page_bytes * since_ms : 0;
+}
+
+SEC("iter/task")
+int licagent_collect(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct lic_control *ctl = get_control();
+	struct lic_account *account;
+	__u64 key;
+
+	if (!task || !ctl || !ctl->sheet)
+		return 0;
+	/*
+	 * Once it has begun to exit, its last word is taken when it is freed. That cannot happen
+	 * while this program runs, which holds the RCU read lock, so nothing is counted twice.
+	 */
+	if (BPF_CORE_READ(task, exit_state))
+		return 0;
+	key = account_key(task);
+	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	if (!account) {
+		if (!in_root(task, ctl->root_cgroup))
+			return 0;
+		account = open_account(task, key);
+		if (!account)
+			return 0;
+	}
+	account->sampled = 1;
+	if (BPF_CORE_READ(task, pid) == (int)account->owner.pid) {
+		/* setuid() and prctl(PR_SET_NAME) have no tracepoint: seen here. */
+		account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
+		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
+		BPF_CORE_READ_INTO(&account->comm, task, comm);
+	}
+	settle_thread(ctl->sheet, task, account, memory_since(task, account, ctl->page_bytes));
+	return 0;
+}
+
+/*
+ * The end of a TCP socket, or of one of its connections (connect(AF_UNSPEC)): what its packets
+ * have not settled. It runs with the socket locked, as the sending of packets does.
+ */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(licagent_settle, const struct sock *sk, const int before, const int after)
+{
+	struct lic_control *ctl;
+	struct lic_meter *meter;
+	struct tcp_sock *tcp;
+	__u64 acked, received;
+	struct lic_tag *tag;
+
+	if (after != LIC_TCP_CLOSE || sk->sk_protocol != LIC_IPPROTO_TCP)
+		return 0;
+	ctl = get_control();
+	if (!ctl || !ctl->sheet)
+		return 0;
+	tag = bpf_sk_storage_get(MAP(tags), (struct sock *)sk, 0, 0);
+	if (!tag)
+		return 0;
+	tcp = (struct tcp_sock *)sk;
+	acked = BPF_CORE_READ(tcp, bytes_acked);
+	received = BPF_CORE_READ(tcp, bytes_received);
+	if (acked && BPF_CORE_READ(tcp, snd_una) == BPF_CORE_READ(tcp, write_seq) &&
+	    (before == LIC_TCP_FIN_WAIT2 || before == LIC_TCP_LAST_ACK ||
+	     before == LIC_TCP_CLOSING))
+		acked -= 1; /* our FIN */
+	if (received && BPF_CORE_READ(sk, __sk_common.skc_flags) & (1UL << SOCK_DONE))
+		received -= 1; /* the peer's FIN (tcp_fin) */
+	meter = get_meter(tag);
+	if (meter)
+		add_tcp_payload(tag, meter, *(volatile __u32 *)&ctl->sheet, acked, received);
+	/* The socket may connect again, and its counters begin anew (tcp_disconnect). */
+	tag->tx_bytes = 0;
+	tag->rx_bytes = 0;
+	return 0;
+}
+
+char licagent_license[] SEC("license") = "Dual BSD/GPL";
