@@ -22,7 +22,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	struct lic_process *process;
 	struct lic_tag *tag;
 
-	if (!ctl || !ctl->generation)
+	if (!ctl || (!ctl->generation && !ctl->sheet))
 		return 1;
 	/* Also while the policy names no network: the next one may. */
 	if (!ctx->sk)

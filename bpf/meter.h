@@ -24,6 +24,8 @@
 #include "tag.h"
 
 #define LIC_TCP_ESTABLISHED 1
+#define LIC_TCP_SYN_SENT 2
+#define LIC_TCP_LISTEN 10
 #define LIC_LOOPBACK_IFINDEX 1 /* in every network namespace (net/core/dev.c, loopback first) */
 
 static __always_inline __u32 spilled_meter(__u32 protocol)
@@ -50,6 +52,9 @@ static __always_inline void charged(const struct lic_tag *tag, struct lic_flow_k
 	struct lic_license *license;
 	__u32 slot = half->slot;
 
+	if (half->kind != LIC_TAG_LICENSED && half->kind != LIC_TAG_SHADOW &&
+	    half->kind != LIC_TAG_GLASS)
+		return;
 	key->resource = half->resource;
 	if (half->kind != LIC_TAG_LICENSED)
 		return;
@@ -159,8 +164,8 @@ static __always_inline struct lic_tag *tag_stranger(struct __sk_buff *skb, struc
 	tag->protocol = fold_protocol(sk->protocol);
 	tag->since_s = now_s();
 	tcp = bpf_tcp_sock(sk);
-	if (tcp) { /* what it did before is nobody's */
-		tag->tx_bytes = tcp->bytes_acked;
+	if (tcp) { /* what it did before is nobody's; see connect.bpf.c for the one */
+		tag->tx_bytes = sk->state == LIC_TCP_SYN_SENT ? 1 : tcp->bytes_acked;
 		tag->rx_bytes = tcp->bytes_received;
 	}
 	return tag;

@@ -17,9 +17,6 @@
 #include "subject.h"
 #include "tag.h"
 
-#define LIC_TCP_SYN_SENT 2
-#define LIC_TCP_LISTEN 10
-
 static __always_inline int tag_holds(struct lic_control *ctl, struct __sk_buff *skb,
 				     struct lic_tag *tag, __u32 hook)
 {

@@ -21,11 +21,9 @@
 
 extern int bpf_sock_destroy(struct sock_common *sk) __ksym __weak;
 
-#define LIC_TCP_ESTABLISHED 1
 #define LIC_TCP_SYN_SENT 2
 #define LIC_TCP_CLOSE 7
 #define LIC_TCP_LISTEN 10
-#define LIC_PF_KTHREAD 0x00200000
 
 /* Written by note_listeners, read by adopt: one bit a TCP port. Cleared by the daemon. */
 struct {
