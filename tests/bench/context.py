@@ -28,6 +28,7 @@ class Bench:
     loader: str = "auto"
     bindings: int = 100_000
     networks: int = 10_000
+    churn_minutes: float = 3.0
     _agents: dict[str, tuple[AgentUnderTest, Path]] = field(default_factory=dict)
     _failures: dict[str, str] = field(default_factory=dict)
     _nft_checked: bool = False
@@ -130,6 +131,15 @@ class Bench:
             return Variant(name, work, netns, address)
         _, work = {"large": self.large, "small": self.small, "thousand": self.thousand}[name]()
         return Variant(name, work, netns, address)
+
+    def metered(self) -> tuple[AgentUnderTest, Path]:
+        """An agent whose cgroup nobody uses but the meter's load."""
+        return self.agent("meter", bindings=10, networks=10)
+
+    @property
+    def agents_running(self) -> int:
+        """How many agents have programs in the kernel."""
+        return len(self._agents)
 
     def close(self) -> None:
         """Stop the agents, detach the floors."""

@@ -22,6 +22,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tests.bench.meter_load import BINARY
 from tests.bench.paired import ROOT
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Atop(Peer):
                 # PRC host epoch date time interval pid (name) state hz user system ... is-process
                 left, _, rest = line.partition(") ")
                 fields = rest.split()
-                if left.split("(", 1)[1].startswith(prefix) and fields[10] == "y":
+                if left.split("(", 1)[1].startswith(prefix) and fields[11] == "y":
                     ticks += (int(fields[2]) + int(fields[3])) * 1000 // int(fields[1])
         return ticks / 1000
 
@@ -235,12 +236,15 @@ class NetHogs(Peer):
         return ["nsenter", namespace, *hogs]
 
     def wire_of(self, prefix: str) -> int:
-        """The largest sum that each process had in any line, as ended ones leave the list."""
+        """The largest sum that each process had in any line, as ended ones leave the list.
+
+        It names a process by its command line, which only who executes a program changes.
+        """
         most: dict[str, int] = {}
         text = (self._folder / "out").read_text(encoding="utf-8", errors="replace")
         for line in text.splitlines():
             parts = line.split("\t")
-            if len(parts) == 3 and f"{prefix}-" in parts[0]:
+            if len(parts) == 3 and (f"{prefix}-" in parts[0] or str(BINARY) in parts[0]):
                 with contextlib.suppress(ValueError):
                     seen = int(float(parts[1]) + float(parts[2]))
                     most[parts[0]] = max(most.get(parts[0], 0), seen)

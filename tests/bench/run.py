@@ -17,6 +17,10 @@ from tests.bench import (
     control_host,
     daemon_cases,
     iperf3_case,
+    meter_beside,
+    meter_cases,
+    meter_load,
+    meter_spawn,
     paired,
     table,
     traffic_cases,
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
+    "meter-spawn": meter_spawn.spawn,  # first: it needs a kernel without any agent's programs
     "noise": traffic_cases.noise,
     "nftables": traffic_cases.nftables,
     "connect": traffic_cases.connect,
@@ -43,6 +48,9 @@ CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "daemon": daemon_cases.daemon,
     "memory": daemon_cases.memory,
     "policy": daemon_cases.policy,
+    "meter-sample": meter_cases.sample,
+    "meter-churn": meter_cases.churn,
+    "meter-beside": meter_beside.beside,
     "control-revocation": control_host.revocation,
     "control-fanout": control_cases.fanout,
     "control-idle": control_cases.idle,
@@ -67,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--loader", default="auto", choices=("auto", "prebuilt", "bcc"))
     parser.add_argument("--bindings", type=int, default=100_000)
     parser.add_argument("--networks", type=int, default=10_000)
+    parser.add_argument("--churn-minutes", type=float, default=3.0, help="of meter-churn")
     parser.add_argument(
         "--markdown", type=Path, help="default: docs/benchmarks.md after a full run of all cases"
     )
@@ -81,14 +90,23 @@ def main() -> int:
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(2))  # so that the clean-up runs
     paired.build()
+    meter_load.build()
     load = table.load()
     if load > BUSY_LOAD:
         print(f"bench: load {load}: other programs will show in the figures", file=sys.stderr)
     rows: list[Row] = []
     broken = False
-    names = arguments.only or [name for name in CASES if name not in EXTRA]
+    wanted = arguments.only or [name for name in CASES if name not in EXTRA]
+    names = [name for name in CASES if name in wanted]
     places = Places()
-    bench = Bench(places, arguments.quick, arguments.loader, arguments.bindings, arguments.networks)
+    bench = Bench(
+        places,
+        arguments.quick,
+        arguments.loader,
+        arguments.bindings,
+        arguments.networks,
+        arguments.churn_minutes,
+    )
     try:
         with kept_awake():
             for name in names:

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define MAX_BATCH 4096
@@ -279,6 +280,30 @@ void latency_servers(struct options *o)
 	}
 }
 
+/* ---- fork + exec + exit of /bin/true, until it is reaped ----------------------------------- */
+static double spawn(struct options *o, struct variant *v)
+{
+	double ns[MAX_BATCH];
+	int status;
+
+	for (int batch = 0; batch < o->batches; batch++) {
+		uint64_t start = now_ns();
+
+		for (int i = 0; i < o->ops; i++) {
+			pid_t pid = fork();
+
+			if (!pid) {
+				execl("/bin/true", "true", NULL);
+				_exit(127);
+			}
+			if (pid < 0 || waitpid(pid, &status, 0) != pid || status)
+				die("cannot run /bin/true in variant", v->name);
+		}
+		ns[batch] = (double)(now_ns() - start) / o->ops;
+	}
+	return result(ns, o->batches);
+}
+
 static const struct {
 	const char *name;
 	batch_fn run;
@@ -286,6 +311,7 @@ static const struct {
 	{"tcp-connect", tcp_connect}, {"tcp-rtt", tcp_rtt},	{"udp-sendto", udp_sendto},
 	{"udp-send", udp_send},	      {"udp-mapped", udp_mapped}, {"udp-connect", udp_connect},
 	{"udp-new", udp_new},	      {"tcp-stream", stream_batch},
+	{"spawn", spawn},
 };
 
 batch_fn latency_find(const char *command)

@@ -12,6 +12,7 @@
 static const char usage[] =
 	"usage: probe COMMAND [--cgroup-a DIR --cgroup-b DIR [--cgroup-c DIR]] [options]\n"
 	"commands: tcp-connect tcp-rtt tcp-stream udp-sendto udp-send udp-mapped udp-connect udp-new\n"
+	"          spawn (fork + exec + exit of /bin/true)\n"
 	"          live (last byte of many sockets)   rate (steady new connections)\n"
 	"  --variant NAME,cgroup=DIR,netns=FILE|host,addr=A,port=P   as often as needed\n"
 	"  --addr A --port P      destination (127.0.0.2, 18080; the probe serves it itself)\n"
@@ -141,7 +142,8 @@ int main(int argc, char **argv)
 		v->ns = calloc(o.rounds, sizeof(double));
 	}
 	if (!o.ops)
-		o.ops = !strcmp(o.command, "tcp-stream") ? 16384 : !strcmp(o.command, "tcp-connect") ? 4 : 64;
+		o.ops = !strcmp(o.command, "tcp-stream") ? 16384 : !strcmp(o.command, "tcp-connect") ? 4 :
+			!strcmp(o.command, "spawn") ? 1 : 64;
 	if (!o.batches)
 		o.batches = !strcmp(o.command, "tcp-stream") ? 8 : !strcmp(o.command, "tcp-connect") ? 32 : 16;
 	pin(o.client_cpu);
