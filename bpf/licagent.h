@@ -265,8 +265,8 @@ struct lic_tag {
 	__u32 digest;
 	__u32 exec_id; /* which exec of the process; see subject.h */
 	__u64 cgroup;
-	__u32 since_s;  /* CLOCK_BOOTTIME of the first decision */
-	__u32 meter;    /* handle of where its packets are counted; 0: not looked up yet */
+	__u32 since_s; /* CLOCK_BOOTTIME of the first decision */
+	__u32 meter;   /* handle of where its packets are counted; 0: not looked up yet */
 	/* Payload that is metered already. TCP: as tcp_sock counts it, the SYN included. */
 	__u64 tx_bytes;
 	__u64 rx_bytes;
@@ -363,7 +363,7 @@ enum lic_fault {
  * billed it. See licagent.kernel.usage.
  */
 #define LIC_METERS 16384
-#define LIC_METER_BITS 14 /* of a handle: the index; above it, the meter's generation */
+#define LIC_METER_BITS 14    /* of a handle: the index; above it, the meter's generation */
 #define LIC_METERS_SPILLED 5 /* meters 1..5 have no owner: one for each enum lic_protocol */
 
 /* Times of a sheet. Index: its number & 1. */

@@ -47,8 +47,8 @@ static __always_inline __u32 spilled_meter(__u32 protocol)
 /* License and resource by which a socket's packets pass. */
 static __always_inline void charged(const struct lic_tag *tag, struct lic_flow_key *key)
 {
-	const struct lic_half *half = tag->network.kind == LIC_TAG_NONE ? &tag->service
-									: &tag->network;
+	const struct lic_half *half =
+		tag->network.kind == LIC_TAG_NONE ? &tag->service : &tag->network;
 	struct lic_license *license;
 	__u32 slot = half->slot;
 
@@ -230,8 +230,7 @@ static __always_inline void add_tcp_payload(struct lic_tag *tag, struct lic_mete
 
 /* A packet that passes. */
 static __always_inline void meter_packet(const struct lic_control *ctl, struct __sk_buff *skb,
-					 struct bpf_sock *sk, struct lic_tag *tag,
-					 __u32 direction)
+					 struct bpf_sock *sk, struct lic_tag *tag, __u32 direction)
 {
 	__u32 loopback = skb->ifindex == LIC_LOOPBACK_IFINDEX;
 	__u32 bank = *(const volatile __u32 *)&ctl->sheet & 1;

@@ -128,8 +128,7 @@ static __always_inline struct lic_tag *need_tag(struct sock *sk, struct lic_tag 
 			scratch->tag.tx_bytes = BPF_CORE_READ(tcp, bytes_acked);
 			scratch->tag.rx_bytes = BPF_CORE_READ(tcp, bytes_received);
 		}
-		tag = bpf_sk_storage_get(MAP(tags), sk, &scratch->tag,
-					 BPF_SK_STORAGE_GET_F_CREATE);
+		tag = bpf_sk_storage_get(MAP(tags), sk, &scratch->tag, BPF_SK_STORAGE_GET_F_CREATE);
 		if (!tag)
 			note_fault(LIC_FAULT_TAG_FAILED);
 	}

@@ -186,10 +186,9 @@ static __always_inline void used_so_far(struct task_struct *task, struct lic_tak
  * What a thread used since it was last asked. `before` is what is in the books, null for nothing:
  * that is zero for a thread of the account's own time, and all of it for an older one.
  */
-static __always_inline void used_since(struct task_struct *task,
-				       const struct lic_account *account,
-				       const struct lic_taken *now,
-				       const struct lic_taken *before, struct lic_taken *used)
+static __always_inline void used_since(struct task_struct *task, const struct lic_account *account,
+				       const struct lic_taken *now, const struct lic_taken *before,
+				       struct lic_taken *used)
 {
 	__builtin_memset(used, 0, sizeof(*used));
 	if (before) {
@@ -217,8 +216,7 @@ static __always_inline void settle_thread(__u32 sheet, struct task_struct *task,
 	before = bpf_task_storage_get(MAP(taken), task, 0, 0);
 	used_since(task, account, &now, before, &used);
 	if (!before) {
-		before = bpf_task_storage_get(MAP(taken), task, 0,
-					      BPF_LOCAL_STORAGE_GET_F_CREATE);
+		before = bpf_task_storage_get(MAP(taken), task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
 		if (!before) /* nothing is in the books, so nothing is counted twice */
 			return;
 	}
@@ -355,8 +353,8 @@ static __always_inline __u64 resident_pages(struct mm_struct *mm)
 
 	/* file, anonymous and shared memory; number 2 is swap (enum mm_counters) */
 	if (bpf_core_field_exists(mm->rss_stat[0].count)) {
-		pages = BPF_CORE_READ(mm, rss_stat[0].count) + BPF_CORE_READ(mm, rss_stat[1].count) +
-			BPF_CORE_READ(mm, rss_stat[3].count);
+		pages = BPF_CORE_READ(mm, rss_stat[0].count) +
+			BPF_CORE_READ(mm, rss_stat[1].count) + BPF_CORE_READ(mm, rss_stat[3].count);
 	} else {
 		pages = BPF_CORE_READ(old, rss_stat.count[0].counter) +
 			BPF_CORE_READ(old, rss_stat.count[1].counter) +

@@ -26,6 +26,7 @@ from licagent.kernel.layout import SocketRecord
 from licagent.kernel.licenses import LicenseTable
 from licagent.kernel.maps import check_layout
 from licagent.kernel.tables import TableWriter
+from licagent.kernel.usage_meter import UsageMeter
 
 _LOADER_TIMEOUT_S: Final = 120
 
@@ -94,6 +95,7 @@ class KernelSide:
         self.counters = Counters(pins)
         self.counters.prepare()
         self.iterators = Iterators(pins)
+        self.usage = UsageMeter(pins, self.control, self.iterators)
         name = next(hook.name for hook in HOOKS if hook.kind is HookKind.INTERFACE)
         self.interfaces = InterfaceKeeper(InterfaceLinks(pins, name), in_each_namespace)
 
@@ -157,6 +159,7 @@ class KernelSide:
         self.tables.close()
         self.identity.close()
         self.counters.close()
+        self.usage.close()
         self.licenses.close()
         self.control.close()
 
