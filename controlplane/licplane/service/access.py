@@ -23,6 +23,8 @@ class Permission(StrEnum):
     READ_ADMINS = "read administrators"
     CHANGE_ADMINS = "create and revoke administrators"
     CHANGE_KEYS = "create and retire keys"
+    READ_USAGE = "read usage and bills"
+    CHANGE_BILLING = "change price plans, triggers and budgets, and close periods"
 
 
 _READING: Final = frozenset(
@@ -32,7 +34,12 @@ PERMISSIONS: Final[dict[Role, frozenset[Permission]]] = {
     Role.ADMIN: frozenset(Permission),
     Role.ISSUER: _READING | {Permission.CHANGE_CATALOG},
     Role.AUDITOR: _READING
-    | {Permission.READ_TOKENS, Permission.READ_AUDIT, Permission.READ_ADMINS},
+    | {
+        Permission.READ_TOKENS,
+        Permission.READ_AUDIT,
+        Permission.READ_ADMINS,
+        Permission.READ_USAGE,
+    },
     Role.HOST: frozenset(),
 }
 

@@ -148,10 +148,10 @@ class RollupRecords(RollupReads):
         gone = self._run(delete(usage_hourly).where(usage_hourly.c.hour_ms < hourly_before_ms))
         return gone + self._run(delete(usage_daily).where(usage_daily.c.day_ms < daily_before_ms))
 
-    def roll_up(self, limit: int = _CHAINS_AT_ONCE) -> int:
-        """Count waiting batches of up to `limit` chains; how many chains had some.
+    def roll_up(self, limit: int = _CHAINS_AT_ONCE) -> int | None:
+        """Count waiting batches of up to `limit` chains; the start of the earliest record in them.
 
-        To be repeated until it answers 0. The caller holds `lock_usage`.
+        To be repeated until it answers None: nothing waits. The caller holds `lock_usage`.
         """
         waiting = self._waiting(limit)
         for one in waiting:
@@ -163,7 +163,7 @@ class RollupRecords(RollupReads):
                 [{"host_id": one.host_id, "epoch": one.epoch, "sequence": one.last}],
                 newer=usage_rolled.c.sequence,
             )
-        return len(waiting)
+        return min((one.start_ms for one in waiting), default=None)
 
     def _waiting(self, limit: int) -> list[_Waiting]:
         chain = (usage_pending.c.host_id, usage_pending.c.epoch, usage_pending.c.boot_id)

@@ -162,7 +162,7 @@ class Lines:
         while True:
             with self.store.recording() as recorder:
                 recorder.lock_usage()
-                if not recorder.roll_up(limit):
+                if recorder.roll_up(limit) is None:
                     return
 
     def total(self, meter: str, since_ms: int, until_ms: int, **where: object) -> int:
