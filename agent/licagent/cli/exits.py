@@ -37,7 +37,7 @@ EXITS: Final[dict[int, str]] = {
     NO_COMMAND: "run: there is no such command",
     INTERRUPTED: "interrupted",
     NO_READER: "the reader of the output went away",
-    DEGRADED: "status, doctor: degraded; the reasons are listed",
+    DEGRADED: "status, doctor: degraded; usage verify: it does not hold; the reasons are listed",
     BREAK_GLASS: "status: the host is open by break-glass",
 }
 """Status and meaning, as --help and the manual list them (0, 3 and 4 as LSB has them)."""

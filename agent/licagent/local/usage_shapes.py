@@ -67,6 +67,8 @@ class Unattributed(TypedDict):
 class GapRow(TypedDict):
     """Sequences of the ledger that are lost, and known to be."""
 
+    epoch: str
+    """A 64-bit number, as text."""
     first: int
     last: int
     reason: str
@@ -185,34 +187,32 @@ class TopResult(TypedDict):
 # ---------------------------------------------------------------------------- usage.verify
 
 
-class VerifyProblem(TypedDict):
-    """One thing that does not add up."""
+class EpochRow(TypedDict):
+    """One chain of records."""
 
-    file: str
-    """Name of the segment, without its folder."""
-    offset: int
-    sequence: int
-    """The first record that cannot be trusted by it; 0 if unknown."""
-    message: str
+    epoch: str
+    public_key: str
+    """Ed25519, 64 hexadecimal digits, as the control plane stored it; "" if it is lost."""
+    first: int
+    """Sequence of the oldest record kept; 0 if none is."""
+    last: int
+    acknowledged: int
+    """Sequence up to which the control plane has it; 0: nothing, or no control plane."""
+    is_current: bool
 
 
 class VerifyResult(TypedDict):
     """`usage.verify`: the ledger read anew from disk, every hash and signature checked."""
 
     good: bool
-    """No problem; a named gap is none: it is itself signed."""
+    """No problem. A gap that was named when it happened is none."""
     folder: str
-    epoch: int
-    public_key: str
-    """Ed25519, 64 hexadecimal digits: what the control plane stored for this epoch must match."""
-    first: int
-    """Sequence of the oldest record kept; 0 if there is none."""
-    last: int
-    acknowledged: int
-    """Sequence up to which the control plane has it; 0: nothing, or no control plane."""
-    records: int
+    segments: int
+    frames: int
     batches: int
-    head: str
-    """The chain's hash after `last`, hexadecimal."""
+    records: int
+    epochs: Sequence[EpochRow]
+    """Oldest first. Of a wholly acknowledged one only what a reader of the folder knows."""
     gaps: Sequence[GapRow]
-    problems: Sequence[VerifyProblem]
+    problems: Sequence[str]
+    """For people: altered, damaged or missing things, each with its place."""

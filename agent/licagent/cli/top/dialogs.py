@@ -26,26 +26,26 @@ Page Static { height: auto; }
 """
 
 HELP: Final = """\
-Up Down PgUp PgDn Home End   choose a row    Enter   all its figures
-Tab  Shift+Tab  processes, units, licenses   0-9     go to a pid
-F3  /    search                              F4  \\   filter (a|b for either)
-F5  t    tree                                Space   fold a branch, also + -; * all
-F6  > <  sort by a column, or click a title  I       the other way round
-P M T N  by CPU, memory, time, pid           x       without what has ended
-a        totals instead of rates             K       without kernel threads
-w        bytes on the wire, not payload      F       the cursor stays with its row
-u        only one user                       p  Z    pause      Ctrl+L   draw anew
-Esc      no filter                           F10  q  quit
+Up Down PgUp PgDn Home End   choose a row   Enter    all its figures
+Tab  Shift+Tab  processes, units, licenses  0-9      go to a pid
+F3  /    search                             F4  \\    filter (a|b for either)
+F5  t    tree                               Space    fold a branch (*: all)
+F6  > <  sort by a column; or click one     I        the other way round
+P M T N  by CPU, memory, time, pid          x        without what has ended
+a        totals instead of rates            K        without kernel threads
+w        bytes on the wire, not payload     F        the cursor follows its row
+u        only one user                      p  Z     pause
+Esc      no filter                          Ctrl+L   draw everything anew
+h  F1    this page                          q  F10   quit
 
 CPU% is of one CPU. IN and OUT are bytes a second of payload, READ and WRITE
-those of storage, STORED is the footprint at the last walk. Units are of 1024.
-~ before a title: an estimate on this host. n/a: not measured, which is not 0.
-<name>: it has ended, and stays for a minute. PID *: those that lived and died
-between two readings.
+those of storage; STORED is the footprint at the last walk. Units are of 1024.
+~TITLE: an estimate on this host. n/a: not measured, which is not zero.
+<name>: it has ended, and stays for a minute. PID *: processes that lived and
+died between two readings.
 
 Nothing can be changed or ended from here. Why a process may do what it does:
-licagent explain PID
-"""
+licagent explain PID"""
 
 
 class Choice(ModalScreen[str | None]):

@@ -13,6 +13,7 @@ import sys
 from dataclasses import replace
 from typing import Any, ClassVar, Final
 
+from rich.text import Text
 from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
@@ -22,7 +23,7 @@ from textual.widgets import Input, Static
 from licagent.cli.top import dialogs
 from licagent.cli.top.arrange import View, arrange, matches
 from licagent.cli.top.columns import columns_of
-from licagent.cli.top.keys import BINDINGS
+from licagent.cli.top.keys import BINDINGS, legend
 from licagent.cli.top.model import Sample
 from licagent.cli.top.poll import Poll
 from licagent.cli.top.summary import summary
@@ -33,9 +34,6 @@ from licagent.local.usage_shapes import TOP_BY
 
 FIRST_RATES_S: Final = 0.5
 """After the first reading rates are wanted soon, whatever the delay is."""
-
-NEXT: Final = {"process": "Units", "unit": "Licenses", "license": "Processes"}
-KEYS: Final = "F1 Help  F3 Search  F4 Filter  F5 Tree  F6 Sort  Tab {}  a {}  F10 Quit"
 
 
 def run(poll: Poll, view: View, *, delay_s: float, iterations: int | None, mouse: bool) -> int:
@@ -144,12 +142,12 @@ Rows { height: 1fr; background: ansi_default; }
             self._say("#summary", "\n".join(summary(self.sample, self.view)))
         self._say("#bottom", self._bottom())
 
-    def _say(self, where: str, text: str) -> None:
+    def _say(self, where: str, text: str | Text) -> None:
         widget = self.query_one(where, Static)
         if widget.content != text:
             widget.update(text)
 
-    def _bottom(self) -> str:
+    def _bottom(self) -> str | Text:
         if self._trouble:
             return f"NOT CURRENT: {self._trouble}"
         set_ = []
@@ -167,7 +165,7 @@ Rows { height: 1fr; background: ansi_default; }
             set_.append("following")
         if set_:
             return f"{'  '.join(set_)}  Esc Clear  F1 Help  F10 Quit"
-        return KEYS.format(NEXT[self.view.by], "Rates" if self.view.totals else "Totals")
+        return legend(self.view)
 
     def _look(self, view: View) -> None:
         if view.by != self.view.by:
