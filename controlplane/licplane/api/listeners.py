@@ -17,6 +17,7 @@ from licplane.api.site import Site
 from licplane.api.sync import SyncService
 from licplane.api.telemetry import TelemetryService
 from licplane.api.tls import ServerCertificate
+from licplane.api.usage_intake import UsageService
 from licplane.errors import ExitCode, PlaneError
 
 _KEEPALIVE_MS: Final = 30_000
@@ -66,6 +67,7 @@ def control_server(
     handlers = (
         sync.handlers(),
         TelemetryService(site).handlers(),
+        UsageService(site).handlers(),
         calls.handlers(enrolment.SERVICE, EnrollmentService(site.plane).mutual()),
         calls.handlers(administration.SERVICE, AdminService(site.plane).methods()),
     )

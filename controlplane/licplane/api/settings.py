@@ -56,6 +56,12 @@ class Limits:
     """What a host is told to pause when the reports do not keep up."""
     telemetry_interval_s: float = 1.0
     """A host's next report is not read before that."""
+    usage_window: int = 4
+    """Batches that a host may have on their way unacknowledged."""
+    usage_batches: int = 2
+    """Batches being committed at the same time; the others wait."""
+    usage_held_bytes: int = 128 * MIB
+    """Of batches in memory, over all streams; beyond it hosts are told to come back."""
     connections: int = 20_000
     handshake_timeout_s: float = 10.0
     calls_at_once: int = 256

@@ -39,6 +39,7 @@ class Site:
         # of a revocation.
         self._calls = ThreadPoolExecutor(settings.limits.database_threads, "calls")
         self._catalog = ThreadPoolExecutor(2, "catalog")
+        self._usage = ThreadPoolExecutor(settings.limits.usage_batches + 1, "usage")
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking call of the plane on one of the threads for calls."""
@@ -50,6 +51,11 @@ class Site:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._catalog, lambda: function(*args, **kwargs))
 
+    async def usage(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same on the threads for usage records."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._usage, lambda: function(*args, **kwargs))
+
     def fault(self, where: str, error: BaseException) -> None:
         """Something of ours failed: count it and say so."""
         self.metrics.count("licplane_errors_total", where=where)
@@ -57,5 +63,5 @@ class Site:
 
     def close(self) -> None:
         """Let the threads end; calls that have not begun are dropped."""
-        for pool in (self._calls, self._catalog):
+        for pool in (self._calls, self._catalog, self._usage):
             pool.shutdown(wait=True, cancel_futures=True)

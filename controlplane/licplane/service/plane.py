@@ -64,6 +64,7 @@ from licplane.service.requests import (
 from licplane.service.streams import Streams
 from licplane.service.telemetry import Telemetry
 from licplane.service.tokens import Tokens
+from licplane.service.usage_intake import UsageIntake
 from licplane.service.values import Actor, HostStatus, Identity, Role, View
 from licplane.service.work import REQUEST_LIFE_MS
 from licplane.store.database import Store
@@ -108,6 +109,7 @@ class Plane:
         self._streams = Streams(self._core, self._replica)
         self._offline = Offline(self._core, self._replica, self._streams)
         self._telemetry = Telemetry(self._core, self._replica)
+        self._usage_intake = UsageIntake(self._core)
         self._hosts = Hosts(self._core)
         self._tokens = Tokens(self._core)
         self._documents = Documents(self._core)
@@ -268,6 +270,11 @@ class Plane:
     def record_report(self, host_id: str, report: Report) -> None:
         """Keep a host's newest report, its shadow usage and its open sockets."""
         self._telemetry.record(host_id, report)
+
+    @property
+    def usage_intake(self) -> UsageIntake:
+        """Takes the usage records that hosts send."""
+        return self._usage_intake
 
     def shadow_usage(self, actor: Actor, page: PageRequest) -> Page[ShadowUsageView]:
         """Who uses what without a binding, over all hosts, with the binding to write."""

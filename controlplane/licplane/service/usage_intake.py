@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking usage in: each record once, whole, and as its host signed it.
+
+A batch is taken only where the chain stands, so one that was repeated, reordered or brought by a
+second connection changes nothing. Rows, evidence and the chain's new place commit together; the
+acknowledgement is sent after that.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from licplane.errors import Conflict, ExitCode, PlaneError
+from licplane.service.core import Core
+from licplane.service.texts import tidy
+from licplane.service.usage_chain import (
+    HASH_BYTES,
+    KEY_BYTES,
+    batch_words,
+    chained,
+    gap_words,
+    is_signed,
+)
+from licplane.service.usage_values import (
+    Position,
+    ReadRecords,
+    SentBatch,
+    SentGap,
+    UsageHello,
+    UsageRefused,
+)
+from licplane.store.recorder import Recorder
+from licplane.store.usage_model import (
+    DAY_MS,
+    Batch,
+    Chain,
+    LostRange,
+    Owner,
+    UsageAlarm,
+    UsageScope,
+)
+from licplane.store.usage_payloads import pack
+from lictoken.claims import I64_MAX
+
+EPOCHS_MAX: Final = 4_096
+"""Chains of one host. A spool begins a new one when it is lost, or after a long outage."""
+_BOOT_ID_MAX: Final = 64
+_REASON_MAX: Final = 500
+_OWNERS_KEPT: Final = 100_000
+_AHEAD_MS: Final = 3_600_000
+"""A record that ends so much after its receipt comes from a host whose clock is wrong."""
+_PARTS_BEFORE: Final = 800
+_PARTS_AFTER: Final = 2
+"""Days around today for which parts are made; rows of others go to the default part."""
+
+
+class UsageIntake:
+    """Takes what hosts send. Threads may share it."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._lock = threading.Lock()
+        self._owners: dict[Owner, int] = {}
+        self._scopes: dict[UsageScope, int] = {}
+        self._parts: set[int] = set()
+
+    # --- the stream's beginning
+
+    def open(self, host_id: str, hello: UsageHello) -> Chain:
+        """Where the host's chain stands; made if it is a new epoch.
+
+        Raises PlaneError USAGE for a hello that makes no sense, UsageRefused where the epoch has
+        another key, or the host too many epochs.
+        """
+        if not 0 < hello.epoch <= I64_MAX or len(hello.public_key) != KEY_BYTES:
+            raise _malformed("The hello has no epoch or no key")
+        now_ms = self._core.now_ms()
+        wanted = Chain(
+            host_id=host_id,
+            epoch=hello.epoch,
+            public_key=hello.public_key,
+            boot_id=_boot_id(hello.boot_id),
+            host_first_sequence=min(hello.first_sequence, I64_MAX),
+            host_next_sequence=min(hello.next_sequence, I64_MAX),
+            begun_ms=now_ms,
+            received_ms=now_ms,
+        )
+        with self._core.store.recording() as recorder:
+            is_new = recorder.chain(host_id, hello.epoch) is None
+            if is_new and recorder.count_chains(host_id) >= EPOCHS_MAX:
+                found = None
+            else:
+                found = recorder.begin_chain(wanted)
+        if found is None:
+            raise self._alarm(host_id, 0, "epochs", 0, f"The host has {EPOCHS_MAX} epochs already")
+        if found.public_key != hello.public_key:
+            raise self._alarm(
+                host_id, hello.epoch, "key", 0, "The epoch has another key than the first one seen"
+            )
+        return found
+
+    # --- batches
+
+    def check(self, chain: Chain, at: Position, sent: SentBatch) -> str:
+        """Whether the batch follows `at` and is what the host signed; the host id that it signed
+        with. Raises Conflict for one that does not follow, UsageRefused for a false one."""
+        self._in_chain(chain, sent.epoch, sent.first, sent.last)
+        _boot_id(sent.boot_id)
+        if sent.first != at.sequence + 1:
+            raise _out_of_order(at, sent.first)
+        if sent.previous_hash != at.hash:
+            raise self._false(chain, "chain", sent.first, "The batch does not go on from the chain")
+        if chained(sent.previous_hash, sent.first, sent.records) != sent.hash:
+            raise self._false(chain, "hash", sent.first, "The records do not have the batch's hash")
+        for host_id in (chain.host_id, ""):
+            words = batch_words(
+                host_id=host_id,
+                boot_id=sent.boot_id,
+                epoch=sent.epoch,
+                first=sent.first,
+                last=sent.last,
+                chain_hash=sent.hash,
+            )
+            if is_signed(chain.public_key, sent.signature, words):
+                return host_id
+        raise self._false(chain, "signature", sent.first, "The batch's signature does not verify")
+
+    def store(
+        self, chain: Chain, at: Position, sent: SentBatch, signed_host_id: str, read: ReadRecords
+    ) -> Position:
+        """Commit a checked batch. Raises Conflict where the chain is no longer at `at`."""
+        now_ms = self._core.now_ms()
+        batch = Batch(
+            host_id=chain.host_id,
+            epoch=chain.epoch,
+            boot_id=sent.boot_id,
+            first_sequence=sent.first,
+            last_sequence=sent.last,
+            signed_host_id=signed_host_id,
+            previous_hash=sent.previous_hash,
+            hash=sent.hash,
+            signature=sent.signature,
+            payload=pack(sent.records),
+            start_ms=read.start_ms,
+            end_ms=read.end_ms,
+            rows=read.rows,
+            refused=read.refused,
+        )
+        owners = self._owner_ids({row.owner for row in read.rows})
+        scope_id = self._scope_of(chain.host_id)
+        self._make_parts({row.end_ms // DAY_MS for row in read.rows}, now_ms)
+        after = Position(sent.last, sent.hash)
+        with self._core.store.recording() as recorder:
+            _locked(recorder, chain, at)
+            recorder.put_batch(batch, owners, scope_id, now_ms)
+            recorder.move_chain(chain, after.sequence, after.hash, now_ms)
+            if read.refused:
+                last = read.refused[-1]
+                detail = f"Record {last.sequence} was set aside: {last.reason}"
+                count = len(read.refused)
+                recorder.put_alarm(
+                    _alarm(chain, "refused", last.sequence, detail, now_ms, count=count)
+                )
+            if read.end_ms > now_ms + _AHEAD_MS:
+                detail = f"Usage ends {(read.end_ms - now_ms) // 1000} s after it came in"
+                recorder.put_alarm(_alarm(chain, "clock", sent.last, detail, now_ms))
+        return after
+
+    def repeated(self, chain: Chain, sent: SentBatch | SentGap) -> None:
+        """Something that is behind the chain's place. UsageRefused if other records are stored
+        under these sequences."""
+        self._in_chain(chain, sent.epoch, sent.first, sent.last)
+        with self._core.store.reading() as reader:
+            stored = reader.stored_hash(chain.host_id, chain.epoch, sent.first, sent.last)
+        claimed = sent.hash if isinstance(sent, SentBatch) else sent.next_previous_hash
+        if stored is not None and stored != claimed:
+            raise self._false(
+                chain, "rewritten", sent.first, "Other records are stored under these sequences"
+            )
+
+    # --- gaps
+
+    def store_gap(self, chain: Chain, at: Position, sent: SentGap) -> Position:
+        """Commit a gap that follows `at`. Raises as `check` and `store` do."""
+        self._in_chain(chain, sent.epoch, sent.first, sent.last)
+        if sent.first != at.sequence + 1:
+            raise _out_of_order(at, sent.first)
+        if len(sent.next_previous_hash) != HASH_BYTES or len(sent.reason) > _REASON_MAX:
+            raise _malformed("The gap has no hash, or too long a reason")
+        signed = self._gap_signer(chain, sent) if sent.signature else None
+        now_ms = self._core.now_ms()
+        lost = LostRange(
+            host_id=chain.host_id,
+            epoch=chain.epoch,
+            first_sequence=sent.first,
+            last_sequence=sent.last,
+            signed_host_id=signed or "",
+            reason=sent.reason.replace("\0", "?"),
+            next_previous_hash=sent.next_previous_hash,
+            signature=sent.signature,
+        )
+        after = Position(sent.last, sent.next_previous_hash)
+        detail = f"Records {sent.first} to {sent.last} are lost: {tidy(sent.reason, _REASON_MAX)}"
+        if signed is None:
+            detail += " (not signed: the epoch's key is lost too)"
+        with self._core.store.recording() as recorder:
+            _locked(recorder, chain, at)
+            recorder.put_gap(lost, now_ms)
+            recorder.move_chain(chain, after.sequence, after.hash, now_ms)
+            recorder.put_alarm(_alarm(chain, "gap", sent.last, detail, now_ms))
+        return after
+
+    def _gap_signer(self, chain: Chain, sent: SentGap) -> str:
+        for host_id in (chain.host_id, ""):
+            words = gap_words(
+                host_id=host_id,
+                epoch=sent.epoch,
+                first=sent.first,
+                last=sent.last,
+                next_previous_hash=sent.next_previous_hash,
+                reason=sent.reason,
+            )
+            if is_signed(chain.public_key, sent.signature, words):
+                return host_id
+        raise self._false(chain, "signature", sent.first, "The gap's signature does not verify")
+
+    # --- what the rows refer to
+
+    def _owner_ids(self, owners: set[Owner]) -> Mapping[Owner, int]:
+        with self._lock:
+            known = {one: self._owners[one] for one in owners if one in self._owners}
+        missing = owners - known.keys()
+        if missing:
+            # Committed before it is remembered, and before a row refers to it.
+            with self._core.store.recording() as recorder:
+                made = recorder.owner_ids(missing)
+            with self._lock:
+                if len(self._owners) + len(made) > _OWNERS_KEPT:
+                    self._owners.clear()
+                self._owners |= made
+            known |= made
+        return known
+
+    def _scope_of(self, host_id: str) -> int:
+        with self._core.store.reading() as reader:
+            host = reader.host(host_id)
+        if host is None:
+            raise Conflict("The host is gone", "Enrol it again")
+        view = host.view
+        scope = UsageScope(view.org, view.project, view.environment, view.region)
+        with self._lock:
+            found = self._scopes.get(scope)
+        if found is None:
+            with self._core.store.recording() as recorder:
+                found = recorder.scope_id(scope)
+            with self._lock:
+                self._scopes[scope] = found
+        return found
+
+    def _make_parts(self, days: Iterable[int], now_ms: int) -> None:
+        today = now_ms // DAY_MS
+        wanted = {today, today + 1} | {
+            day for day in days if today - _PARTS_BEFORE <= day <= today + _PARTS_AFTER
+        }
+        with self._lock:
+            wanted -= self._parts
+        if not wanted:
+            return
+        try:
+            with self._core.store.recording() as recorder:
+                recorder.make_parts(wanted)
+        except PlaneError as error:
+            # Somebody reads the default part. The rows go there, and are moved another time.
+            if error.code is not ExitCode.BUSY:
+                raise
+            return
+        with self._lock:
+            self._parts |= wanted
+
+    # --- what is refused
+
+    def _in_chain(self, chain: Chain, epoch: int, first: int, last: int) -> None:
+        if epoch != chain.epoch:
+            raise _malformed("The stream is another epoch's")
+        if not 0 < first <= last <= I64_MAX:
+            raise _malformed("There is no such range of sequences")
+
+    def _false(self, chain: Chain, code: str, sequence: int, what: str) -> UsageRefused:
+        return self._alarm(chain.host_id, chain.epoch, code, sequence, what)
+
+    def _alarm(self, host_id: str, epoch: int, code: str, sequence: int, what: str) -> UsageRefused:
+        now_ms = self._core.now_ms()
+        alarm = UsageAlarm(host_id, epoch, code, sequence, what, now_ms, now_ms)
+        with self._core.store.recording() as recorder:
+            recorder.put_alarm(alarm)
+        return UsageRefused(
+            code,
+            f"{what} (epoch {epoch}, sequence {sequence})",
+            "Look at the host: its spool was altered, or put back from a copy",
+        )
+
+
+def _locked(recorder: Recorder, chain: Chain, at: Position) -> None:
+    """Take the chain's row. Raises Conflict if it is not at this place."""
+    found = recorder.locked_chain(chain.host_id, chain.epoch)
+    if found is None or (found.acked_sequence, found.acked_hash) != at:
+        raise Conflict("Another stream of the host was quicker", "Open a new stream")
+
+
+def _alarm(
+    chain: Chain, code: str, sequence: int, detail: str, now_ms: int, *, count: int = 1
+) -> UsageAlarm:
+    return UsageAlarm(chain.host_id, chain.epoch, code, sequence, detail, now_ms, now_ms, count)
+
+
+def _out_of_order(at: Position, first: int) -> Conflict:
+    return Conflict(
+        f"Sequence {first} does not follow {at.sequence}", "Open a new stream, and go on from there"
+    )
+
+
+def _boot_id(text: str) -> str:
+    if len(text) > _BOOT_ID_MAX or not text.isascii() or not text.isprintable():
+        raise _malformed("The boot id is not printable or too long")
+    return text
+
+
+def _malformed(message: str) -> PlaneError:
+    return PlaneError(ExitCode.USAGE, message, "See licapi.control.v1.Telemetry.Usage")
