@@ -21,8 +21,8 @@ class FileLayer(Protocol):
     def size(self, path: Path) -> int:
         """Bytes."""
 
-    def read(self, path: Path) -> bytes:
-        """All of it."""
+    def read(self, path: Path, offset: int = 0, length: int = -1) -> bytes:
+        """From `offset` on, `length` bytes or all (-1); fewer where the file ends before."""
 
     def create(self, path: Path) -> int:
         """A new file (mode 0600), open for writing; FileExistsError if there is one."""
@@ -74,10 +74,11 @@ class OsFiles:
         """Bytes."""
         return path.stat().st_size
 
-    def read(self, path: Path) -> bytes:
-        """All of it."""
+    def read(self, path: Path, offset: int = 0, length: int = -1) -> bytes:
+        """A part of it."""
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            return file.read()
+            file.seek(offset)
+            return file.read(length)
 
     def create(self, path: Path) -> int:
         """A new file, mode 0600."""

@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames of the ledger: one commit as bytes, and finding frames again in damaged bytes.
+
+    marker(8) length(4) crc(4) HEAD  block ... [large marks]  HEAD length(4) crc(4) marker'(8)
+
+HEAD is JSON and stands at both ends, so that damage in one place leaves a copy that names the
+sequences, the hashes and the small marks. A block is the records of one signed batch, compressed,
+with a CRC of its own in HEAD: damage costs that batch only. `marker` is random and new for each
+segment (it stands in the file's name), `marker'` is it backwards: what a record holds, such as
+the path of somebody's executable, cannot pass for a frame.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+
+from licagent.store.ledger_types import BATCH_BYTES, BATCH_RECORDS
+
+_VERSION: Final = 1
+_MARKER_BYTES: Final = 8
+_LENGTHS: Final = struct.Struct("<II")
+_EDGE_BYTES: Final = _MARKER_BYTES + _LENGTHS.size
+_HEAD_MAX_BYTES: Final = 16 * 1024 * 1024
+SMALL_MARK_BYTES: Final = 64
+"""Marks up to here stand in HEAD, twice; longer ones once, behind the blocks."""
+_LEVEL: Final = 1
+"""zlib's: higher ones cost three times the time for a tenth of the size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One batch, as HEAD names it."""
+
+    count: int
+    stored_bytes: int
+    raw_bytes: int
+    crc: int
+    hash: bytes
+    """The chain after it."""
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChainEntry:
+    """What a frame remembers of an epoch: of its own, and of others that are not delivered."""
+
+    epoch: int
+    public_key: bytes
+    host_id: str
+    acked: int
+    acked_hash: bytes
+    dropped: int
+    """Up to here nothing is held any more although it was not acknowledged; 0: all is."""
+    next_sequence: int
+    """Of its own epoch: before this frame."""
+    last_hash: bytes
+    """The chain before `next_sequence`."""
+    is_closed: bool
+    """Nothing of it is to be delivered any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a frame says of itself."""
+
+    epoch: int
+    public_key: bytes
+    boot_id: str
+    host_id: str
+    at_unix_ms: int
+    """The clock when it was committed."""
+    first: int
+    previous_hash: bytes
+    blocks: tuple[Block, ...]
+    chains: tuple[ChainEntry, ...]
+    marks: Mapping[str, bytes]
+    """The small ones."""
+    large_marks: tuple[int, int] | None
+    """Stored bytes and CRC."""
+
+    @property
+    def next_sequence(self) -> int:
+        """After its last record."""
+        return self.first + sum(block.count for block in self.blocks)
+
+    @property
+    def last_hash(self) -> bytes:
+        """The chain after its last record."""
+        return self.blocks[-1].hash if self.blocks else self.previous_hash
+
+    @property
+    def body_bytes(self) -> int:
+        """Between the two copies of HEAD."""
+        large = self.large_marks[0] if self.large_marks else 0
+        return sum(block.stored_bytes for block in self.blocks) + large
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A frame that was found in a segment's bytes."""
+
+    head: Head
+    offset: int
+    length: int
+    body_offset: int
+
+    def records(self, data: bytes, number: int) -> tuple[bytes, ...] | None:
+        """The records of block `number`; None where they are damaged."""
+        offset = self.body_offset + sum(b.stored_bytes for b in self.head.blocks[:number])
+        block = self.head.blocks[number]
+        stored = data[offset : offset + block.stored_bytes]
+        if len(stored) != block.stored_bytes or zlib.crc32(stored) != block.crc:
+            return None
+        return _unpack(stored, block)
+
+    def marks(self, data: bytes) -> tuple[dict[str, bytes], bool]:
+        """The marks that can be read, and whether that is all of them."""
+        marks = dict(self.head.marks)
+        if self.head.large_marks is None:
+            return marks, True
+        length, crc = self.head.large_marks
+        end = self.body_offset + self.head.body_bytes
+        stored = data[end - length : end]
+        if len(stored) != length or zlib.crc32(stored) != crc:
+            return marks, False
+        found = json.loads(zlib.decompress(stored))
+        return marks | {name: bytes.fromhex(value) for name, value in found.items()}, True
+
+
+class Tail(Enum):
+    """What follows the last frame of a segment."""
+
+    CLEAN = "clean"
+    TORN = "torn"
+    """The beginning of a frame, or zeros: a write that never ended."""
+    DAMAGED = "damaged"
+    """Something else: there may have been a frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What was found in a segment's bytes."""
+
+    frames: tuple[Frame, ...]
+    tail: Tail
+    end: int
+    """After the last frame."""
+    damaged_bytes: int
+    """Between frames, or in the head of one whose other copy was used."""
+
+
+def split(payloads: Sequence[bytes]) -> list[Sequence[bytes]]:
+    """Into batches of at most BATCH_RECORDS and BATCH_BYTES."""
+    batches: list[Sequence[bytes]] = []
+    begin, size = 0, 0
+    for index, payload in enumerate(payloads):
+        size += len(payload)
+        if index > begin and (size > BATCH_BYTES or index - begin == BATCH_RECORDS):
+            batches.append(payloads[begin:index])
+            begin, size = index, len(payload)
+    if begin < len(payloads):
+        batches.append(payloads[begin:])
+    return batches
+
+
+def pack(records: Sequence[bytes]) -> tuple[bytes, int]:
+    """The stored form of a batch, and its length before it was compressed."""
+    raw = struct.pack(f"<{len(records)}I", *map(len, records)) + b"".join(records)
+    return zlib.compress(raw, _LEVEL), len(raw)
+
+
+def pack_marks(marks: Mapping[str, bytes]) -> tuple[dict[str, bytes], bytes]:
+    """The small marks, and the stored form of the others (empty: there are none)."""
+    small = {name: value for name, value in marks.items() if len(value) <= SMALL_MARK_BYTES}
+    large = {name: value.hex() for name, value in marks.items() if name not in small}
+    return small, zlib.compress(json.dumps(large).encode(), _LEVEL) if large else b""
+
+
+def encode(marker: bytes, head: Head, body: Sequence[bytes]) -> bytes:
+    """A frame's bytes. `body` is what HEAD names: blocks, then large marks."""
+    text = json.dumps(_head_document(head), separators=(",", ":")).encode()
+    edge = _LENGTHS.pack(len(text), _head_crc(marker, text))
+    return b"".join((marker, edge, text, *body, text, edge, marker[::-1]))
+
+
+def scan(data: bytes, marker: bytes) -> Scan:
+    """Find the frames, whatever has happened to the bytes."""
+    frames: list[Frame] = []
+    position, end, damaged = 0, 0, 0
+    tail = Tail.CLEAN
+    while position < len(data):
+        frame = _frame_at(data, marker, position)
+        if frame is not None:
+            if position + frame.length > len(data) and data.find(marker, position + 1) < 0:
+                tail = Tail.TORN
+                break
+            if position + frame.length <= len(data):
+                frames.append(frame)
+                position = end = position + frame.length
+                continue
+        following = _next_head(data, marker, position + 1)
+        found = _frames_by_tail(data, marker, position, following)
+        frames += found
+        if following == len(data):
+            end = found[-1].offset + found[-1].length if found else position
+            damaged += following - position if found else 0
+            tail = _tail(data, marker, end)
+            break
+        damaged += following - position
+        position = end = following
+    return Scan(tuple(frames), tail, end, damaged)
+
+
+def _frame_at(data: bytes, marker: bytes, offset: int) -> Frame | None:
+    text_at = offset + _EDGE_BYTES
+    if data[offset : offset + _MARKER_BYTES] != marker or text_at > len(data):
+        return None
+    length, crc = _LENGTHS.unpack_from(data, offset + _MARKER_BYTES)
+    if length > _HEAD_MAX_BYTES or text_at + length > len(data):
+        return None
+    head = _head(marker, data[text_at : text_at + length], crc)
+    if head is None:
+        return None
+    total = 2 * (_EDGE_BYTES + length) + head.body_bytes
+    return Frame(head, offset, total, text_at + length)
+
+
+def _next_head(data: bytes, marker: bytes, position: int) -> int:
+    while (position := data.find(marker, position)) >= 0:
+        if _frame_at(data, marker, position) is not None:
+            return position
+        position += 1
+    return len(data)
+
+
+def _frames_by_tail(data: bytes, marker: bytes, begin: int, end: int) -> list[Frame]:
+    frames: list[Frame] = []
+    backwards = marker[::-1]
+    position = begin
+    while (position := data.find(backwards, position, end)) >= 0:
+        text_end = position - _LENGTHS.size
+        if text_end >= begin:
+            length, crc = _LENGTHS.unpack_from(data, text_end)
+            text = data[max(begin, text_end - length) : text_end]
+            head = _head(marker, text, crc) if len(text) == length else None
+            if head is not None:
+                total = 2 * (_EDGE_BYTES + length) + head.body_bytes
+                offset = position + _MARKER_BYTES - total
+                if offset >= begin:
+                    body = offset + _EDGE_BYTES + length
+                    frames.append(Frame(head, offset, total, body))
+                    begin = position + _MARKER_BYTES
+        position += 1
+    return frames
+
+
+def _tail(data: bytes, marker: bytes, begin: int) -> Tail:
+    rest = data[begin:]
+    if not rest:
+        return Tail.CLEAN
+    if not rest.strip(b"\0"):
+        return Tail.TORN
+    if rest[:_MARKER_BYTES] != marker[: len(rest)]:
+        return Tail.DAMAGED
+    if len(rest) < _EDGE_BYTES:
+        return Tail.TORN
+    (length, _crc) = _LENGTHS.unpack_from(rest, _MARKER_BYTES)
+    return Tail.TORN if _EDGE_BYTES + length > len(rest) else Tail.DAMAGED
+
+
+def _unpack(stored: bytes, block: Block) -> tuple[bytes, ...] | None:
+    try:
+        raw = zlib.decompressobj().decompress(stored, block.raw_bytes + 1)
+    except zlib.error:
+        return None
+    position = 4 * block.count
+    if len(raw) != block.raw_bytes or position > len(raw):
+        return None
+    records = []
+    for length in struct.unpack_from(f"<{block.count}I", raw):
+        records.append(raw[position : position + length])
+        position += length
+    return tuple(records) if position == len(raw) else None
+
+
+def _head_crc(marker: bytes, text: bytes) -> int:
+    return zlib.crc32(text, zlib.crc32(marker + len(text).to_bytes(4, "little")))
+
+
+def _head_document(head: Head) -> dict[str, Any]:
+    return {
+        "v": _VERSION,
+        "epoch": head.epoch,
+        "key": head.public_key.hex(),
+        "boot": head.boot_id,
+        "host": head.host_id,
+        "at": head.at_unix_ms,
+        "first": head.first,
+        "previous": head.previous_hash.hex(),
+        "blocks": [
+            [b.count, b.stored_bytes, b.raw_bytes, b.crc, b.hash.hex(), b.signature.hex()]
+            for b in head.blocks
+        ],
+        "chains": [
+            [
+                c.epoch,
+                c.public_key.hex(),
+                c.host_id,
+                c.acked,
+                c.acked_hash.hex(),
+                c.dropped,
+                c.next_sequence,
+                c.last_hash.hex(),
+                c.is_closed,
+            ]
+            for c in head.chains
+        ],
+        "marks": {name: value.hex() for name, value in head.marks.items()},
+        "large": head.large_marks,
+    }
+
+
+def _head(marker: bytes, text: bytes, crc: int) -> Head | None:
+    if _head_crc(marker, text) != crc:
+        return None
+    try:
+        document = json.loads(text)
+        return _head_of(document) if document["v"] == _VERSION else None
+    except (ValueError, LookupError, TypeError):  # a CRC that fits by chance
+        return None
+
+
+def _head_of(document: dict[str, Any]) -> Head:
+    unhex = bytes.fromhex
+    return Head(
+        document["epoch"],
+        unhex(document["key"]),
+        document["boot"],
+        document["host"],
+        document["at"],
+        document["first"],
+        unhex(document["previous"]),
+        tuple(Block(e[0], e[1], e[2], e[3], unhex(e[4]), unhex(e[5])) for e in document["blocks"]),
+        tuple(
+            ChainEntry(e[0], unhex(e[1]), e[2], e[3], unhex(e[4]), e[5], e[6], unhex(e[7]), e[8])
+            for e in document["chains"]
+        ),
+        {name: unhex(value) for name, value in document["marks"].items()},
+        tuple(document["large"]) if document["large"] else None,
+    )
