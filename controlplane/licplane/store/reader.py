@@ -14,6 +14,7 @@ from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
 from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
+from licplane.store.usage_evidence import EvidenceReads
 from licplane.store.usage_reading import UsageReads
 from licplane.store.usage_sums import SumReads
 
@@ -27,6 +28,7 @@ class Reader(
     JournalReads,
     UsageReads,
     SumReads,
+    EvidenceReads,
     BillingReads,
 ):
     """What a transaction sees. Made by Store.reading()."""

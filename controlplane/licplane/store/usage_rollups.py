@@ -59,6 +59,9 @@ _SAME: Final = (
     "loopback",
 )
 _PROCESS: Final = ("pid", "process_start_ms")
+_CUT: Final = ("license", "resource", "binding")
+_CUT_CHARACTERS: Final = 128
+"""No name of ours is longer. What a host made up is cut, so that it fits into an index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +85,7 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class Waiting:
     """Batches of one chain and boot that wait to be counted."""
 
     host_id: str
@@ -113,6 +116,28 @@ class RollupReads(Session):
     def pending_batches(self) -> int:
         """Batches that are stored and in no rollup yet."""
         return self._connection.scalar(select(func.count()).select_from(usage_pending)) or 0
+
+    def waiting(self, limit: int = 0) -> list[Waiting]:
+        """Batches that no rollup has counted, by chain and boot; at most `limit` of those."""
+        chain = (usage_pending.c.host_id, usage_pending.c.epoch, usage_pending.c.boot_id)
+        statement = (
+            select(
+                *chain,
+                func.min(usage_pending.c.first_sequence).label("first"),
+                func.max(usage_pending.c.last_sequence).label("last"),
+                func.min(usage_pending.c.start_ms).label("start_ms"),
+                func.max(usage_pending.c.end_ms).label("end_ms"),
+            )
+            .group_by(*chain)
+            # Boots of an epoch follow one another: the lower sequences are counted first.
+            .order_by(usage_pending.c.host_id, usage_pending.c.epoch, "first")
+        )
+        return [
+            Waiting(
+                row.host_id, row.epoch, row.boot_id, row.first, row.last, row.start_ms, row.end_ms
+            )
+            for row in self._all(statement.limit(limit) if limit else statement)
+        ]
 
 
 class RollupRecords(RollupReads):
@@ -153,7 +178,7 @@ class RollupRecords(RollupReads):
 
         To be repeated until it answers None: nothing waits. The caller holds `lock_usage`.
         """
-        waiting = self._waiting(limit)
+        waiting = self.waiting(limit)
         for one in waiting:
             self._count(usage_hourly, one, "hour_ms", HOUR_MS, _PROCESS)
             self._count(usage_daily, one, "day_ms", DAY_MS, ())
@@ -165,30 +190,8 @@ class RollupRecords(RollupReads):
             )
         return min((one.start_ms for one in waiting), default=None)
 
-    def _waiting(self, limit: int) -> list[_Waiting]:
-        chain = (usage_pending.c.host_id, usage_pending.c.epoch, usage_pending.c.boot_id)
-        statement = (
-            select(
-                *chain,
-                func.min(usage_pending.c.first_sequence).label("first"),
-                func.max(usage_pending.c.last_sequence).label("last"),
-                func.min(usage_pending.c.start_ms).label("start_ms"),
-                func.max(usage_pending.c.end_ms).label("end_ms"),
-            )
-            .group_by(*chain)
-            # Boots of an epoch follow one another: the lower sequences are counted first.
-            .order_by(usage_pending.c.host_id, usage_pending.c.epoch, "first")
-            .limit(limit)
-        )
-        return [
-            _Waiting(
-                row.host_id, row.epoch, row.boot_id, row.first, row.last, row.start_ms, row.end_ms
-            )
-            for row in self._all(statement)
-        ]
-
     def _count(
-        self, table: Table, waiting: _Waiting, time: str, step_ms: int, more: Sequence[str]
+        self, table: Table, waiting: Waiting, time: str, step_ms: int, more: Sequence[str]
     ) -> None:
         same = (*_SAME, *more)
         lines = _lines(waiting, step_ms, time, same).c
@@ -207,7 +210,7 @@ class RollupRecords(RollupReads):
         )
 
 
-def _is_in(one: _Waiting) -> ColumnElement[bool]:
+def _is_in(one: Waiting) -> ColumnElement[bool]:
     columns = usage_pending.c
     return and_(
         columns.host_id == one.host_id,
@@ -217,7 +220,7 @@ def _is_in(one: _Waiting) -> ColumnElement[bool]:
     )
 
 
-def _lines(one: _Waiting, step_ms: int, time: str, same: Sequence[str]) -> Subquery:
+def _lines(one: Waiting, step_ms: int, time: str, same: Sequence[str]) -> Subquery:
     """The waiting records, each with the hour or day in which its last millisecond is."""
     records = usage_records.c
     last_ms = records.end_ms - 1
@@ -225,7 +228,8 @@ def _lines(one: _Waiting, step_ms: int, time: str, same: Sequence[str]) -> Subqu
     return (
         select(
             (last_ms - last_ms.self_group() % literal(step_ms, BigInteger)).label(time),
-            *(records[name] for name in (*same, *used)),
+            *(named(records[name]) for name in same),
+            *(records[name] for name in used),
         )
         .where(
             records.host_id == one.host_id,
@@ -238,6 +242,12 @@ def _lines(one: _Waiting, step_ms: int, time: str, same: Sequence[str]) -> Subqu
         )
         .subquery()
     )
+
+
+def named(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column of records as the rollups have it."""
+    name = str(column.key)
+    return func.substr(column, 1, _CUT_CHARACTERS).label(name) if name in _CUT else column
 
 
 def _aggregates(lines: ColumnCollection[str, Any]) -> dict[str, ColumnElement[Any]]:

@@ -18,9 +18,9 @@ from sqlalchemy import (
     FromClause,
     and_,
     cast,
-    exists,
     func,
     literal,
+    or_,
     select,
     text,
 )
@@ -36,17 +36,21 @@ from licplane.store.usage_rollups import (
     DAY_MS,
     HOUR_MS,
     RollupReads,
+    Waiting,
     halves,
+    named,
 )
 from licplane.store.usage_schema import (
     usage_owners,
-    usage_pending,
     usage_records,
     usage_scopes,
 )
 
 FOREVER_MS: Final = 2**62 - 2**62 % DAY_MS
 """The end of a window that has none."""
+
+_CHAINS: Final = 50
+"""Chains of waiting records that one statement reads."""
 
 Key = tuple[str | int, ...]
 
@@ -138,7 +142,7 @@ class SumReads(RollupReads):
         for part in self.parts_of(window, by):
             if rolled_only and part.source in ("records", "waiting"):
                 continue
-            for line in self._part(part, by, where or {}):
+            for line in self._lines(part, by, where or {}):
                 known = found.get(line.key)
                 if known is None:
                     found[line.key] = line
@@ -178,8 +182,23 @@ class SumReads(RollupReads):
             ]
         return [part for part in parts if part.since_ms < part.until_ms]
 
-    def _part(
+    def _lines(
         self, part: Part, by: Sequence[str], where: Mapping[str, Sequence[str | int]]
+    ) -> Iterator[UsageSum]:
+        if part.source != "waiting":
+            yield from self._part(part, by, where, [])
+            return
+        waiting = self.waiting()
+        for at in range(0, len(waiting), _CHAINS):
+            chains = or_(*map(_is_of, waiting[at : at + _CHAINS]))
+            yield from self._part(part, by, where, [chains])
+
+    def _part(
+        self,
+        part: Part,
+        by: Sequence[str],
+        where: Mapping[str, Sequence[str | int]],
+        more: Sequence[ColumnElement[bool]],
     ) -> Iterator[UsageSum]:
         table, time_ms, limits = _source(part)
         source: FromClause = table
@@ -208,7 +227,7 @@ class SumReads(RollupReads):
             func.bit_or(table.c.estimated).label("estimated"),
             func.bit_or(table.c.unsupported).label("unsupported"),
         ).select_from(source)
-        inner = inner.where(*limits)
+        inner = inner.where(*limits, *more)
         for name, values in where.items():
             inner = inner.where(_column(table, name, time_ms).in_(list(values)))
         if group:
@@ -233,6 +252,17 @@ class SumReads(RollupReads):
             )
 
 
+def _is_of(one: Waiting) -> ColumnElement[bool]:
+    records = usage_records.c
+    return and_(
+        records.host_id == one.host_id,
+        records.boot_id == one.boot_id,
+        records.epoch == one.epoch,
+        records.sequence >= one.first,
+        records.sequence <= one.last,
+    )
+
+
 def _source(part: Part) -> tuple[Any, ColumnElement[Any], list[ColumnElement[bool]]]:
     """The table of a part, the time in it by which a line counts, and what limits it."""
     if part.source == "daily":
@@ -248,18 +278,6 @@ def _source(part: Part) -> tuple[Any, ColumnElement[Any], list[ColumnElement[boo
         records.day >= part.since_ms // DAY_MS,
         records.day <= part.until_ms // DAY_MS,
     ]
-    if part.source == "waiting":
-        pending = usage_pending.c
-        limits.append(
-            exists().where(
-                and_(
-                    pending.host_id == records.host_id,
-                    pending.epoch == records.epoch,
-                    pending.first_sequence <= records.sequence,
-                    pending.last_sequence >= records.sequence,
-                )
-            )
-        )
     return usage_records, records.end_ms - 1, limits
 
 
@@ -273,5 +291,4 @@ def _column(table: Any, name: str, time_ms: ColumnElement[Any]) -> ColumnElement
     if name in _PROCESS:
         column = _PROCESS[name]
         return table.c[column] if column in table.c else literal(0, BigInteger)
-    found: ColumnElement[Any] = table.c[_OWN[name]]
-    return found
+    return named(table.c[_OWN[name]])
