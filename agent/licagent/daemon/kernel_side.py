@@ -95,7 +95,7 @@ class KernelSide:
         self.counters = Counters(pins)
         self.counters.prepare()
         self.iterators = Iterators(pins)
-        self.usage = UsageMeter(pins, self.control, self.iterators)
+        self.usage = UsageMeter(pins)
         name = next(hook.name for hook in HOOKS if hook.kind is HookKind.INTERFACE)
         self.interfaces = InterfaceKeeper(InterfaceLinks(pins, name), in_each_namespace)
 

@@ -25,9 +25,9 @@ _NANOSECONDS: Final = 1_000_000_000
 class UsageMeter:
     """The sheets of one pin folder. One thread at a time."""
 
-    def __init__(self, pins: PinFolder, control: ControlWord, iterators: Iterators) -> None:
-        self._control = control
-        self._iterators = iterators
+    def __init__(self, pins: PinFolder) -> None:
+        self._control = ControlWord(pins)
+        self._iterators = Iterators(pins)
         self._times: MappedArray[SheetTimes] = MappedArray(pins.maps / "sheets", SheetTimes)
         self._flows = FlowMeters(pins)
         has_work = (pins.maps / "work").exists() and all(
@@ -134,6 +134,7 @@ class UsageMeter:
             self._work.close()
         self._flows.close()
         self._times.close()
+        self._control.close()
 
 
 def _now_ns() -> int:

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 import pytest
 from tests.kernel.harness.cgroups import CgroupTree
 
+from licagent.kernel.attach import cgroup_id
 from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.control import ControlWord
 from licagent.kernel.usage import FlowRow, MeterSupport, Sheet, Who, WorkRow
 
 if TYPE_CHECKING:
@@ -195,6 +197,11 @@ class MeterUnderTest:
         self._meter: Meter | None = None
 
     @property
+    def pins(self) -> PinFolder:
+        """Where everything is pinned."""
+        return PinFolder(self.bpffs)
+
+    @property
     def meter(self) -> Meter:
         """Only inside of the context."""
         assert self._meter is not None
@@ -204,6 +211,9 @@ class MeterUnderTest:
         try:
             self.tree.__enter__()
             load(self.bpffs, self.tree.root, self.loader)
+            control = ControlWord(self.pins)
+            control.root_cgroup = cgroup_id(self.tree.root)
+            control.close()
             self._meter = open_meter(self.bpffs)
             self._meter.begin()
         except BaseException:

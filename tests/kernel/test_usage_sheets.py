@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sheets of usage: closed once, read as often as need be, and nothing lost when tables are full."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.kernel.harness.meter import MeterUnderTest, open_meter
+from tests.kernel.harness.probes import eventually
+
+from licagent.kernel import flows
+from licagent.kernel.layout import METERS, METERS_SPILLED
+from licagent.kernel.maps import Map, Queue
+from licagent.kernel.usage import FlowRow, Sheet
+from licagent.kernel.usage_meter import UsageMeter
+
+
+@pytest.fixture
+def own() -> Iterator[MeterUnderTest]:
+    """A meter that nobody shares: these tests fill its tables."""
+    with MeterUnderTest() as found:
+        yield found
+
+
+@pytest.fixture
+def meter(own: MeterUnderTest) -> UsageMeter:
+    found = own.meter
+    assert isinstance(found, UsageMeter)
+    return found
+
+
+def in_cgroup(cgroup: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Run Python inside the cgroup from before its first line."""
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code],
+        preexec_fn=lambda: (cgroup / "cgroup.procs").write_text("0"),
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+SEND = """
+import socket
+taker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+taker.bind(("127.0.0.1", 0))
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for _ in range({count}):
+    sender.sendto(bytes(100), taker.getsockname())
+"""
+
+
+def sent(rows: tuple[FlowRow, ...]) -> int:
+    return sum(row.tx_payload_bytes for row in rows)
+
+
+def test_a_closed_sheet_comes_again_until_it_is_discarded(
+    own: MeterUnderTest, meter: UsageMeter
+) -> None:
+    in_cgroup(own.tree.root, SEND.format(count=5))
+    first = meter.close_sheet()
+    in_cgroup(own.tree.root, SEND.format(count=7))
+    again = meter.close_sheet()
+    assert again == first
+    assert sent(again.flows) == 500
+    meter.discard(first.number)
+    second = meter.close_sheet()
+    assert second.number == first.number + 1
+    assert sent(second.flows) == 700
+
+
+def test_who_comes_after_a_kill_finds_the_same_sheet(
+    own: MeterUnderTest, meter: UsageMeter
+) -> None:
+    in_cgroup(own.tree.root, SEND.format(count=5))
+    before = meter.close_sheet()
+    other = open_meter(own.bpffs)
+    try:
+        other.begin()
+        found = other.close_sheet()
+        assert _facts(found) == _facts(before)
+        assert (found.opened_ns, found.closed_ns) == (before.opened_ns, before.closed_ns)
+        other.discard(found.number)
+        other.discard(found.number)
+        after = other.close_sheet()
+        assert after.number == before.number + 1
+        assert sent(after.flows) == 0
+    finally:
+        other.close()
+
+
+def _facts(sheet: Sheet) -> tuple[object, ...]:
+    return (sheet.number, set(sheet.work), set(sheet.flows), sheet.spilled_flows)
+
+
+def test_a_discard_that_was_cut_short_is_made_again(own: MeterUnderTest, meter: UsageMeter) -> None:
+    in_cgroup(own.tree.root, SEND.format(count=5))
+    sheet = meter.close_sheet()
+    work = Map(own.pins.maps / "work")
+    try:
+        keys = [key for key in work.keys() if struct.unpack_from("=I", key)[0] == sheet.number]  # noqa: SIM118
+        work.delete_many(keys[: len(keys) // 2])
+        other = open_meter(own.bpffs)
+        try:
+            other.begin()
+            other.discard(sheet.number)  # its number is in the ledger: the rest goes as well
+        finally:
+            other.close()
+        assert not [key for key in work.keys() if struct.unpack_from("=I", key)[0] == sheet.number]  # noqa: SIM118
+    finally:
+        work.close()
+
+
+def test_an_open_sheet_is_not_discarded(meter: UsageMeter) -> None:
+    with pytest.raises(ValueError, match="is not closed"):
+        meter.discard(meter.open_number)
+
+
+def test_nothing_is_lost_while_sheets_change(own: MeterUnderTest, meter: UsageMeter) -> None:
+    code = SEND.format(count=20_000)
+    running = subprocess.Popen(
+        [sys.executable, "-I", "-c", code],
+        preexec_fn=lambda: (own.tree.root / "cgroup.procs").write_text("0"),  # noqa: PLW1509
+    )
+    total = 0
+    sheets = 0
+    while running.poll() is None:
+        sheet = meter.close_sheet()
+        total += sent(sheet.flows)
+        sheets += 1
+        meter.discard(sheet.number)
+    last = meter.close_sheet()
+    assert running.returncode == 0
+    assert sheets > 3
+    assert total + sent(last.flows) == 20_000 * 100
+
+
+def test_without_a_free_meter_the_bytes_are_counted_all_the_same(
+    own: MeterUnderTest, meter: UsageMeter
+) -> None:
+    queue = Queue(own.pins.maps / "free_meters")
+    taken = []
+    try:
+        while (value := queue.pop()) is not None:
+            taken.append(value)
+        in_cgroup(own.tree.root, SEND.format(count=9))
+        sheet = meter.close_sheet()
+    finally:
+        for value in taken:
+            queue.push(value)
+        queue.close()
+    assert len(taken) > METERS // 2
+    assert sent(sheet.spilled_flows) == 900
+    assert sent(sheet.flows) == 0
+    meter.discard(sheet.number)
+    assert sent(meter.close_sheet().spilled_flows) == 0
+
+
+def test_a_full_table_of_work_loses_no_nanosecond(own: MeterUnderTest, meter: UsageMeter) -> None:
+    work = Map(own.pins.maps / "work")
+    room = work.info.max_entries
+    filler = [
+        (struct.pack("=II QQQ IIII", 0, 0, 0, 0, number, 0, 0, 0, 0), bytes(work.info.value_size))
+        for number in range(room)
+    ]
+    spent = """
+import time
+end = time.process_time() + 0.2
+while time.process_time() < end:
+    pass
+"""
+    try:
+        free = room - sum(1 for _ in work.keys())  # noqa: SIM118
+        work.update_many(filler[:free])
+        in_cgroup(own.tree.root, spent)
+        eventually(lambda: _ended(meter.peek()), "the kernel frees the process a little later")
+        sheet = meter.close_sheet()
+    finally:
+        work.delete_many(key for key, _value in filler)
+        work.close()
+    assert sheet.spilled_work is not None
+    assert sheet.spilled_work.cpu_ns >= 200_000_000
+    assert sheet.spilled_work.processes == 1
+
+
+def _ended(sheet: Sheet) -> bool:
+    return sheet.spilled_work is not None and sheet.spilled_work.processes > 0
+
+
+def test_a_meter_that_was_taken_back_counts_for_its_new_owner_only(
+    own: MeterUnderTest, meter: UsageMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "IDLE_SHEETS", 1)
+    code = """
+import socket, sys
+taker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+taker.bind(("127.0.0.1", 0))
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.connect(taker.getsockname())
+for line in sys.stdin:
+    for _ in range(int(line)):
+        sender.send(bytes(100))
+    print("sent", flush=True)
+"""
+    old = subprocess.Popen(
+        [sys.executable, "-I", "-c", code],
+        preexec_fn=lambda: (own.tree.root / "cgroup.procs").write_text("0"),  # noqa: PLW1509
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert old.stdin is not None
+    assert old.stdout is not None
+    try:
+        print(3, file=old.stdin, flush=True)
+        old.stdout.readline()
+        first = _turn(meter)
+        assert {row.who.pid for row in first.flows if row.tx_packets} == {old.pid}
+        for _ in range(4):
+            _turn(meter)
+        index = Map(own.pins.maps / "flows")
+        try:
+            assert not list(index.keys())
+        finally:
+            index.close()
+        # Every meter has had another owner by now, or none.
+        queue = Queue(own.pins.maps / "free_meters")
+        try:
+            while (value := queue.pop()) is not None:
+                queue.push(value)
+                if struct.unpack("=I", value)[0] == METERS_SPILLED + 1:
+                    break
+        finally:
+            queue.close()
+        in_cgroup(own.tree.root, SEND.format(count=4))
+        print(5, file=old.stdin, flush=True)
+        old.stdout.readline()
+        last = _turn(meter)
+        by_pid = {row.who.pid: row.tx_payload_bytes for row in last.flows if row.tx_packets}
+        assert by_pid.pop(old.pid) == 500
+        assert list(by_pid.values()) == [400]
+    finally:
+        old.stdin.close()
+        old.wait(timeout=10)
+        old.stdout.close()
+
+
+def _turn(meter: UsageMeter) -> Sheet:
+    sheet = meter.close_sheet()
+    meter.discard(sheet.number)
+    return sheet
+
+
+def test_the_queue_of_free_meters_is_mended(own: MeterUnderTest, meter: UsageMeter) -> None:
+    in_cgroup(own.tree.root, SEND.format(count=1))
+    queue = Queue(own.pins.maps / "free_meters")
+    try:
+        for _ in range(100):  # a daemon that ended between taking and giving back
+            queue.pop()
+        meter.begin()
+        free = []
+        while (value := queue.pop()) is not None:
+            free.append(struct.unpack("=I", value)[0])
+        meter.begin()
+    finally:
+        queue.close()
+    index = Map(own.pins.maps / "flows")
+    try:
+        used = [struct.unpack("=I", value)[0] & (METERS - 1) for _key, value in index.items()]
+    finally:
+        index.close()
+    assert len(free) == len(set(free))
+    assert not set(free) & set(used)
+    assert len(free) + len(used) == METERS - METERS_SPILLED - 1
+
+
+def test_a_socket_that_is_older_than_the_meter_is_counted_from_now_on(
+    own: MeterUnderTest, meter: UsageMeter
+) -> None:
+    taker = socket.socket()
+    taker.bind(("127.0.0.1", 0))
+    taker.listen()
+    code = f"""
+import socket, sys
+peer = socket.create_connection(("127.0.0.1", {taker.getsockname()[1]}))
+peer.sendall(bytes(5000))
+print("ready", flush=True)
+sys.stdin.readline()
+open("{own.tree.root}/cgroup.procs", "w").write("0")
+peer.sendall(bytes(300))
+peer.close()
+"""
+    # Made outside the metered cgroup; a socket stays in the cgroup in which it was made.
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with taker, taker.accept()[0] as accepted:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.communicate("\n", timeout=10)
+        total = 0
+        while data := accepted.recv(65536):
+            total += len(data)
+    assert total == 5300
+    sheet = meter.close_sheet()
+    assert sent(sheet.flows) == 0
+    assert not [row for row in sheet.work if row.who.pid == process.pid and row.cpu_ns > 10**9]
