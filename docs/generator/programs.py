@@ -126,14 +126,20 @@ def _below(group: click.Group, parent: click.Context, prefix: str) -> Iterator[E
             raise LookupError(name)
         context = click.Context(command, info_name=name, parent=parent)
         if isinstance(command, click.Group):
+            if command.invoke_without_command:
+                yield _entry(command, context, f"{prefix}{name}")
             yield from _below(command, context, f"{prefix}{name} ")
             continue
-        yield Entry(
-            f"{prefix}{name}",
-            " ".join(command.collect_usage_pieces(context)),
-            _paragraphs(command.help or ""),
-            _records(command, context),
-        )
+        yield _entry(command, context, f"{prefix}{name}")
+
+
+def _entry(command: click.Command, context: click.Context, path: str) -> Entry:
+    return Entry(
+        path,
+        " ".join(command.collect_usage_pieces(context)),
+        _paragraphs(command.help or ""),
+        _records(command, context),
+    )
 
 
 def _records(command: click.Command, context: click.Context) -> tuple[tuple[str, str], ...]:

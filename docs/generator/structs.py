@@ -20,6 +20,8 @@ _TYPES: Final = {
     "LPM_TRIE": "LPM trie",
     "RINGBUF": "ring buffer",
     "SK_STORAGE": "socket storage",
+    "TASK_STORAGE": "task storage",
+    "QUEUE": "queue",
 }
 
 

@@ -28,11 +28,15 @@ def write_csv(result: Mapping[str, Any]) -> None:
     )
     window = [_cell(result.get("since")), _cell(result.get("until"))]
 
-    def line(kind: str, names: list[str], found: Mapping[str, Any]) -> None:
+    def line(
+        kind: str, names: list[str], found: Mapping[str, Any], *, absent: int | str = 0
+    ) -> None:
         quantities = found.get("quantities") or {}
         unsupported = found.get("unsupported") or ()
         # Empty is not measured; zero is zero.
-        amounts = [quantities.get(meter, "" if meter in unsupported else 0) for meter in meters]
+        amounts = [
+            quantities.get(meter, "" if meter in unsupported else absent) for meter in meters
+        ]
         marks = [" ".join(found.get(key) or ()) for key in ("estimated", "unsupported")]
         out.writerow([kind, *window, *names, *amounts, *marks])
 
@@ -42,7 +46,8 @@ def write_csv(result: Mapping[str, Any]) -> None:
     rest = result.get("rest") or {}
     if rest.get("rows"):
         line("rest", [f"{rest['rows']} rows", *nameless[1:]], rest)
-    line("unattributed", nameless, result.get("unattributed") or {})
+    # The host has no total of its own for every meter: where it has none, nothing can be said.
+    line("unattributed", nameless, result.get("unattributed") or {}, absent="")
     line("total", nameless, {"quantities": result.get("total") or {}})
 
 

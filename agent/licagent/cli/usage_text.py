@@ -10,9 +10,9 @@ from licagent.cli.output import Block, Cell, Fields, Line, Table
 from licagent.cli.words import compact, count, cpu_time, safe
 
 _HOUR_MS: Final = 3_600_000
+_MARKS: Final = ("estimated", "unsupported")
 
 _COLUMNS: Final = (
-    # meter, title; {} is payload or wire
     ("cpu_ns", "CPU"),
     ("memory_byte_ms", "MEMORY"),
     ("rx_{}_bytes", "IN"),
@@ -21,6 +21,7 @@ _COLUMNS: Final = (
     ("write_bytes", "WRITE"),
     ("stored_byte_ms", "STORED"),
 )
+"""Meters and their titles; braces stand for payload or wire."""
 
 NOBODY: Final = {
     "license": "(no license)",
@@ -61,16 +62,18 @@ def usage_blocks(result: Mapping[str, Any], *, wire: bool = False) -> Iterator[B
         name = f"({count(rest['rows'], 'row')} more)"
         table.append([Cell(name, "dim"), *_amounts(_object(rest.get("quantities")), meters)])
     if table and _object(lost.get("quantities")):
-        table.append(
-            [Cell("(unattributed)", "dim"), *_amounts(_object(lost.get("quantities")), meters)]
-        )
+        found = _object(lost.get("quantities"))
+        # What the host has no total of cannot be compared, which is not the same as nothing left.
+        amounts = [_amount(meter, found[meter]) if meter in found else "-" for meter, _ in meters]
+        table.append([Cell("(unattributed)", "dim"), *amounts])
     if table:
-        table.append([Cell("total"), *_amounts(total, meters)])
+        marks = [{mark for row in rows for mark in _texts(row.get(key))} for key in _MARKS]
+        table.append(["total", *_amounts(total, meters, estimated=marks[0], unsupported=marks[1])])
     yield Table(
         (by, *(f">{title}" for _, title in meters)), table, empty="nothing used in this time"
     )
     yield from _decisions(by, rows)
-    yield from _notes(table, lost, _objects(result.get("gaps")))
+    yield from _notes(table, meters, lost, _objects(result.get("gaps")))
 
 
 def _row(by: str, row: Mapping[str, Any], meters: Sequence[tuple[str, str]]) -> list[object]:
@@ -119,7 +122,6 @@ def _decisions(by: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
     keys = ("sockets", "allowed", "denied")
     counted = [row for row in rows if any(row.get(key) is not None for key in keys)]
     if by == "license" and counted:
-        yield Line("")
         yield Table(
             ("license", ">open sockets", ">allowed", ">denied"),
             [(row.get("name"), *(row.get(key) for key in keys)) for row in counted],
@@ -129,6 +131,7 @@ def _decisions(by: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[Block]:
 
 def _notes(
     table: Sequence[Sequence[object]],
+    meters: Sequence[tuple[str, str]],
     lost: Mapping[str, Any],
     gaps: Sequence[Mapping[str, Any]],
 ) -> Iterator[Block]:
@@ -140,8 +143,8 @@ def _notes(
         notes.append("? not measured for some of the time")
     if "n/a" in amounts:
         notes.append("n/a not measured")
-    if any(text.endswith("h") and not text[-3:-1].isdigit() for text in amounts):
-        notes.append("..h bytes times hours")
+    if amounts and any(meter.endswith("_byte_ms") for meter, _ in meters):
+        notes.append("Mh megabytes times hours")
     if notes:
         yield Line("")
         yield Line("; ".join(notes), "dim")

@@ -56,6 +56,7 @@ COMMANDS = [
     ["explain", "4242"],
     ["events"],
     ["usage"],
+    ["usage", "verify"],
     ["license", "list"],
     ["license", "show", "x"],
     ["policy", "show"],
