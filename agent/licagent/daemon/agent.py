@@ -28,6 +28,7 @@ from licagent.daemon.decisions import (
 from licagent.daemon.identity_keeper import IdentityKeeper
 from licagent.daemon.kernel_side import KernelSide, load_programs
 from licagent.daemon.licensing import Licensing
+from licagent.daemon.metering_keeper import MeteringKeeper
 from licagent.daemon.policy_keeper import Compiled, PolicyKeeper
 from licagent.daemon.self_check import SelfCheck
 from licagent.daemon.shadow import ShadowBook
@@ -91,6 +92,7 @@ class Agent:
         self.conditions = ConditionsKeeper(self, FactReader(is_whole=self.self_check.is_whole))
         self.control = ControlKeeper(self)
         self.link = ControlLink(self)
+        self.metering = MeteringKeeper(self)
         self.log = EventLog(self.state.subdirectory("events"))
         self.shadow = ShadowBook()
         self.names = NameBook(self.records.jti_of)
@@ -168,6 +170,7 @@ class Agent:
 
     def write_licenses(self) -> None:
         """Bring the kernel's license table up to date, and end the sockets that died."""
+        self.metering.policy_changed()
         if self.licensing.write(self.kernel.licenses):
             self.cut()
 
@@ -181,6 +184,7 @@ class Agent:
             held = self.licensing.held.get(jti)
             if held is not None:
                 died |= self.licensing.write_one(self.kernel.licenses, held.license)
+        self.metering.policy_changed()
         if died:
             self.cut()
 
@@ -217,6 +221,8 @@ class Agent:
             compiled = self.keeper.compile(self.keeper.installed(), self.licenses())
             if self.compiled is None or compiled.tables != self.compiled.tables:
                 self.apply(compiled)
+            else:
+                self.take_over(compiled)
             self.policy_problem = ""
         except PolicyError as error:
             self.policy_problem = str(error)
@@ -247,6 +253,7 @@ class Agent:
             keep_existing=self.config.existing_sockets == "keep",
         )
         previous, self.compiled = self.compiled, compiled
+        self.metering.policy_changed()
         self.loaded_at = time.time()
         self.names.take(tables)
         self.licensing.settle(tables.withheld)
@@ -263,6 +270,13 @@ class Agent:
             gc.collect()
             gc.freeze()
         return generation
+
+    def take_over(self, compiled: Compiled) -> None:
+        """Follow a policy whose tables are those in force: what it measures may be another."""
+        previous, self.compiled = self.compiled, compiled
+        if previous is None or previous.texts != compiled.texts:
+            self.keeper.remember(compiled.texts)
+        self.metering.policy_changed()
 
     def own_texts(self) -> tuple[tuple[str, str], ...]:
         """The host's own policy files: those in force, or those installed before any are."""
@@ -294,7 +308,7 @@ class Agent:
         else:
             self.licensing.settle(compiled.tables.withheld)
             self.write_licenses()
-            self.compiled = compiled
+            self.take_over(compiled)
 
     def _is_amendable(self, compiled: Compiled, change: RuleChange) -> bool:
         """Whether the rules can be changed in the generation in force.
@@ -329,6 +343,7 @@ class Agent:
         for number in change.licenses:
             kernel.licenses.renew(number)
         self.compiled = compiled
+        self.metering.policy_changed()
         self.loaded_at = time.time()
         self.names.amend(tables, change)
         if has_new_names:

@@ -27,6 +27,7 @@ from licagent.control.session import ControlSession
 from licagent.daemon.control_reach import Reach
 from licagent.daemon.control_report import Reporter
 from licagent.daemon.reports import VERSION
+from licagent.daemon.usage_delivery import UsageDelivery
 from licagent.domain.lease import LeaseSet
 from licagent.domain.replica import CatalogView
 from licagent.host import posture
@@ -78,6 +79,7 @@ class ControlLink:
         self.session = ControlSession(self.identities, self.catalogs, self, self.settings)
         self.reach = Reach(agent.state)
         self.reporter = Reporter(agent)
+        self.delivery = UsageDelivery(agent)
         self.notices: deque[Told] = deque(maxlen=_NOTICES)
         self._was_connected = False
 
@@ -119,6 +121,7 @@ class ControlLink:
         jobs = [self._for_ever(self._follow_addresses)]
         if not self.is_off:
             jobs.append(self._for_ever(self.session.run))
+            jobs.append(self._for_ever(self.delivery.run))
         await asyncio.gather(*jobs)
 
     async def _for_ever(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -205,6 +208,14 @@ class ControlLink:
         """See `ControlCallbacks`."""
         self.notices.append(Told(time.time(), code, detail))
         self._later(lambda: self._quietly(lambda: self._agent.control.tell(code, detail)))
+
+    def alarm(self, message: str) -> None:
+        """Keep on record what the delivery of usage found wrong."""
+        self._later(
+            lambda: self._quietly(
+                lambda: self._agent.emit("metering", f"delivery of usage: {message}")
+            )
+        )
 
     def changed(self, state: ControlState) -> None:
         """See `ControlCallbacks`."""

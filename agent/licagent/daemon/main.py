@@ -118,6 +118,7 @@ class Daemon:
                 self._notifier.stopping()
                 await server.close()
         finally:
+            await agent.metering.close()
             await self._loop.run_in_executor(self._thread, agent.close)
             self._thread.shutdown()
         return 0
@@ -137,6 +138,7 @@ class Daemon:
             self._reloads(),
             self._watchdog(),
             self._agent.link.run(self.on_kernel),
+            self._agent.metering.run(self.on_kernel),
         )
         stop = asyncio.create_task(self._stop.wait())
         tasks = [asyncio.create_task(job) for job in jobs]
@@ -233,6 +235,7 @@ class Daemon:
         left = self._agent.glass_left_s()
         if left is not None and left <= 0:
             self._agent.end_glass("time")
+        self._agent.metering.policy_changed()
         self._agent.conditions.attest()  # what only this daemon's sleep has ended is not over
         self._agent.cut()
 

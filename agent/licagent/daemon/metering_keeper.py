@@ -1,16 +1,263 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metering in the daemon's life: the meter, the ledger, delivery, and what is told of them."""
+"""Metering in the daemon's life: the meter, the ledger, and when a sheet is committed.
+
+All of it runs on a thread of its own, so that neither a slow disk nor 10,000 processes hold up a
+revocation. The kernel's thread is asked only for what the policy in force says (`PolicyCharge`).
+Nothing that fails here ends the daemon: what is not committed stays in the kernel.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from licagent.daemon.metering_charge import PolicyCharge
+from licagent.daemon.metering_parts import MeteringParts, open_parts
+from licagent.domain.attribution import EMPTY, AttributionTable
+from licagent.domain.tables import Tables
+from licagent.domain.usage import Meter
+from licagent.metering.sampler import Refusal, Step
+from licagent.store.errors import StoreError
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
+    from licagent.daemon.policy_keeper import Compiled
+    from licagent.daemon.service import OnKernel
+
+_log: Final = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 30.0
+_SETTLE_S: Final = 0.05
+_APART_S: Final = 1.0
+"""Changes of policy that come within this time close one sheet."""
+_LAST_STEP_S: Final = 5.0
+
+T = TypeVar("T")
 
 
 class MeteringKeeper:
-    """Owns the metering of one host; everything it does runs on its own thread."""
+    """Owns the metering of one host."""
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metering")
+        self._on_kernel: OnKernel | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._table: AttributionTable = EMPTY
+        self._table_of: Compiled | None = None
+        self._stepped_s = 0.0
+        self.parts: MeteringParts | None = None
+        """Ledger, meter and the rest, once they are open. Used on the metering thread."""
+        self.charge: PolicyCharge | None = None
+        """What the open sheet is charged by."""
+        self.problem = ""
+        """Why nothing is metered or committed now; empty while all is well."""
+        self.refusal: Refusal | None = None
+        self.last_step: Step | None = None
+        self.committed_at_s = 0.0
+        """Unix time of the last commit; 0: none yet."""
+        self.step_s = 0.0
+        """How long the last step took, of the metering thread's time."""
+        self.records = 0
+        """Committed since the daemon started."""
+        self.attributed: dict[Meter, int] = {}
+        self.unattributed: dict[Meter, int] = {}
+
+    @property
+    def is_off(self) -> bool:
+        """The settings want nothing metered."""
+        return self._agent.config.metering == "off"
+
+    # --- on the loop
+
+    async def run(self, on_kernel: OnKernel) -> None:
+        """Until cancelled."""
+        self._on_kernel = on_kernel
+        self._loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await self._live()
+            except Exception as error:  # noqa: BLE001 - no fault of a meter may end enforcement
+                _log.exception("metering failed; it is begun again in %s s", _AGAIN_S)
+                await self._say(f"metering failed: {error}")
+            await asyncio.sleep(_AGAIN_S)
+
+    async def _live(self) -> None:
+        if self.parts is None:
+            await self.on_thread(self._open)
+        if self.is_off:
+            await asyncio.Event().wait()
+        self.charge = await self._kernel(self._take_charge)
+        interval_s = float(self._agent.config.metering_interval_s)
+        next_s = time.monotonic() + interval_s
+        held = 0
+        while True:
+            is_woken = await self._pause(next_s - time.monotonic())
+            if not is_woken:
+                next_s = max(next_s + interval_s, time.monotonic())
+            held += 1
+            if not is_woken and held < self.interval_factor:
+                await self.on_thread(self._hold)
+                continue
+            held = 0
+            await self._commit()
+
+    async def _pause(self, wait_s: float) -> bool:
+        """Until then, or until the policy changes; whether it did."""
+        # Not wait_for: see Daemon._ends.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, wait_s)):
+                await self._wake.wait()
+                since_s = time.monotonic() - self._stepped_s
+                await asyncio.sleep(max(_SETTLE_S, _APART_S - since_s))
+        is_woken = self._wake.is_set()
+        self._wake.clear()
+        return is_woken
+
+    async def _commit(self) -> None:
+        charge = self.charge
+        if charge is None:
+            raise RuntimeError("no policy was looked at")
+        step = await self.on_thread(lambda: self._step(charge))
+        self._stepped_s = time.monotonic()
+        if step.refusal is None:
+            await self._say("")
+        else:
+            parts = self._open_parts()
+            await self._say(parts.spool.problem or str(step.refusal), step.refusal)
+        # After the sheet is closed: what it holds was used under the policy before.
+        self.charge = await self._kernel(self._take_charge)
+
+    async def _say(self, problem: str, refusal: Refusal | None = None) -> None:
+        """Keep on record that metering has stopped, or goes on."""
+        before, self.problem, self.refusal = self.problem, problem, refusal
+        if bool(before) == bool(problem):
+            return
+        message = f"usage is not committed: {problem}" if problem else "usage is committed again"
+        try:
+            await self._kernel(lambda: self._agent.emit("metering", message, problem=problem))
+        except (StoreError, OSError) as error:
+            _log.error("%s", error)
+
+    def policy_changed(self) -> None:
+        """Commit what was used so far under the policy before. Any thread may call."""
+        if self._table is EMPTY and self._agent.compiled is self._table_of:
+            return  # nothing that is measured depends on it
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def flush(self) -> None:
+        """Commit what there is now; the caller is about to take the meter away."""
+        if self.parts is not None and not self.is_off:
+            await self._commit()
+
+    async def on_thread(self, action: Callable[[], T]) -> T:
+        """Run `action` on the metering thread, after what waits there."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+
+    async def _kernel(self, action: Callable[[], Any]) -> Any:
+        if self._on_kernel is None:
+            raise RuntimeError("metering was not started")
+        return await self._on_kernel(action)
+
+    async def close(self) -> None:
+        """Commit what there is, if that is quick, and let go of the ledger."""
+        try:
+            async with asyncio.timeout(_LAST_STEP_S):
+                await self.on_thread(self._last_step)
+        except TimeoutError:
+            _log.warning("the last usage is not committed yet: it stays in the kernel")
+        self._thread.shutdown(wait=False)
+
+    # --- on the kernel's thread
+
+    def _take_charge(self) -> PolicyCharge:
+        """What use is charged to from now on. Cheap while nothing has changed."""
+        agent = self._agent
+        compiled = agent.compiled
+        if compiled is not self._table_of:
+            self._table_of = compiled
+            licenses = agent.licenses()
+            self._table = (
+                EMPTY if compiled is None else agent.keeper.attribution(compiled, licenses)
+            )
+        held = agent.licensing.held
+        valid = frozenset(
+            jti
+            for jti in self._table.licenses
+            if jti in held and agent.licensing.judge(held[jti].license).valid
+        )
+        tables = Tables() if compiled is None else compiled.tables
+        charge = self.charge
+        if (
+            charge is not None
+            and charge.tables is tables
+            and charge.table is self._table
+            and charge.valid == valid
+        ):
+            return charge  # with all that it has looked up
+        return PolicyCharge(
+            self._table,
+            valid,
+            tables,
+            license_id=agent.records.jti_of,
+            resource_name=agent.names.resource,
+        )
+
+    # --- on the metering thread
+
+    def _open(self) -> None:
+        self.parts = open_parts(self._agent)
+
+    def _open_parts(self) -> MeteringParts:
+        if self.parts is None:
+            raise RuntimeError("metering was not started")
+        return self.parts
+
+    def _step(self, charge: PolicyCharge) -> Step:
+        parts = self._open_parts()
+        began_ns = time.thread_time_ns()
+        step = parts.sampler.step(charge)
+        if step.sheet is not None:
+            parts.table.take(step.sheet, parts.sampler.owners)
+            self.last_step = step
+            self.committed_at_s = time.time()
+            self.records += len(step.records)
+            _add(self.attributed, step.quantities)
+            _add(self.unattributed, step.unattributed)
+        self.step_s = (time.thread_time_ns() - began_ns) / 1e9
+        return step
+
+    def _hold(self) -> None:
+        self._open_parts().sampler.hold()
+
+    @property
+    def interval_factor(self) -> int:
+        """How many intervals are committed as one, so that the spool grows coarser, not full."""
+        parts = self.parts
+        return 1 if parts is None else max(1, parts.ledger.interval_factor)
+
+    def _last_step(self) -> None:
+        parts = self.parts
+        if parts is None:
+            return
+        try:
+            if self.charge is not None and not self.is_off:
+                self._step(self.charge)
+        except Exception:  # noqa: BLE001 - it stays in the kernel
+            _log.exception("the last usage could not be committed")
+        finally:
+            parts.close()
+            self.parts = None
+
+
+def _add(sums: dict[Meter, int], amounts: Mapping[Meter, int] | None) -> None:
+    for meter, amount in (amounts or {}).items():
+        sums[meter] = sums.get(meter, 0) + amount

@@ -284,6 +284,8 @@ class Service:
                         f"the policy does not fit the kernel's tables: {error}",
                         "the last policy stays in force; docs/reference/limits.md has the sizes",
                     ) from error
+            else:
+                agent.take_over(compiled)
             agent.keeper.install(params["files"])
             agent.policy_problem = ""
             return {
@@ -336,6 +338,7 @@ class Service:
 
     async def _detach(self, _params: Params, _peer: Peer) -> Result:
         agent = self._agent
+        await agent.metering.flush()
         rows = await self._on_kernel(agent.detach)
         await self._on_kernel(lambda: run_scopes.remove(agent.tree.root))
         # The answer must leave first; then the daemon ends.

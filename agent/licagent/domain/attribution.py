@@ -70,6 +70,13 @@ class AttributionTable:
     storage: Mapping[str, Sequence[tuple[Key, Claim]]] = field(default_factory=dict)
     """By resource, the most specific claim first."""
 
+    @property
+    def licenses(self) -> frozenset[str]:
+        """Ids of all licenses that use may be charged to."""
+        claims = [claim for each in self.compute.values() for claim in each]
+        claims += [claim for each in self.storage.values() for _key, claim in each]
+        return frozenset(name for claim in claims for name, _binding in claim.alternatives)
+
     def of(self, subject: Subject, valid: AbstractSet[str]) -> Attribution:
         """What compute use of `subject` is charged to. `valid`: ids of licenses valid now."""
         for shape in self.shapes:

@@ -141,11 +141,11 @@ class Sampler:
         totals: Callable[[], HostTotals],
         qualities: Qualities,
         footprints: FootprintSource | None = None,
-        fallback_baseline: Callable[[Sheet], bytes] | None = None,
+        more_marks: Mapping[str, bytes] | None = None,
     ) -> None:
         """`unix_ms`: wall time of a reading of CLOCK_BOOTTIME; `now_ns`: such a reading.
 
-        `fallback_baseline`: of a meter that keeps nothing in the kernel, for the frame.
+        `more_marks` stand in each frame beside the sampler's own.
         """
         self._meter = meter
         self._spool = spool
@@ -156,7 +156,9 @@ class Sampler:
         self._totals = totals
         self.qualities = qualities
         self._footprints = footprints
-        self._fallback_baseline = fallback_baseline
+        self._committed = 0
+        self._held: Sheet | None = None
+        self._more_marks = dict(more_marks or {})
         self._balance = Balance.from_bytes(spool.marks.get(BALANCE_MARK, b""), boot_id)
 
     @property
@@ -177,7 +179,11 @@ class Sampler:
         if mark.is_of(sheet, self._boot_id):
             if not self._spool.settle():
                 return Step(refusal=Refusal.BLOCKED)
-            self._meter.discard(sheet.number)
+            discard = self._meter.discard
+            if self._committed != sheet.number:
+                # An earlier daemon's: what a fallback meter holds beside it is not in that frame.
+                discard = getattr(self._meter, "discard_stale", discard)
+            discard(sheet.number)
             sheet = self._meter.close_sheet()
         # At once, and only where it is the sheet's own moment.
         is_fresh = self._now_ns() - sheet.closed_ns < _FRESH_NS
@@ -193,6 +199,7 @@ class Sampler:
             *footprint_records(footprints, charging),
         ]
         marks = {
+            **self._more_marks,
             SHEET_MARK: SheetMark(
                 self._boot_id,
                 sheet.number,
@@ -204,30 +211,41 @@ class Sampler:
         }
         if baseline:
             marks[FOOTPRINT_MARK] = baseline
-        if self._fallback_baseline is not None:
-            marks[FALLBACK_MARK] = self._fallback_baseline(sheet)
+        work_baseline = getattr(sheet, "baseline", b"")  # of a fallback's sheet
+        if work_baseline:
+            marks[FALLBACK_MARK] = work_baseline
         refusal = self._spool.commit(records, marks)
         merged = refusal is Refusal.FULL
         if merged:
             records = merge(records, by_process=False)
             refusal = self._spool.commit(records, marks)
         if refusal is not None:
+            self._held = sheet
             return Step(refusal=refusal)
-        self._meter.discard(sheet.number)
+        self._held = None
+        self._committed = sheet.number
         self._balance = balance
         if self._footprints is not None:
             self._footprints.committed()
+        self._meter.discard(sheet.number)
         return Step(sheet, records, None, merged, found.attributed, published)
 
     def hold(self) -> None:
         """Let the open sheet grow: this interval is committed together with the next."""
         self._meter.collect()
 
-    def peek(self, charging: Charging) -> tuple[Sheet, SheetRecords]:
-        """What is not committed yet, as of the open sheet."""
-        sheet = self._meter.peek()
+    def pending(self, charging: Charging) -> list[Sheet]:
+        """What is not committed yet: the closed sheet that the ledger did not take, the open one.
+
+        `owners` answers under this policy afterwards.
+        """
         self._owners.begin(charging)
-        return sheet, read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
+        held = [] if self._held is None else [self._held]
+        return [*held, self._meter.peek()]
+
+    def read(self, sheet: Sheet) -> SheetRecords:
+        """A sheet's records, under the policy of `pending`."""
+        return read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
 
     def _take_footprints(self) -> tuple[Sequence[FootprintRow], bytes]:
         if self._footprints is None:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What metering is made of on this host: which meter, which ledger, how far each is exact."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from licagent.daemon.metering_host import HostCounters
+from licagent.daemon.metering_names import HostNameBook
+from licagent.daemon.metering_spool import LedgerSpool
+from licagent.domain.usage import Meter, Quality
+from licagent.host import posture
+from licagent.metering.footprint import FootprintRow, Footprints, FootprintSample, Instant
+from licagent.metering.mixed import MixedMeter
+from licagent.metering.processes import ProcessTable
+from licagent.metering.records import FLOW_METERS, WORK_METERS, Qualities
+from licagent.metering.rows import Meter as SheetMeter
+from licagent.metering.sampler import FALLBACK_MARK, FOOTPRINT_MARK, Sampler
+from licagent.store.ledger import Ledger, LedgerLimits
+
+if TYPE_CHECKING:
+    from licagent.daemon.agent import Agent
+    from licagent.kernel.usage import MeterSupport
+    from licagent.metering.fallback.sampler import FallbackMeter
+
+BOOT_MARK: Final = "boot"
+_BOOT: Final = struct.Struct(">16sq")
+
+
+@dataclass(slots=True)
+class MeteringParts:
+    """All of it, open. Used on the metering thread; the ledger on any."""
+
+    ledger: Ledger
+    spool: LedgerSpool
+    sampler: Sampler
+    table: ProcessTable
+    names: HostNameBook
+    counters: HostCounters
+    qualities: Qualities
+    sources: Mapping[Meter, str]
+    """What each meter is read from, in a word; "" where it is not."""
+    footprints: Footprints | None
+    started_ns: int
+    """CLOCK_BOOTTIME since which the totals of `table` are counted."""
+    _closing: tuple[Callable[[], None], ...]
+
+    def close(self) -> None:
+        """Let go of everything. The kernel goes on counting."""
+        for close in self._closing:
+            close()
+
+
+def open_parts(agent: Agent) -> MeteringParts:
+    """Open meter and ledger. Raises StoreError, BpfError, OSError."""
+    boot_id = posture.boot_id()
+    meter = agent.kernel.usage
+    ledger = Ledger(
+        agent.state.subdirectory("usage"),
+        boot_id=boot_id,
+        host_id=lambda: agent.link.state.host_id,
+        limits=LedgerLimits(
+            spool_max_bytes=agent.config.spool_max_bytes,
+            when_full="hold" if agent.link.state.host_id else "drop_oldest",
+        ),
+    )
+    closing: list[Callable[[], None]] = [ledger.close]
+    try:
+        fallback = None
+        if not meter.support.work:
+            fallback = _fallback(boot_id, ledger)
+            closing.append(fallback.close)
+        counted: SheetMeter = meter if fallback is None else MixedMeter(meter, fallback)
+        boot_unix_ms = _boot_unix_ms(ledger.marks.get(BOOT_MARK, b""), boot_id, agent)
+        names = HostNameBook(agent.tree, boot_unix_ms, agent.names.path)
+        footprints = None
+        if agent.config.footprint:
+            footprints = Footprints(
+                agent.config.footprint,
+                clock=lambda: _instant(agent, boot_id),
+                baseline=ledger.marks.get(FOOTPRINT_MARK, b""),
+            )
+            closing.append(footprints.close)
+        counters = HostCounters(agent.tree)
+        spool = LedgerSpool(ledger)
+        qualities = _qualities(meter.support, fallback)
+        sampler = Sampler(
+            counted,
+            spool,
+            names,
+            boot_id=boot_id,
+            unix_ms=lambda at_ns: _unix_ms(agent, at_ns),
+            now_ns=posture.boottime_ns,
+            totals=counters.read,
+            qualities=qualities,
+            footprints=None if footprints is None else _Footing(footprints),
+            more_marks={BOOT_MARK: _BOOT.pack(uuid.UUID(boot_id).bytes, boot_unix_ms)},
+        )
+        if agent.config.metering != "off":
+            sampler.begin()
+    except BaseException:
+        for close in closing:
+            close()
+        raise
+    return MeteringParts(
+        ledger=ledger,
+        spool=spool,
+        sampler=sampler,
+        table=ProcessTable(),
+        names=names,
+        counters=counters,
+        qualities=qualities,
+        sources=_sources(meter.support, fallback),
+        footprints=footprints,
+        started_ns=posture.boottime_ns(),
+        _closing=tuple(closing),
+    )
+
+
+def _fallback(boot_id: str, ledger: Ledger) -> FallbackMeter:
+    from licagent.metering.fallback.sampler import FallbackMeter
+
+    return FallbackMeter(boot_id=boot_id, baseline=ledger.marks.get(FALLBACK_MARK, b""))
+
+
+class _Footing:
+    """`metering.sampler.FootprintSource`."""
+
+    def __init__(self, footprints: Footprints) -> None:
+        self._footprints = footprints
+        self._sample: FootprintSample | None = None
+
+    def take(self) -> tuple[Sequence[FootprintRow], bytes]:
+        """See `FootprintSource`."""
+        self._sample = self._footprints.sample()
+        return self._sample.rows, self._sample.baseline
+
+    def committed(self) -> None:
+        """See `FootprintSource`."""
+        if self._sample is not None:
+            self._footprints.committed(self._sample)
+
+
+def _unix_ms(agent: Agent, at_ns: int) -> int:
+    """Trusted time of a past reading of CLOCK_BOOTTIME: what root sets the clock to is not it."""
+    now_ns = posture.boottime_ns()
+    return (agent.clock.now_ns(now_ns) - (now_ns - at_ns)) // 1_000_000
+
+
+def _instant(agent: Agent, boot_id: str) -> Instant:
+    now_ns = posture.boottime_ns()
+    return Instant(boot_id, now_ns // 1_000_000, agent.clock.now_ns(now_ns) // 1_000_000)
+
+
+def _boot_unix_ms(mark: bytes, boot_id: str, agent: Agent) -> int:
+    """When CLOCK_BOOTTIME was zero: as first said in this boot, so that processes keep a name."""
+    if len(mark) == _BOOT.size:
+        boot, boot_unix_ms = _BOOT.unpack(mark)
+        if boot == uuid.UUID(boot_id).bytes:
+            return int(boot_unix_ms)
+    return _unix_ms(agent, 0)
+
+
+def _qualities(support: MeterSupport, fallback: FallbackMeter | None) -> Qualities:
+    of: dict[Meter, Quality] = {Meter.MEMORY_BYTE_MS: Quality.ESTIMATED}
+    if fallback is not None:
+        of |= {meter: fallback.quality.get(meter, Quality.UNSUPPORTED) for meter in WORK_METERS}
+    if not support.payload:
+        of[Meter.TX_PAYLOAD_BYTES] = of[Meter.RX_PAYLOAD_BYTES] = Quality.ESTIMATED
+    if not support.flows:
+        of |= dict.fromkeys(FLOW_METERS, Quality.UNSUPPORTED)
+    return Qualities(of)
+
+
+def _sources(support: MeterSupport, fallback: FallbackMeter | None) -> dict[Meter, str]:
+    if fallback is not None:
+        work = dict.fromkeys(WORK_METERS, fallback.source)
+    else:
+        work = dict.fromkeys(WORK_METERS, "task_io_accounting")
+        work[Meter.CPU_NS] = "sum_exec_runtime"
+        work[Meter.MEMORY_BYTE_MS] = "mm_struct, sampled"
+        work[Meter.PROCESSES] = "task exits"
+    flows = dict.fromkeys(FLOW_METERS, "cgroup_skb" if support.flows else "")
+    if support.flows and support.payload:
+        flows[Meter.TX_PAYLOAD_BYTES] = flows[Meter.RX_PAYLOAD_BYTES] = "tcp_sock, cgroup_skb"
+    return {**work, **flows}

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two meters as one: network from the kernel's sheets, compute from the fallback.
+
+For kernels whose programs count packets but not processes. The frame that commits a sheet has the
+kernel's number and the fallback's baseline, so both are committed or neither is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from licagent.metering.rows import FlowRow, Meter, Sheet, WorkRow
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSheet:
+    """A sheet of both; the interval is the kernel's."""
+
+    number: int
+    opened_ns: int
+    closed_ns: int
+    work: Sequence[WorkRow]
+    flows: Sequence[FlowRow]
+    spilled_work: WorkRow | None
+    spilled_flows: Sequence[FlowRow]
+    baseline: bytes
+
+
+class WorkSheet(Sheet, Protocol):
+    """A sheet that says where its meter goes on from."""
+
+    @property
+    def baseline(self) -> bytes:
+        """For the ledger's mark."""
+        ...  # pragma: no cover
+
+
+class WorkMeter(Protocol):
+    """The fallback (`metering.fallback.sampler.FallbackMeter`)."""
+
+    def begin(self) -> None:
+        """As `rows.Meter`."""
+        ...  # pragma: no cover
+
+    def collect(self) -> None:
+        """As `rows.Meter`."""
+        ...  # pragma: no cover
+
+    def close_sheet(self) -> WorkSheet:
+        """As `rows.Meter`."""
+        ...  # pragma: no cover
+
+    def discard(self, number: int) -> None:
+        """As `rows.Meter`."""
+        ...  # pragma: no cover
+
+    def peek(self) -> WorkSheet:
+        """As `rows.Meter`."""
+        ...  # pragma: no cover
+
+
+class MixedMeter:
+    """`rows.Meter` over the two."""
+
+    def __init__(self, kernel: Meter, work: WorkMeter) -> None:
+        self._kernel = kernel
+        self._work = work
+        self._closed: tuple[int, int] | None = None
+
+    def begin(self) -> None:
+        """See `rows.Meter`."""
+        self._kernel.begin()
+        self._work.begin()
+
+    def collect(self) -> None:
+        """See `rows.Meter`."""
+        self._kernel.collect()
+        self._work.collect()
+
+    def close_sheet(self) -> MixedSheet:
+        """See `rows.Meter`."""
+        flows, work = self._kernel.close_sheet(), self._work.close_sheet()
+        self._closed = (flows.number, work.number)
+        return _mixed(flows, work)
+
+    def discard(self, number: int) -> None:
+        """See `rows.Meter`."""
+        self._kernel.discard(number)
+        if self._closed is not None and self._closed[0] == number:
+            self._work.discard(self._closed[1])
+        self._closed = None
+
+    def discard_stale(self, number: int) -> None:
+        """Forget a sheet that an earlier daemon committed: the fallback's is of this one."""
+        self._kernel.discard(number)
+        self._closed = None
+
+    def peek(self) -> MixedSheet:
+        """See `rows.Meter`."""
+        return _mixed(self._kernel.peek(), self._work.peek())
+
+
+def _mixed(flows: Sheet, work: WorkSheet) -> MixedSheet:
+    return MixedSheet(
+        number=flows.number,
+        opened_ns=flows.opened_ns,
+        closed_ns=flows.closed_ns,
+        work=work.work,
+        flows=flows.flows,
+        spilled_work=work.spilled_work,
+        spilled_flows=flows.spilled_flows,
+        baseline=work.baseline,
+    )

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Totals since the daemon started, by process, unit and license: what `top` shows.
+
+Kept from committed sheets; what is not committed yet is added at each look. Processes leave 60 s
+after they have ended, units and licenses when nothing of theirs was used for as long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from licagent.metering.owners import Known, OwnerBook
+from licagent.metering.rows import FlowRow, Sheet, WhoRow, WorkRow
+
+STAY_NS: Final = 60_000_000_000
+"""How long what has ended stays in the table."""
+_PROCESSES_MAX: Final = 200_000
+
+AMOUNTS: Final = (
+    "cpu_ns",
+    "read_bytes",
+    "write_bytes",
+    "tx_payload_bytes",
+    "rx_payload_bytes",
+    "tx_wire_bytes",
+    "rx_wire_bytes",
+)
+"""What is added up, in the order of `Line.amounts`."""
+
+ProcessKey = tuple[int, int]
+"""pid, and CLOCK_BOOTTIME of its start: a pid alone names nothing for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alive:
+    """A live process, as /proc has it."""
+
+    start_ns: int
+    """CLOCK_BOOTTIME, cut to a clock tick."""
+    parent: int
+    resident_bytes: int
+
+
+@dataclass(slots=True)
+class Line:
+    """Totals of a process, a unit or a license."""
+
+    amounts: list[int] = field(default_factory=lambda: [0] * len(AMOUNTS))
+    used_ns: int = 0
+    """CLOCK_BOOTTIME at the end of the last sheet it is in."""
+
+
+@dataclass(slots=True)
+class ProcessLine(Line):
+    """Totals of one process, and who it is: as of the latest sheet, for it may exec."""
+
+    name: str = ""
+    executable: str = ""
+    user: str = ""
+    unit: str = ""
+    license: str = ""
+    exited_ns: int = 0
+    """CLOCK_BOOTTIME at which it was known to be gone; 0 while it lives."""
+
+    def copy(self) -> ProcessLine:
+        """One that can be added to."""
+        return ProcessLine(
+            list(self.amounts),
+            self.used_ns,
+            self.name,
+            self.executable,
+            self.user,
+            self.unit,
+            self.license,
+            self.exited_ns,
+        )
+
+
+@dataclass(slots=True)
+class Lines:
+    """All of it at one moment."""
+
+    processes: dict[ProcessKey, ProcessLine] = field(default_factory=dict)
+    units: dict[str, Line] = field(default_factory=dict)
+    licenses: dict[str, Line] = field(default_factory=dict)
+    of_pid: dict[int, ProcessKey] = field(default_factory=dict)
+    """The latest process of a pid: flows may not know when theirs began."""
+
+
+class ProcessTable:
+    """Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._lines = Lines()
+
+    def take(self, sheet: Sheet, owners: OwnerBook) -> None:
+        """Add a sheet that is committed."""
+        _Adder(self._lines, owners, sheet.closed_ns).add(sheet)
+        self._prune(sheet.closed_ns)
+
+    def look(
+        self,
+        pending: Iterable[Sheet],
+        owners: OwnerBook,
+        alive: Callable[[Iterable[int]], Mapping[int, Alive]],
+        now_ns: int,
+        tick_ns: int,
+    ) -> tuple[Lines, Mapping[int, Alive]]:
+        """The totals with what is not committed yet, and which processes live.
+
+        `alive`: the live ones among these pids. Processes that are gone are noted as such.
+        """
+        lines = Lines(
+            dict(self._lines.processes),
+            dict(self._lines.units),
+            dict(self._lines.licenses),
+            dict(self._lines.of_pid),
+        )
+        shared = frozenset(map(id, (*lines.processes.values(), *lines.units.values())))
+        shared |= frozenset(map(id, lines.licenses.values()))
+        for sheet in pending:
+            _Adder(lines, owners, sheet.closed_ns, shared).add(sheet)
+        living = alive(pid for pid, _start in lines.processes)
+        for (pid, start_ns), line in lines.processes.items():
+            found = living.get(pid)
+            if found is not None and (not start_ns or abs(found.start_ns - start_ns) <= tick_ns):
+                continue
+            if not line.exited_ns:
+                line.exited_ns = now_ns
+        return lines, living
+
+    def _prune(self, now_ns: int) -> None:
+        lines, oldest_ns = self._lines, now_ns - STAY_NS
+        over = len(lines.processes) > _PROCESSES_MAX
+        gone = [
+            key
+            for key, line in lines.processes.items()
+            if (line.exited_ns and (over or line.exited_ns < oldest_ns))
+        ]
+        for key in gone:
+            del lines.processes[key]
+            if lines.of_pid.get(key[0]) == key:
+                del lines.of_pid[key[0]]
+        for table in (lines.units, lines.licenses):
+            for name in [name for name, line in table.items() if line.used_ns < oldest_ns]:
+                del table[name]
+
+    def sweep(self, living: Mapping[int, object], now_ns: int) -> None:
+        """Note which processes have ended without a row that said so. `living`: by pid."""
+        for (pid, _start_ns), line in self._lines.processes.items():
+            if not line.exited_ns and pid not in living:
+                line.exited_ns = now_ns
+
+    def __len__(self) -> int:
+        return len(self._lines.processes)
+
+
+class _Adder:
+    """Adds one sheet to lines. Those in `shared` belong to somebody else and are copied first."""
+
+    def __init__(
+        self, lines: Lines, owners: OwnerBook, at_ns: int, shared: frozenset[int] = frozenset()
+    ) -> None:
+        self._lines = lines
+        self._owners = owners
+        self._at_ns = at_ns
+        self._shared = shared
+
+    def add(self, sheet: Sheet) -> None:
+        for work in sheet.work:
+            self._work(work)
+        for flow in sheet.flows:
+            self._flow(flow)
+
+    def _work(self, row: WorkRow) -> None:
+        known = self._owners.of(row.who)
+        amounts = (row.cpu_ns, row.read_bytes, row.write_bytes, 0, 0, 0, 0)
+        process = self._process(row.who, known)
+        if process is not None:
+            self._bump(process, amounts)
+            if known.compute.license:
+                process.license = known.compute.license
+            if row.processes:
+                process.exited_ns = self._at_ns
+        self._bump(self._line(self._lines.units, known.owner.unit), amounts)
+        self._bump(self._line(self._lines.licenses, known.compute.license), amounts)
+
+    def _flow(self, row: FlowRow) -> None:
+        known = self._owners.of(row.who)
+        charging = self._owners.charging
+        license_ = charging.network(row.license, row.resource, known.subject).license
+        amounts = (
+            *(0, 0, 0),
+            *(row.tx_payload_bytes, row.rx_payload_bytes, row.tx_wire_bytes, row.rx_wire_bytes),
+        )
+        process = self._process(row.who, known)
+        if process is not None:
+            self._bump(process, amounts)
+            if license_ and not known.compute.license:
+                process.license = license_
+        self._bump(self._line(self._lines.units, known.owner.unit), amounts)
+        self._bump(self._line(self._lines.licenses, license_), amounts)
+
+    def _process(self, who: WhoRow, known: Known) -> ProcessLine | None:
+        if not who.pid:
+            return None
+        lines = self._lines
+        key = (who.pid, who.start_ns)
+        if not who.start_ns:
+            key = lines.of_pid.get(who.pid, key)
+        line = lines.processes.get(key)
+        if line is None:
+            line = lines.processes[key] = ProcessLine()
+            lines.of_pid[who.pid] = key
+        elif id(line) in self._shared:
+            line = lines.processes[key] = line.copy()
+        owner = known.owner
+        line.name = who.comm or line.name
+        line.executable = owner.executable or line.executable
+        line.user = owner.user or line.user
+        line.unit = owner.unit or line.unit
+        return line
+
+    def _line(self, table: dict[str, Line], name: str) -> Line:
+        line = table.get(name)
+        if line is None:
+            line = table[name] = Line()
+        elif id(line) in self._shared:
+            line = table[name] = Line(list(line.amounts), line.used_ns)
+        return line
+
+    def _bump(self, line: Line, amounts: tuple[int, ...]) -> None:
+        for position, amount in enumerate(amounts):
+            if amount:
+                line.amounts[position] += amount
+        line.used_ns = max(line.used_ns, self._at_ns)
