@@ -444,8 +444,8 @@ struct lic_account {
 	__u64 seen_ns;  /* CLOCK_BOOTTIME until which its memory is counted */
 	__u32 path;
 	__u32 digest;
-	__u32 sampled; /* lived through a sample: has lines of its own */
-	__u32 reserved;
+	__u32 sampled;        /* lived through a sample: has lines of its own */
+	__u32 resident_pages; /* as of the last sample */
 	char comm[LIC_COMM_LEN];
 };
 

@@ -28,6 +28,7 @@
 
 #define LIC_YOUNG_NS 1000000 /* less than this of CPU time is not worth a segment of its own */
 #define LIC_NSEC_PER_MSEC 1000000ULL
+#define LIC_IDLE_MS 60000
 #define LIC_TCP_FIN_WAIT2 5
 #define LIC_TCP_CLOSE 7
 #define LIC_TCP_LAST_ACK 9
@@ -206,23 +207,35 @@ static __always_inline int is_nothing(const struct lic_taken *used)
 	return !(used->cpu_ns | used->read_bytes | used->write_bytes | used->cancelled_bytes);
 }
 
-/* Put what a live thread used since the last time into the open sheet. */
-static __always_inline void settle_thread(__u32 sheet, struct task_struct *task,
-					  struct lic_account *account, __u64 memory_byte_ms)
+/*
+ * What a live thread used since the last time, and that it is in the books now. 0 where there is
+ * no memory to remember that: it is counted later then, and not twice.
+ */
+static __always_inline int take_from_thread(struct task_struct *task,
+					    const struct lic_account *account,
+					    struct lic_taken *used)
 {
-	struct lic_taken now, used, *before;
+	struct lic_taken now, *before;
 
 	used_so_far(task, &now);
 	before = bpf_task_storage_get(MAP(taken), task, 0, 0);
-	used_since(task, account, &now, before, &used);
-	if (!before) {
+	used_since(task, account, &now, before, used);
+	if (!before)
 		before = bpf_task_storage_get(MAP(taken), task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-		if (!before) /* nothing is in the books, so nothing is counted twice */
-			return;
-	}
+	if (!before)
+		return 0;
 	*before = now;
-	if (memory_byte_ms || !is_nothing(&used))
-		charge(sheet, account, &used, memory_byte_ms, 0);
+	return 1;
+}
+
+/* Put it into the open sheet. */
+static __always_inline void settle_thread(__u32 sheet, struct task_struct *task,
+					  struct lic_account *account)
+{
+	struct lic_taken used;
+
+	if (take_from_thread(task, account, &used) && !is_nothing(&used))
+		charge(sheet, account, &used, 0, 0);
 }
 
 SEC("tp_btf/sched_process_fork")
@@ -276,7 +289,7 @@ int BPF_PROG(licagent_segment, struct task_struct *task, int old_pid, struct lin
 	 * number up to date once a tick, so the cut is as exact as that; nothing is lost by it.
 	 */
 	if (account->sampled || BPF_CORE_READ(task, se.sum_exec_runtime) > LIC_YOUNG_NS)
-		settle_thread(ctl->sheet, task, account, 0);
+		settle_thread(ctl->sheet, task, account);
 	account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 	file_of(BPF_CORE_READ(bprm, file), account);
@@ -295,7 +308,7 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 		return 0;
 	account = bpf_map_lookup_elem(MAP(accounts), &key);
 	if (account)
-		settle_thread(ctl->sheet, task, account, 0);
+		settle_thread(ctl->sheet, task, account);
 	if (!in_root(task, ctl->root_cgroup)) {
 		bpf_map_delete_elem(MAP(accounts), &key);
 		return 0;
@@ -306,7 +319,7 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 	}
 	account = open_account(task, key);
 	if (account)
-		settle_thread(ctl->sheet, task, account, 0); /* what it did outside is not ours */
+		settle_thread(ctl->sheet, task, account); /* what it did outside is not ours */
 	return 0;
 }
 
@@ -317,7 +330,7 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 	struct lic_control *ctl = get_control();
 	struct lic_account *account, stranger = {};
 	struct lic_taken now, used, *before;
-	__u64 key = account_key(task);
+	__u64 key = account_key(task), memory = 0;
 	int is_known;
 
 	if (!ctl)
@@ -337,8 +350,11 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 		used_so_far(task, &now);
 		before = bpf_task_storage_get(MAP(taken), task, 0, 0);
 		used_since(task, account, &now, before, &used);
+		if (is_leader && account->resident_pages)
+			memory = (__u64)account->resident_pages * ctl->page_bytes *
+				 ((bpf_ktime_get_boot_ns() - account->seen_ns) / LIC_NSEC_PER_MSEC);
 		if (is_leader || !is_nothing(&used))
-			charge(ctl->sheet, account, &used, 0, is_leader);
+			charge(ctl->sheet, account, &used, memory, is_leader);
 	}
 	/* The last one takes the account with it; another process may get this address now. */
 	if (is_known && BPF_CORE_READ(task, signal, sigcnt.refs.counter) == 1)
@@ -363,18 +379,26 @@ static __always_inline __u64 resident_pages(struct mm_struct *mm)
 	return pages > 0 ? pages : 0;
 }
 
-/* Resident memory times the time since it was last looked at. */
+/*
+ * Resident memory times the time since it was last looked at. A process that does nothing is
+ * looked at once a minute or so, not all of them in one sample: ten thousand that sleep would
+ * have ten thousand lines in every sheet.
+ */
 static __always_inline __u64 memory_since(struct task_struct *task, struct lic_account *account,
-					  __u32 page_bytes)
+					  __u32 page_bytes, int is_idle)
 {
-	struct mm_struct *mm = BPF_CORE_READ(task, mm);
 	__u64 now = bpf_ktime_get_boot_ns(), since_ms;
+	struct mm_struct *mm;
 
+	if (now < account->seen_ns)
+		return 0;
 	since_ms = (now - account->seen_ns) / LIC_NSEC_PER_MSEC;
-	if (!since_ms || now < account->seen_ns)
+	if (!since_ms || (is_idle && since_ms < LIC_IDLE_MS + (account->owner.pid & 31) * 1000))
 		return 0;
 	account->seen_ns += since_ms * LIC_NSEC_PER_MSEC;
-	return mm ? resident_pages(mm) * page_bytes * since_ms : 0;
+	mm = BPF_CORE_READ(task, mm);
+	account->resident_pages = mm ? resident_pages(mm) : 0;
+	return (__u64)account->resident_pages * page_bytes * since_ms;
 }
 
 SEC("iter/task")
@@ -383,7 +407,8 @@ int licagent_collect(struct bpf_iter__task *ctx)
 	struct task_struct *task = ctx->task;
 	struct lic_control *ctl = get_control();
 	struct lic_account *account;
-	__u64 key;
+	struct lic_taken used;
+	__u64 key, memory;
 
 	if (!task || !ctl || !ctl->sheet)
 		return 0;
@@ -409,7 +434,11 @@ int licagent_collect(struct bpf_iter__task *ctx)
 		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 		BPF_CORE_READ_INTO(&account->comm, task, comm);
 	}
-	settle_thread(ctl->sheet, task, account, memory_since(task, account, ctl->page_bytes));
+	if (!take_from_thread(task, account, &used))
+		return 0;
+	memory = memory_since(task, account, ctl->page_bytes, is_nothing(&used));
+	if (memory || !is_nothing(&used))
+		charge(ctl->sheet, account, &used, memory, 0);
 	return 0;
 }
 

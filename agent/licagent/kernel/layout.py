@@ -380,7 +380,7 @@ class Account(Structure):
         ("path", c_uint32),
         ("digest", c_uint32),
         ("sampled", c_uint32),
-        ("reserved", c_uint32),
+        ("resident_pages", c_uint32),
         ("comm", c_char * 16),
     ]
 
