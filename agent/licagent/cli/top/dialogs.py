@@ -86,7 +86,7 @@ class Choice(ModalScreen[str | None]):
 
 
 class Page(ModalScreen[None]):
-    """A text to be read; any of the usual keys ends it."""
+    """A text to be read; any of the usual keys ends it. The title is read as markup."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,f10,enter,h,f1,space", "dismiss", "Back", show=False)

@@ -286,7 +286,7 @@ Rows { height: 1fr; background: ansi_default; }
         chosen = self.query_one(Rows).chosen
         if chosen is not None and self.sample is not None:
             text = dialogs.figures(chosen.line, self.sample)
-            await self.push_screen(dialogs.Page(chosen.line.row.name or "-", text))
+            await self.push_screen(dialogs.Page("All figures", text))
 
     async def action_sort(self) -> None:
         """Ask for a column."""
