@@ -126,6 +126,7 @@ class Agent:
             self.tree,
             DigestCache(self.state.path / "digests.json", posture.boot_id()),
         )
+        self.metering.begin()
         self.reader = EventReader(pins, self._take_event)
         for record in self.log.last(1000):
             self.shadow.take(record)

@@ -17,11 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from licagent.daemon.metering_charge import PolicyCharge
+from licagent.daemon.metering_host import HostCounters
 from licagent.daemon.metering_parts import MeteringParts, open_parts
 from licagent.domain.attribution import EMPTY, AttributionTable
 from licagent.domain.tables import Tables
 from licagent.domain.usage import Meter
 from licagent.metering.sampler import Refusal, Step
+from licagent.metering.unattributed import HostTotals
 from licagent.store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class MeteringKeeper:
         self._table: AttributionTable = EMPTY
         self._table_of: Compiled | None = None
         self._stepped_s = 0.0
+        self._first_totals: HostTotals = {}
         self.parts: MeteringParts | None = None
         """Ledger, meter and the rest, once they are open. Used on the metering thread."""
         self.charge: PolicyCharge | None = None
@@ -178,6 +181,12 @@ class MeteringKeeper:
 
     # --- on the kernel's thread
 
+    def begin(self) -> None:
+        """Let the kernel count, before the daemon says that it is ready."""
+        if not self.is_off:
+            self._first_totals = HostCounters(self._agent.tree).read()
+            self._agent.kernel.usage.begin()
+
     def _take_charge(self) -> PolicyCharge:
         """What use is charged to from now on. Cheap while nothing has changed."""
         agent = self._agent
@@ -214,7 +223,7 @@ class MeteringKeeper:
     # --- on the metering thread
 
     def _open(self) -> None:
-        self.parts = open_parts(self._agent)
+        self.parts = open_parts(self._agent, self._first_totals)
 
     def _open_parts(self) -> MeteringParts:
         if self.parts is None:

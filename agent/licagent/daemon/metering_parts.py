@@ -20,6 +20,7 @@ from licagent.metering.processes import ProcessTable
 from licagent.metering.records import FLOW_METERS, WORK_METERS, Qualities
 from licagent.metering.rows import Meter as SheetMeter
 from licagent.metering.sampler import FALLBACK_MARK, FOOTPRINT_MARK, Sampler
+from licagent.metering.unattributed import HostTotals
 from licagent.store.ledger import Ledger, LedgerLimits
 
 if TYPE_CHECKING:
@@ -55,8 +56,11 @@ class MeteringParts:
             close()
 
 
-def open_parts(agent: Agent) -> MeteringParts:
-    """Open meter and ledger. Raises StoreError, BpfError, OSError."""
+def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
+    """Open meter and ledger. `totals`: the host's when the kernel's meter began.
+
+    Raises StoreError, BpfError, OSError.
+    """
     boot_id = posture.boot_id()
     meter = agent.kernel.usage
     ledger = Ledger(
@@ -101,7 +105,9 @@ def open_parts(agent: Agent) -> MeteringParts:
             more_marks={BOOT_MARK: _BOOT.pack(uuid.UUID(boot_id).bytes, boot_unix_ms)},
         )
         if agent.config.metering != "off":
-            sampler.begin()
+            if fallback is not None:
+                fallback.begin()
+            sampler.begin(totals)
     except BaseException:
         for close in closing:
             close()

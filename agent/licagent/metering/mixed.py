@@ -40,10 +40,6 @@ class WorkSheet(Sheet, Protocol):
 class WorkMeter(Protocol):
     """The fallback (`metering.fallback.sampler.FallbackMeter`)."""
 
-    def begin(self) -> None:
-        """As `rows.Meter`."""
-        ...  # pragma: no cover
-
     def collect(self) -> None:
         """As `rows.Meter`."""
         ...  # pragma: no cover
@@ -68,11 +64,6 @@ class MixedMeter:
         self._kernel = kernel
         self._work = work
         self._closed: tuple[int, int] | None = None
-
-    def begin(self) -> None:
-        """See `rows.Meter`."""
-        self._kernel.begin()
-        self._work.begin()
 
     def collect(self) -> None:
         """See `rows.Meter`."""

@@ -103,11 +103,7 @@ class Sheet(Protocol):
 
 
 class Meter(Protocol):
-    """Counts, and holds what it counted until it is discarded."""
-
-    def begin(self) -> None:
-        """Open the first sheet, or go on with what is there."""
-        ...  # pragma: no cover
+    """Counts since it was begun, and holds what it counted until it is discarded."""
 
     def collect(self) -> None:
         """Bring what live processes used so far into the open sheet."""

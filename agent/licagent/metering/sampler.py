@@ -166,11 +166,10 @@ class Sampler:
         """Names of owners, also for what is not committed yet."""
         return self._owners
 
-    def begin(self) -> None:
-        """Open the meter, or go on with what is there; read where the host's totals stand."""
-        self._meter.begin()
+    def begin(self, totals: HostTotals) -> None:
+        """Take the host's totals at the moment the meter began, if none were taken in this boot."""
         if not self._balance.counters:
-            _published, self._balance = settle(self._balance, self._totals(), {})
+            _published, self._balance = settle(self._balance, totals, {})
 
     def step(self, charging: Charging) -> Step:
         """Commit one sheet, under the policy that was in force while it was open."""
