@@ -173,7 +173,6 @@ class Footprints:
             self._walker.start(tasks)
 
     def _measure(self, spec: FootprintSpec) -> None:
-        self._problems[spec.name] = ""
         by, owner = "", ALL
         if spec.kind is not FootprintKind.PATH:
             try:
@@ -204,6 +203,7 @@ class Footprints:
             self._problems[spec.name] = f"quota of {spec.path}: {error.strerror or error}"
             return False
         self._sources[spec.name] = "quota"
+        self._problems[spec.name] = ""
         sizes = _summed([(one.owner, one.size_bytes, one.inodes) for one in held])
         self._accounts.measured(spec.name, self._clock(), Measured(sizes), spec.every_s * 1000)
         return True
@@ -217,10 +217,7 @@ class Footprints:
             self._accounts.not_measured(spec.name, at, done.problem)
             return
         note = "; ".join(walked.notes)
-        if walked.missing:
-            self._problems[spec.name] = f"{spec.path} is not there"
-        elif note:
-            self._problems[spec.name] = note
+        self._problems[spec.name] = f"{spec.path} is not there" if walked.missing else note
         if not walked.is_whole and self._accounts.held(spec.name):
             self._accounts.not_measured(spec.name, at, note)
             return

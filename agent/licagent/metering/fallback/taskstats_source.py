@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threads by taskstats, their owners by /proc and process events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from types import MappingProxyType
+from typing import Final
+
+import psutil
+
+from licagent.domain.usage import Meter, Quality
+from licagent.metering.fallback.identity import LARGEST_CACHE, Identity, ProcFolder, Stat
+from licagent.metering.fallback.procevents import (
+    ProcEvent,
+    ProcEvents,
+    ProcEventsUnavailable,
+    What,
+)
+from licagent.metering.fallback.tally import Tally, Used
+from licagent.metering.fallback.taskstats import TaskStats, ThreadStats
+
+_LOOK_AGAIN: Final = 8
+"""A process's user, cgroup and executable are read anew at every so many samples, besides when
+an event says so: the kernel tells nobody that a process was moved to another cgroup."""
+
+_TASKSTATS_QUALITY: Final = MappingProxyType(
+    {
+        # An exit record is written before the memory of the process is taken down.
+        Meter.CPU_NS: Quality.ESTIMATED,
+        Meter.READ_BYTES: Quality.EXACT,
+        Meter.WRITE_BYTES: Quality.EXACT,
+        Meter.CANCELLED_BYTES: Quality.EXACT,
+        Meter.MEMORY_BYTE_MS: Quality.ESTIMATED,
+        Meter.PROCESSES: Quality.EXACT,
+    }
+)
+
+
+class TaskstatsSource:
+    """Threads by taskstats, owners by /proc and process events."""
+
+    name = "taskstats"
+
+    def __init__(self, tally: Tally, proc: ProcFolder) -> None:
+        """TaskStatsUnavailable where it cannot be."""
+        self._tally = tally
+        self._proc = proc
+        self._stats = TaskStats()
+        self._events: ProcEvents | None = None
+        self._collected_ns = 0
+        self._round = 0
+        self._paths: dict[tuple[int, int], str] = {}
+        self.lost = 0
+
+    @property
+    def quality(self) -> Mapping[Meter, Quality]:
+        """Kernels whose records do not say what ended leave that to a guess."""
+        quality = dict(_TASKSTATS_QUALITY)
+        if not self._stats.tells_process:
+            quality[Meter.PROCESSES] = Quality.ESTIMATED
+        return quality
+
+    def begin(self, *, resumed: bool) -> None:
+        """Listen first, sample then: what ends in between has a record."""
+        with suppress(ProcEventsUnavailable):
+            self._events = ProcEvents()
+        self._stats.listen()
+        self._collected_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        self._sample_all(is_old=not resumed)
+
+    def drain(self) -> None:
+        """Events first: they say who the threads were whose records follow."""
+        if self._events is not None:
+            # Lost events cost owners of short lives, and no counts.
+            for event in self._events.drain()[0]:
+                self._heard(event)
+        ended, lost = self._stats.ended()
+        self.lost += lost
+        for stats in ended:
+            self._ended(stats)
+
+    def collect(self) -> None:
+        """Everything that lives, by one /proc/PID/stat and one question a thread."""
+        self.drain()
+        self._sample_all(is_old=False)
+
+    def executable_of(self, identity: Identity) -> str:
+        """From the processes seen so far."""
+        return self._paths.get((identity.device, identity.inode), "")
+
+    def close(self) -> None:
+        """The kernel notices closed sockets."""
+        self._stats.close()
+        if self._events is not None:
+            self._events.close()
+
+    # ------------------------------------------------------------------ inside
+
+    def _sample_all(self, *, is_old: bool) -> None:
+        self._proc.forget_cgroups()
+        self._round += 1
+        before = self._tally.known()
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        living: dict[int, tuple[Stat, list[int]]] = {}
+        threads: set[int] = set()
+        for pid in psutil.pids():
+            stat = self._proc.stat(pid)
+            if stat is None:
+                continue
+            present = [pid] if stat.threads == 1 and not stat.is_ending else self._proc.threads(pid)
+            threads.update(present)
+            living[pid] = (stat, [tid for tid in present if self._counts(pid, tid)])
+        counts = self._stats.of(tid for _, tids in living.values() for tid in tids)
+        for pid, (stat, tids) in living.items():
+            found = [(tid, _used(counts[tid])) for tid in tids if tid in counts]
+            if found:
+                since = max(self._collected_ns, stat.start_ns)
+                memory = stat.resident_bytes * max(0, now - since) // 1_000_000
+                self._sampled(pid, stat, found, memory, is_old=is_old)
+        self.drain()
+        self._tally.forget(before, set(living), threads)
+        self._collected_ns = now
+
+    def _counts(self, pid: int, tid: int) -> bool:
+        """Whether a thread is to be asked: one that ends has its record, or will."""
+        if not self._tally.was_recorded(tid):
+            return True
+        stat = self._proc.stat(pid, tid)
+        return stat is not None and not stat.is_ending
+
+    def _sampled(
+        self, pid: int, stat: Stat, found: list[tuple[int, Used]], memory: int, *, is_old: bool
+    ) -> None:
+        known = self._tally.identity_of(pid)
+        is_known = self._tally.knows(pid, stat.start_ns)
+        if known is None or not is_known or (self._round + pid) % _LOOK_AGAIN == 0:
+            identity = self._proc.identity(pid, stat, known)
+            if known is not None and is_known:
+                # Until now it was who it was.
+                self._tally.sampled(pid, stat.start_ns, known, found, memory_byte_ms=memory)
+                self._tally.became(pid, identity)
+                return
+            self._remember(identity)
+            known = identity
+        self._tally.sampled(pid, stat.start_ns, known, found, memory_byte_ms=memory, is_old=is_old)
+
+    def _heard(self, event: ProcEvent) -> None:
+        if event.what is What.FORK:
+            self._tally.born(event.pid, event.parent)
+        elif event.what is What.THREAD:
+            if not self._stats.tells_process:
+                self._tally.thread_born(event.pid, event.parent)
+        else:
+            self._changed(event.pid)
+
+    def _changed(self, pid: int) -> None:
+        """A process has another executable or user: what it used so far was the former's."""
+        known = self._tally.identity_of(pid) or Identity()
+        stat = self._proc.stat(pid)
+        if stat is not None and self._tally.knows(pid, stat.start_ns) and not stat.is_ending:
+            tids = [tid for tid in self._proc.threads(pid) if self._counts(pid, tid)]
+            found = [(tid, _used(stats)) for tid, stats in self._stats.of(tids).items()]
+            if found:
+                self._tally.sampled(pid, stat.start_ns, known, found)
+        identity = self._proc.after_exec(pid, known)
+        self._remember(identity)
+        self._tally.became(pid, identity)
+
+    def _ended(self, stats: ThreadStats) -> None:
+        identity = Identity(
+            uid=stats.uid,
+            gid=stats.gid,
+            device=stats.device,
+            inode=stats.inode,
+            comm=stats.comm,
+        )
+        is_last = stats.is_last
+        if is_last is None:
+            is_last = self._tally.is_leader(stats.tid)
+        self._tally.ended(stats.tid, stats.tgid, _used(stats), identity, is_last)
+
+    def _remember(self, identity: Identity) -> None:
+        if identity.inode and identity.executable:
+            if len(self._paths) >= LARGEST_CACHE:
+                self._paths.clear()
+            self._paths[identity.device, identity.inode] = identity.executable
+
+
+def _used(stats: ThreadStats) -> Used:
+    return Used(stats.cpu_ns, stats.read_bytes, stats.write_bytes, stats.cancelled_bytes)
