@@ -260,10 +260,11 @@ class Host:
         return f"{self.boot}:{number}"
 
 
-def scenario(host: Host, steps: int = 9, *, power: bool = False) -> None:
+def scenario(host: Host, steps: int = 9, *, power: float = 0.0) -> None:
     """Some minutes of a host's life: commits, restarts, epochs, delivery with lost acks.
 
-    A cut restarts the daemon (or the host) and life goes on with the next step.
+    A cut restarts the daemon, or the host (`power`: how likely), and life goes on with the next
+    step.
     """
     for step in range(steps):
         try:
@@ -281,7 +282,7 @@ def scenario(host: Host, steps: int = 9, *, power: bool = False) -> None:
                 host.ledger.close()
                 host.ledger = None
         except Cut:
-            if power:
+            if host.dice.random() < power:
                 host.power_cut()
             else:
                 host.killed()
