@@ -19,6 +19,7 @@ class PlaneSettings:
     server_certificate_ttl_s: int = 12 * 3600
     report_interval_s: int = 30
     connected_ttl_s: int = 90  # a host counts as connected that long after its last sign
+    commands_folder: str = ""  # programs that triggers may run; empty: none
 
 
 @dataclass(frozen=True, slots=True)

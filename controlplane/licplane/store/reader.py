@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from licplane.store.billing_records import BillingReads
 from licplane.store.catalog import CatalogReads
+from licplane.store.deliveries import DeliveryReads
 from licplane.store.hosts import HostReads
 from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
@@ -29,6 +30,7 @@ class Reader(
     UsageReads,
     SumReads,
     EvidenceReads,
+    DeliveryReads,
     BillingReads,
 ):
     """What a transaction sees. Made by Store.reading()."""

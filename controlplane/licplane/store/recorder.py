@@ -7,12 +7,23 @@ On PostgreSQL these transactions run beside one another and beside those of Stor
 from __future__ import annotations
 
 from licplane.store.billing_records import BillingWrites
+from licplane.store.deliveries import DeliveryRecords
 from licplane.store.identities import IdentityRecords
 from licplane.store.reader import Reader
 from licplane.store.shadow_use import ShadowRecords
 from licplane.store.usage_records import UsageRecords
+from licplane.store.usage_retention import RetentionRecords
 from licplane.store.usage_rollups import RollupRecords
 
 
-class Recorder(ShadowRecords, IdentityRecords, UsageRecords, RollupRecords, BillingWrites, Reader):
+class Recorder(
+    ShadowRecords,
+    IdentityRecords,
+    UsageRecords,
+    RollupRecords,
+    RetentionRecords,
+    BillingWrites,
+    DeliveryRecords,
+    Reader,
+):
     """A transaction for what hosts send. Made by Store.recording(); kept if its block ends well."""

@@ -20,6 +20,7 @@ from sqlalchemy import (
     cast,
     func,
     literal,
+    not_,
     or_,
     select,
     text,
@@ -181,6 +182,19 @@ class SumReads(RollupReads):
                 Part("hourly", middle, last_hour),
             ]
         return [part for part in parts if part.since_ms < part.until_ms]
+
+    def sums_of(self, source: str, window: Window, by: Sequence[str]) -> list[UsageSum]:
+        """Sums of one source alone, to compare them: daily, hourly, or `counted`, which are the
+        records that a rollup should have."""
+        found: dict[Key, UsageSum] = {}
+        limits: list[ColumnElement[bool]] = []
+        if source == "counted":
+            source = "records"
+            waiting = self.waiting()
+            limits = [not_(_is_of(one)) for one in waiting]
+        for line in self._part(Part(source, window.since_ms, window.until_ms), by, {}, limits):
+            found[line.key] = line
+        return [found[key] for key in sorted(found)]
 
     def _lines(
         self, part: Part, by: Sequence[str], where: Mapping[str, Sequence[str | int]]
