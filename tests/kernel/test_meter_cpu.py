@@ -181,23 +181,27 @@ def nobody_idle(worker: Worker, place: Path) -> Iterator[None]:
 
 
 def test_all_processes_together_are_the_host(
-    metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
+    host_meter: MeterUnderTest, worker: Worker, accuracy: Accuracy
 ) -> None:
     """Kernel threads included, whatever else runs; interrupts land on whom they interrupt."""
+    place = host_meter.tree.root
     with nobody_idle(worker, place):
-        metered.cut()
-        before = busy_ticks()
+        outer = busy_ticks()
+        host_meter.cut()
+        inner = busy_ticks()
         worker.work(place, "storm", 1000, MS, 4)
         time.sleep(1)
-        after = busy_ticks()
-        sheet = metered.cut()
+        inner = busy_ticks() - inner
+        sheet = host_meter.cut()
+        outer = busy_ticks() - outer
     found = sum(row.cpu_ns for row in sheet.work)
     found += sheet.spilled_work.cpu_ns if sheet.spilled_work else 0
     accuracy.check(
         "all processes of the host: CPU",
         "/proc/stat, no CPU idle",
         found,
-        (after - before) * 1e9 / TICKS_PER_S,
+        (inner + outer) / 2 * 1e9 / TICKS_PER_S,
         "ns",
         0.01,
+        slack=(outer - inner) / 2 * 1e9 / TICKS_PER_S,
     )

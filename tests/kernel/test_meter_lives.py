@@ -91,8 +91,20 @@ def test_an_exec_by_a_thread_takes_over_its_leaders_number(
 def test_a_change_of_user_cuts(
     metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
 ) -> None:
-    with metered.measuring() as use:
-        ran = worker.work(place, "user", NOBODY, 150 * MS)
+    """No event tells of it: it is seen when the process is read, so the cut is as fine as that."""
+    pause_s = 0.02
+    with (
+        metered.measuring() as use,
+        worker.started(place, *worker.argv("user", NOBODY, 300 * MS)) as runs,
+    ):
+        slowest_s = began = 0.0
+        while runs.process.poll() is None:
+            time.sleep(pause_s)
+            if began:
+                slowest_s = max(slowest_s, time.monotonic() - began)
+            metered.meter.collect()
+            began = time.monotonic()
+        ran = runs.finish()
 
     found = use.work(place)
     assert found.processes == 1
@@ -100,14 +112,25 @@ def test_a_change_of_user_cuts(
     for name, uid in (("before", 0), ("after", NOBODY)):
         part = use.work(place, lambda who, uid=uid: who.uid == uid)  # type: ignore[misc]
         accuracy.check(
-            f"change of user: CPU {name}",
+            f"change of user, read every 20 ms: CPU {name}",
             "its own clock",
             part.cpu_ns,
-            150 * MS,
+            300 * MS,
             "ns",
             PART,
-            slack=START_NS,
+            slack=START_NS + slowest_s * 1e9,
         )
+
+
+def test_a_user_changed_between_two_readings(
+    metered: MeterUnderTest, worker: Worker, place: Path
+) -> None:
+    """It lived and died unseen: all of it is the last user's, as it would be by accton(8)."""
+    with metered.measuring() as use:
+        worker.work(place, "user", NOBODY, 20 * MS)
+
+    found = use.work(place)
+    assert use.work(place, lambda who: who.uid == NOBODY).cpu_ns > 0.9 * found.cpu_ns
 
 
 def test_one_process_id_for_three_processes(
@@ -152,7 +175,7 @@ def test_an_orphan(
         orphan_ns = int(runs.finish().out)
 
     found = use.work(place)
-    assert found.processes == 3
+    assert found.processes in {2, 3}, "the host's init may not have reaped it yet"
     accuracy.check(
         "orphan: CPU", "its own clock", found.cpu_ns, orphan_ns, "ns", PART, slack=START_NS
     )
@@ -183,7 +206,7 @@ def test_a_zombie_is_counted_once(
         ran = runs.finish()
 
     found = use.work(place)
-    assert found.processes == 2
+    assert found.processes in {1, 2}, "the host's init may not have reaped it yet"
     accuracy.check(
         "zombie, reaped: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", PART
     )
@@ -270,38 +293,37 @@ def kernel_threads() -> list[int]:
     return found
 
 
-def test_kernel_threads(metered: MeterUnderTest, accuracy: Accuracy, tmp_path: Path) -> None:
-    """Each by itself, without an executable; the kernel is made to work by writing to the disk."""
-    before = {}
-    use_by_pid: dict[int, int] = {}
-    metered.cut()
-    for pid in kernel_threads():
-        before[pid] = run_time_of(pid)
+def test_kernel_threads(host_meter: MeterUnderTest, accuracy: Accuracy, tmp_path: Path) -> None:
+    """Each by itself, without an executable; the kernel is made to work by writing to the disk.
+
+    The reference is read around the meter's readings and between them: it is in the middle.
+    """
+
+    def run_times() -> dict[int, int]:
+        return {pid: run_time_of(pid) for pid in kernel_threads()}
+
+    outer, _, inner = run_times(), host_meter.cut(), run_times()
     path = tmp_path / "written"
     for _ in range(3):
         with path.open("wb") as file:
             file.write(os.urandom(1 << 20) * 32)
             os.fsync(file.fileno())
-    sheet = metered.cut()
-    after = {}
-    for pid in kernel_threads():
-        after[pid] = run_time_of(pid)
-    own = {pid for pid in before if pid in after}
-    for row in sheet.work:
-        if row.who.pid in own:
-            use_by_pid[row.who.pid] = use_by_pid.get(row.who.pid, 0) + row.cpu_ns
-            assert row.who.inode == 0, row
-            assert row.who.uid == 0, row
-    expected = sum(after[pid] - before[pid] for pid in own)
-    assert expected > 0
+    inner_end, sheet, outer_end = run_times(), host_meter.cut(), run_times()
+
+    own = outer.keys() & outer_end.keys() & inner.keys() & inner_end.keys()
+    rows = [row for row in sheet.work if row.who.pid in own]
+    assert all((row.who.inode, row.who.uid) == (0, 0) for row in rows), rows
+    least = sum(inner_end[pid] - inner[pid] for pid in own)
+    most = sum(outer_end[pid] - outer[pid] for pid in own)
+    assert least > 0
     accuracy.check(
         "kernel threads: CPU",
         "/proc/PID/schedstat",
-        sum(use_by_pid.values()),
-        expected,
+        sum(row.cpu_ns for row in rows),
+        (least + most) / 2,
         "ns",
-        0.02,
-        slack=2 * MS,
+        PART,
+        slack=(most - least) / 2,
     )
 
 
@@ -343,7 +365,7 @@ def test_every_row_names_whose_it_is(metered: MeterUnderTest, worker: Worker, pl
         return (
             (who.uid, who.gid, who.cgroup) == (0, 0, place.stat().st_ino)
             and who.inode == status.st_ino
-            and (os.major(who.device), os.minor(who.device))
+            and (who.device >> 20, who.device & 0xFFFFF)  # as the kernel packs it
             == (os.major(status.st_dev), os.minor(status.st_dev))
         )
 

@@ -18,11 +18,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 import pytest
-from tests.kernel.harness.cgroups import CgroupTree
+from tests.kernel.harness.cgroups import CgroupTree, mount_point
 
 from licagent.kernel.attach import cgroup_id
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
+from licagent.kernel.layout import Owner
+from licagent.kernel.maps import Map
 from licagent.kernel.usage import FlowRow, MeterSupport, Sheet, Who, WorkRow
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ once = pytest.mark.skipif(
 """For compute and storage: only network use is counted by what bcc compiles, too."""
 
 _PAUSE_S: Final = 0.05
-_SETTLED_AFTER: Final = 20
-"""Pauses; what still runs on purpose in the tree never settles."""
+_PATIENCE_S: Final = 10.0
+"""What still runs on purpose in the tree never settles."""
 
 _Total = TypeVar("_Total", "Work", "Flow")
 
@@ -233,6 +235,13 @@ class MeterUnderTest:
         self.tree.remove()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def count_the_host(self) -> None:
+        """From now on processes outside of the tree are counted, too: all of the host."""
+        control = ControlWord(self.pins)
+        control.root_cgroup = cgroup_id(mount_point())
+        control.close()
+        self.cut()
+
     def cut(self) -> Sheet:
         """Close the open sheet and discard it; what it held."""
         sheet = self.meter.close_sheet()
@@ -251,12 +260,27 @@ class MeterUnderTest:
 
     def _settle(self) -> None:
         """Return when what ended in the tree has been counted: the kernel frees tasks later."""
+        limit = time.monotonic() + _PATIENCE_S
         last: object = None
-        for _ in range(_SETTLED_AFTER):
-            sheet = self.meter.peek()
-            use = Use(list(sheet.work), list(sheet.flows))
-            found = use.work(self.tree.root), use.flow(self.tree.root)
-            if found == last:
+        while time.monotonic() < limit:
+            use = Use()
+            use.add(self.meter.peek())
+            found = use.work(self.tree.root), use.flow(self.tree.root), self._dead()
+            if found == last and not found[-1]:
                 return
             last = found
             time.sleep(_PAUSE_S)
+
+    def _dead(self) -> list[int]:
+        """Processes of the tree that are gone, and that the kernel has not let go of yet."""
+        ids = cgroup_ids(self.tree.root)
+        accounts = Map(self.pins.maps / "accounts")
+        try:
+            owners = [Owner.from_buffer_copy(value) for _, value in accounts.items()]
+        finally:
+            accounts.close()
+        return [
+            owner.pid
+            for owner in owners
+            if owner.cgroup in ids and not Path(f"/proc/{owner.pid}").exists()
+        ]

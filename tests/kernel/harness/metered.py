@@ -44,6 +44,14 @@ def metered() -> Iterator[MeterUnderTest]:
 
 
 @pytest.fixture
+def host_meter() -> Iterator[MeterUnderTest]:
+    """A meter of its own that counts every process of the host."""
+    with MeterUnderTest() as found:
+        found.count_the_host()
+        yield found
+
+
+@pytest.fixture
 def place(metered: MeterUnderTest) -> Iterator[Path]:
     """A cgroup of this test's own, in which everything is measured."""
     with CgroupTree(metered.tree.root) as tree:

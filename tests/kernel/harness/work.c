@@ -16,7 +16,7 @@
  *   unreaped NS                      a child burns NS and stays a zombie until the next line
  *   ignored COUNT NS                 children that the kernel reaps (SIGCHLD ignored)
  *   killed NS                        a child that is killed after NS in the middle of its work
- *   hold BYTES                       resident memory; ends at end of input
+ *   hold BYTES                       resident memory, a little work; ends at end of input
  *   spawn COUNT COMMAND...           posix_spawn (vfork), one after the other
  *
  * Commands that burn beside others print the CPU time that their own clocks saw, one line.
@@ -25,6 +25,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -287,14 +288,16 @@ static int ignored(long count, int64_t ns)
 static int hold(size_t size)
 {
 	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	char byte;
+	struct pollfd input = { .events = POLLIN };
 
 	if (memory == MAP_FAILED)
 		fail("mmap");
 	memset(memory, 1, size);
 	puts("held");
 	fflush(stdout);
-	return read(0, &byte, 1) < 0;
+	while (!poll(&input, 1, 5)) /* never idle, never busy */
+		burn(10000);
+	return 0;
 }
 
 static int spawn(long count, char **argv)
