@@ -20,7 +20,7 @@ from licagent.host.posture import kernel_release
 from licagent.kernel.events import Counter
 from licagent.kernel.hooks import HookKind
 from licagent.kernel.hooks import hook as hook_named
-from licagent.kernel.layout import Fault, SocketRecord, TagKind
+from licagent.kernel.layout import Fault, TagKind
 from licagent.local.errors import ErrorCode, LocalError
 from lictoken.claims import License
 
@@ -219,14 +219,6 @@ def holders_by_license(agent: Agent) -> Tally[int]:
                 found[agent.kernel.licenses.number_at(half.slot)] += 1
                 break
     return found
-
-
-def _license_of(agent: Agent, record: SocketRecord) -> int:
-    """The number of the license whose bytes a socket carries, also once it is cut; 0 for none."""
-    for half in (record.tag.network, record.tag.service):
-        if record.tagged and half.kind in (TagKind.LICENSED, TagKind.DENIED):
-            return agent.kernel.licenses.number_at(half.slot)
-    return 0
 
 
 def cut_of(agent: Agent, jti: str) -> int:
@@ -449,59 +441,6 @@ def _covers(resource: Any) -> list[str]:
     if resource.destinations:
         return [f"{each.cidr} {ports(each.ports)}" for each in resource.destinations]
     return [ports(resource.ports)] if resource.ports else list(resource.paths)
-
-
-def usage(agent: Agent, by: str) -> Report:
-    """Bytes and decisions of licensed sockets, open and closed."""
-    rows: dict[tuple[str, str], Report] = {}
-
-    def row(name: str, license_id: str | None) -> Report:
-        return rows.setdefault(
-            (name, license_id or ""),
-            {
-                "name": name,
-                "license": license_id,
-                "sockets": 0,
-                "allowed": None,
-                "denied": None,
-                "tx_bytes": 0,
-                "rx_bytes": 0,
-            },
-        )
-
-    seen: set[int] = set()
-    for record in agent.kernel.iterators.sockets():
-        number = _license_of(agent, record)
-        if not number or record.cookie in seen:
-            continue
-        seen.add(record.cookie)
-        license_id = agent.records.jti_of(number)
-        found = row(_usage_name(agent, by, record, license_id), license_id)
-        found["sockets"] += 1
-        found["tx_bytes"] += record.tag.tx_bytes
-        found["rx_bytes"] += record.tag.rx_bytes
-    if by == "license":
-        for counter in agent.kernel.counters.read():
-            if not counter.license:
-                continue
-            license_id = agent.records.jti_of(counter.license)
-            found = row(license_id or f"number {counter.license}", license_id)
-            key = {Verdict.ALLOW: "allowed", Verdict.DENY: "denied"}.get(counter.verdict)
-            if key is not None:
-                found[key] = (found[key] or 0) + counter.count
-    ordered = sorted(rows.values(), key=lambda each: -(each["tx_bytes"] + each["rx_bytes"]))
-    return {"schema_version": 1, "by": by, "rows": ordered}
-
-
-def _usage_name(agent: Agent, by: str, record: SocketRecord, license_id: str | None) -> str:
-    if by == "license":
-        return license_id or "(license removed)"
-    if by == "process":
-        return str(record.tag.pid)
-    from licagent.host.cgroups import names_of
-
-    path = agent.tree.path_of(record.tag.cgroup)
-    return (names_of(path).unit if path else None) or "(no unit)"
 
 
 def settings(agent: Agent) -> list[Report]:

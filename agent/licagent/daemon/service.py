@@ -7,11 +7,20 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
-from licagent.daemon import enrolling, explain, history, reports, run_scopes
+from licagent.daemon import (
+    enrolling,
+    explain,
+    history,
+    metering_reports,
+    metering_top,
+    reports,
+    run_scopes,
+)
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
 from licagent.daemon.doctor import doctor
 from licagent.daemon.policy_keeper import run_cgroup
+from licagent.daemon.usage_verify import verified
 from licagent.domain.policy import PolicyError
 from licagent.kernel.libbpf import BpfError
 from licagent.local.errors import ErrorCode, LocalError
@@ -65,6 +74,8 @@ class Service:
         server.method("run.prepare", self._run_prepare, write=True)
         server.method("enroll", self._enroll, write=True)
         server.method("usage", self._usage)
+        server.method("usage.verify", self._usage_verify)
+        server.method("top", self._top)
         server.method("config.check", self._config_check)
         server.method("detach", self._detach, write=True)
 
@@ -106,7 +117,17 @@ class Service:
         return await self._shared("doctor", lambda: doctor(self._agent))
 
     async def _usage(self, params: Params, _peer: Peer) -> Result:
-        return await self._on_kernel(lambda: reports.usage(self._agent, params["by"]))
+        found = await metering_reports.usage(self._agent, params, self._on_kernel)
+        return {"schema_version": 1, **found}
+
+    async def _usage_verify(self, _params: Params, _peer: Peer) -> Result:
+        found = await asyncio.to_thread(verified, self._agent.config.usage_dir)
+        return {"schema_version": 1, **found}
+
+    async def _top(self, params: Params, _peer: Peer) -> Result:
+        metering = self._agent.metering
+        found = await metering.on_thread(lambda: metering_top.top(self._agent, params))
+        return {"schema_version": 1, **found}
 
     async def _config_check(self, _params: Params, _peer: Peer) -> Result:
         return {"schema_version": 1, "settings": reports.settings(self._agent)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from licagent.metering.owners import Known, OwnerBook
 from licagent.metering.rows import FlowRow, Sheet, WhoRow, WorkRow
@@ -17,6 +17,8 @@ from licagent.metering.rows import FlowRow, Sheet, WhoRow, WorkRow
 STAY_NS: Final = 60_000_000_000
 """How long what has ended stays in the table."""
 _PROCESSES_MAX: Final = 200_000
+
+K = TypeVar("K")
 
 AMOUNTS: Final = (
     "cpu_ns",
@@ -31,6 +33,10 @@ AMOUNTS: Final = (
 
 ProcessKey = tuple[int, int]
 """pid, and CLOCK_BOOTTIME of its start: a pid alone names nothing for long."""
+
+
+ShortKey = tuple[str, str, str, str, str]
+"""Name, executable, user, unit and license."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +91,8 @@ class Lines:
     processes: dict[ProcessKey, ProcessLine] = field(default_factory=dict)
     units: dict[str, Line] = field(default_factory=dict)
     licenses: dict[str, Line] = field(default_factory=dict)
+    short: dict[ShortKey, Line] = field(default_factory=dict)
+    """Processes that lived and died between two samples, together."""
     of_pid: dict[int, ProcessKey] = field(default_factory=dict)
     """The latest process of a pid: flows may not know when theirs began."""
 
@@ -116,10 +124,11 @@ class ProcessTable:
             dict(self._lines.processes),
             dict(self._lines.units),
             dict(self._lines.licenses),
+            dict(self._lines.short),
             dict(self._lines.of_pid),
         )
-        shared = frozenset(map(id, (*lines.processes.values(), *lines.units.values())))
-        shared |= frozenset(map(id, lines.licenses.values()))
+        tables = (lines.processes, lines.units, lines.licenses, lines.short)
+        shared = frozenset(id(line) for table in tables for line in table.values())
         for sheet in pending:
             _Adder(lines, owners, sheet.closed_ns, shared).add(sheet)
         living = alive(pid for pid, _start in lines.processes)
@@ -143,9 +152,9 @@ class ProcessTable:
             del lines.processes[key]
             if lines.of_pid.get(key[0]) == key:
                 del lines.of_pid[key[0]]
-        for table in (lines.units, lines.licenses):
-            for name in [name for name, line in table.items() if line.used_ns < oldest_ns]:
-                del table[name]
+        _forget(lines.units, oldest_ns)
+        _forget(lines.licenses, oldest_ns)
+        _forget(lines.short, oldest_ns)
 
     def sweep(self, living: Mapping[int, object], now_ns: int) -> None:
         """Note which processes have ended without a row that said so. `living`: by pid."""
@@ -155,6 +164,11 @@ class ProcessTable:
 
     def __len__(self) -> int:
         return len(self._lines.processes)
+
+
+def _forget(table: dict[K, Line], oldest_ns: int) -> None:
+    for name in [name for name, line in table.items() if line.used_ns < oldest_ns]:
+        del table[name]
 
 
 class _Adder:
@@ -184,6 +198,8 @@ class _Adder:
                 process.license = known.compute.license
             if row.processes:
                 process.exited_ns = self._at_ns
+        else:
+            self._bump(self._short(row.who, known, known.compute.license), amounts)
         self._bump(self._line(self._lines.units, known.owner.unit), amounts)
         self._bump(self._line(self._lines.licenses, known.compute.license), amounts)
 
@@ -200,6 +216,8 @@ class _Adder:
             self._bump(process, amounts)
             if license_ and not known.compute.license:
                 process.license = license_
+        else:
+            self._bump(self._short(row.who, known, known.compute.license or license_), amounts)
         self._bump(self._line(self._lines.units, known.owner.unit), amounts)
         self._bump(self._line(self._lines.licenses, license_), amounts)
 
@@ -223,7 +241,12 @@ class _Adder:
         line.unit = owner.unit or line.unit
         return line
 
-    def _line(self, table: dict[str, Line], name: str) -> Line:
+    def _short(self, who: WhoRow, known: Known, license_: str) -> Line:
+        owner = known.owner
+        key = (who.comm, owner.executable, owner.user, owner.unit, license_)
+        return self._line(self._lines.short, key)
+
+    def _line(self, table: dict[K, Line], name: K) -> Line:
         line = table.get(name)
         if line is None:
             line = table[name] = Line()
