@@ -53,7 +53,7 @@ class Top(App[None]):
         + """
 Screen { background: ansi_default; color: ansi_default; }
 #summary { height: 3; }
-Titles { height: 1; overflow: hidden; scrollbar-size: 0 0; }
+Titles { height: 1; }
 Rows { height: 1fr; background: ansi_default; }
 #bottom { height: 1; }
 #prompt { height: 1; display: none; border: none; background: ansi_default; padding: 0; }
@@ -82,18 +82,19 @@ Rows { height: 1fr; background: ansi_default; }
         self._searched = ""
         self._digits = ""
         self._wanted = asyncio.Event()
+        self._rows, self._titles = Rows(), Titles()
 
     def compose(self) -> ComposeResult:
         """Summary, titles, rows, and a line of keys or a prompt."""
         yield Static("", id="summary", markup=False)
-        yield Titles()
-        yield Rows()
+        yield self._titles
+        yield self._rows
         yield Static("", id="bottom", markup=False)
         yield Input(id="prompt", compact=True)
 
     def on_mount(self) -> None:
         """Begin to ask."""
-        self.query_one(Rows).focus()
+        self._rows.focus()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGHUP):
             # So that the terminal is given back as it was found.
@@ -133,12 +134,13 @@ Rows { height: 1fr; background: ansi_default; }
 
     def show(self) -> None:
         """Draw what is known as the view wants it."""
-        rows = self.query_one(Rows)
+        if not self._rows.is_attached:
+            return  # an answer that came when the screen was being left
         if self.sample is not None and self.sample.snapshot.by == self.view.by:
             snapshot = self.sample.snapshot
             shown = arrange(self.sample.lines, self.view, is_ascii=self._is_ascii)
-            rows.show(shown, self.view, snapshot.qualities)
-            self.query_one(Titles).show(rows.placed, self.view.sort)
+            self._rows.show(shown, self.view, snapshot.qualities)
+            self._titles.show(self._rows.placed, self.view.sort)
             self._say("#summary", "\n".join(summary(self.sample, self.view)))
         self._say("#bottom", self._bottom())
 
@@ -161,7 +163,7 @@ Rows { height: 1fr; background: ansi_default; }
             set_.append(f"user {self.view.user}")
         if self.view.license is not None:
             set_.append(f"license {self.view.license or 'none'}")
-        if self.query_one(Rows).is_following:
+        if self._rows.is_following:
             set_.append("following")
         if set_:
             return f"{'  '.join(set_)}  Esc Clear  F1 Help  F10 Quit"
@@ -185,9 +187,9 @@ Rows { height: 1fr; background: ansi_default; }
             self._digits = ""
             return
         self._digits = (self._digits + character)[-7:]
-        for number, each in enumerate(self.query_one(Rows).shown):
+        for number, each in enumerate(self._rows.shown):
             if str(each.line.row.pid).startswith(self._digits):
-                self.query_one(Rows).move_to(number)
+                self._rows.move_to(number)
                 break
         self.show()
 
@@ -208,12 +210,11 @@ Rows { height: 1fr; background: ansi_default; }
 
     def action_move(self, lines: int) -> None:
         """The cursor, up or down."""
-        rows = self.query_one(Rows)
-        rows.move_to(rows.cursor + lines)
+        self._rows.move_to(self._rows.cursor + lines)
 
     def action_page(self, pages: int) -> None:
         """The cursor, by what fits on the screen."""
-        self.action_move(pages * max(1, self.query_one(Rows).size.height - 1))
+        self.action_move(pages * max(1, self._rows.size.height - 1))
 
     def action_flip(self, name: str) -> None:
         """Turn a flag of the view round."""
@@ -234,7 +235,7 @@ Rows { height: 1fr; background: ansi_default; }
 
     def action_fold(self) -> None:
         """Hide or show the children of the chosen row."""
-        chosen = self.query_one(Rows).chosen
+        chosen = self._rows.chosen
         if chosen is not None and self.view.is_tree:
             key = frozenset({chosen.line.row.key})
             self._look(replace(self.view, folded=self.view.folded ^ key))
@@ -251,8 +252,7 @@ Rows { height: 1fr; background: ansi_default; }
 
     def action_follow(self) -> None:
         """The cursor stays with its row, or with its line."""
-        rows = self.query_one(Rows)
-        rows.is_following = not rows.is_following
+        self._rows.is_following = not self._rows.is_following
         self.show()
 
     def action_pause(self) -> None:
@@ -283,7 +283,7 @@ Rows { height: 1fr; background: ansi_default; }
 
     async def action_figures(self) -> None:
         """All of the chosen row."""
-        chosen = self.query_one(Rows).chosen
+        chosen = self._rows.chosen
         if chosen is not None and self.sample is not None:
             text = dialogs.figures(chosen.line, self.sample)
             await self.push_screen(dialogs.Page("All figures", text))
@@ -311,8 +311,11 @@ Rows { height: 1fr; background: ansi_default; }
             self._look(replace(self.view, user=name))
 
     def action_search(self) -> None:
-        """Go to the next row with a text."""
-        self._prompt("search", self._searched)
+        """Go to a row with a text; once more, to the next."""
+        if self._asking == "search":
+            self._find(self._rows.cursor + 1)
+        else:
+            self._prompt("search", self._searched)
 
     def action_filter(self) -> None:
         """Only rows with a text."""
@@ -333,22 +336,23 @@ Rows { height: 1fr; background: ansi_default; }
             self._look(replace(self.view, text=event.value))
         elif self._asking == "search":
             self._searched = event.value
-            self._find(start=0)
+            self._find(0)
 
     def on_input_submitted(self) -> None:
-        """Kept. Enter once more in a search goes on to the next."""
+        """Kept."""
         self._end_prompt()
 
     def _find(self, start: int) -> None:
-        rows = self.query_one(Rows)
-        for number in range(start, len(rows.shown)):
-            if self._searched and matches(rows.shown[number].line, self._searched):
-                rows.move_to(number)
+        """From a line on, and from the first when the last was reached."""
+        shown = self._rows.shown
+        for number in (*range(start, len(shown)), *range(min(start, len(shown)))):
+            if self._searched and matches(shown[number].line, self._searched):
+                self._rows.move_to(number)
                 return
 
     def _end_prompt(self) -> None:
         self._asking = ""
         self.query_one("#prompt").display = False
         self.query_one("#bottom").display = True
-        self.query_one(Rows).focus()
+        self._rows.focus()
         self.show()

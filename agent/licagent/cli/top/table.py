@@ -13,10 +13,10 @@ from typing import ClassVar, Final
 from rich.segment import Segment
 from rich.style import Style
 from textual.events import Click
-from textual.geometry import Region, Size
+from textual.geometry import Region
 from textual.message import Message
-from textual.scroll_view import ScrollView
 from textual.strip import Strip
+from textual.widget import Widget
 
 from licagent.cli.top.arrange import Shown, View
 from licagent.cli.top.columns import Placed, cells, fit, place, titles
@@ -35,7 +35,7 @@ QUIET: Final = frozenset({"0", "0.0", "-"})
 Parts = tuple[tuple[str, Style], ...]
 
 
-class Titles(ScrollView, can_focus=False):
+class Titles(Widget):
     """The line of titles. A click on one sorts by it."""
 
     class Picked(Message):
@@ -74,11 +74,10 @@ class Titles(ScrollView, can_focus=False):
                 return
 
 
-class Rows(ScrollView, can_focus=True):
+class Rows(Widget, can_focus=True):
     """The lines, one of them chosen by the cursor."""
 
     ALLOW_SELECT: ClassVar[bool] = False
-    DEFAULT_CSS = "Rows { scrollbar-size: 0 0; overflow-x: hidden; }"
 
     class Opened(Message):
         """The line under the cursor was clicked again."""
@@ -91,6 +90,8 @@ class Rows(ScrollView, can_focus=True):
         self._placed: Sequence[Placed] = ()
         self._drawn: dict[int, Parts] = {}
         """What stands in each line of the screen."""
+        self._top = 0
+        """The line that stands first."""
         self.cursor = 0
         self.is_following = False
         """Whether the cursor stays with its row; else with its line of the screen."""
@@ -115,11 +116,8 @@ class Rows(ScrollView, can_focus=True):
         followed = self.chosen.line.row.key if self.is_following and self.chosen else None
         self._shown, self._view, self._qualities = shown, view, qualities
         self._layout_columns()
-        self.virtual_size = Size(self.size.width, len(shown))
-        if followed is not None:
-            self.go_to(followed)
-        self.move_to(self.cursor)
-        self.redraw()
+        if followed is None or not self.go_to(followed):
+            self.move_to(self.cursor)
 
     def go_to(self, key: Key) -> bool:
         """Put the cursor on a row; whether it is there."""
@@ -133,21 +131,17 @@ class Rows(ScrollView, can_focus=True):
         """Put the cursor on a line, and scroll so that it is in view."""
         self.cursor = max(0, min(number, len(self._shown) - 1))
         height = max(1, self.size.height)
-        top = self.scroll_offset.y
-        if self.cursor < top:
-            top = self.cursor
-        elif self.cursor >= top + height:
-            top = self.cursor - height + 1
-        top = max(0, min(top, len(self._shown) - height))
-        if top != self.scroll_offset.y:
-            self.scroll_to(y=top, animate=False, immediate=True)
+        if self.cursor < self._top:
+            self._top = self.cursor
+        elif self.cursor >= self._top + height:
+            self._top = self.cursor - height + 1
+        self._top = max(0, min(self._top, len(self._shown) - height))
         self.redraw()
 
     def redraw(self) -> None:
         """Send the lines that differ from what stands there."""
-        top = self.scroll_offset.y
         for y in range(self.size.height):
-            parts = self._parts(top + y)
+            parts = self._parts(self._top + y)
             if self._drawn.get(y) != parts:
                 self._drawn[y] = parts
                 self.refresh(Region(0, y, self.size.width, 1))
@@ -159,7 +153,7 @@ class Rows(ScrollView, can_focus=True):
 
     def on_click(self, event: Click) -> None:
         """Choose the clicked line; a chosen one is opened."""
-        number = self.scroll_offset.y + event.y
+        number = self._top + event.y
         if number == self.cursor:
             self.post_message(self.Opened())
         elif number < len(self._shown):
@@ -175,11 +169,11 @@ class Rows(ScrollView, can_focus=True):
 
     def render_line(self, y: int) -> Strip:
         """A line of the screen."""
-        parts = self._parts(self.scroll_offset.y + y)
+        parts = self._parts(self._top + y)
         self._drawn[y] = parts
         segments = [Segment(text, style) for text, style in parts]
         width = self.size.width
-        is_cursor = self.scroll_offset.y + y == self.cursor and bool(self._shown)
+        is_cursor = self._top + y == self.cursor and bool(self._shown)
         return Strip(segments).adjust_cell_length(width, CURSOR if is_cursor else PLAIN)
 
     def _layout_columns(self) -> None:
