@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tests.system.harness.scene import COMMAND, HOLDER, STRANGER, Scene, eventually
 
@@ -148,26 +149,28 @@ def test_a_command_runs_under_a_license(scene: Scene) -> None:
 
 
 def test_usage_adds_up_by_license_process_and_unit(scene: Scene) -> None:
-    before = {row["license"]: row for row in scene.ask("usage")["rows"]}.get("acme")
+    def acme() -> dict[str, Any]:
+        rows = scene.ask("usage")["rows"]
+        return next((row for row in rows if row["license"] == "acme"), {"quantities": {}})
+
+    def sent(row: dict[str, Any]) -> int:
+        return int(row["quantities"].get("tx_wire_bytes", 0))
+
+    before = sent(acme())
     with scene.program() as (program, _report):
         assert program.process.stdin is not None
         program.process.stdin.write(b"y" * 4999 + b"\n")
         program.process.stdin.flush()
         assert program.line() == {"outcome": "ok"}
-        row = next(r for r in scene.ask("usage")["rows"] if r["license"] == "acme")
+        row = acme()
         assert row["sockets"] >= 1
-        assert row["tx_bytes"] - (before["tx_bytes"] if before else 0) >= 5000
+        assert sent(row) - before >= 5000
         by_process = scene.ask("usage", "--by", "process")["rows"]
-        assert str(program.pid) in {r["name"] for r in by_process}
+        assert program.pid in {row["pid"] for row in by_process}
         assert scene.ask("usage", "--by", "unit")["rows"]
     # What closed sockets used is not lost.
-    after = eventually(
-        lambda: next(
-            (r for r in scene.ask("usage")["rows"] if r["license"] == "acme" and not r["sockets"]),
-            None,
-        )
-    )
-    assert after["tx_bytes"] - (before["tx_bytes"] if before else 0) >= 5000
+    after = eventually(lambda: None if (row := acme())["sockets"] else row)
+    assert sent(after) - before >= 5000
     assert after["allowed"] >= 1
 
 
