@@ -48,6 +48,7 @@ from licplane.service.enrolment import Enrolment
 from licplane.service.foundations import Foundations
 from licplane.service.hosts import Hosts
 from licplane.service.identities import Identities
+from licplane.service.money import Money
 from licplane.service.offline import Offline
 from licplane.service.replica import Replica
 from licplane.service.requests import (
@@ -116,6 +117,8 @@ class Plane:
         self._foundations = Foundations(self._core, cost)
         self._admins = Admins(self._core)
         self._auditing = Auditing(self._core)
+        self.money: Final = Money(self._core)
+        """Usage, bills, triggers and reports."""
 
     @property
     def store(self) -> Store:
