@@ -94,6 +94,81 @@ class AdminStub:
                 request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.VerifyAuditRequest.SerializeToString,
                 response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.VerifyAuditResponse.FromString,
                 _registered_method=True)
+        self.QueryUsage = channel.unary_unary(
+                '/licapi.control.v1.Admin/QueryUsage',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.QueryUsageRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.ExplainUsage = channel.unary_unary(
+                '/licapi.control.v1.Admin/ExplainUsage',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ExplainUsageRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.VerifyUsage = channel.unary_unary(
+                '/licapi.control.v1.Admin/VerifyUsage',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.VerifyUsageRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.ExportUsage = channel.unary_unary(
+                '/licapi.control.v1.Admin/ExportUsage',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ExportUsageRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.GetComplianceReport = channel.unary_unary(
+                '/licapi.control.v1.Admin/GetComplianceReport',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetComplianceReportRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.GetRetention = channel.unary_unary(
+                '/licapi.control.v1.Admin/GetRetention',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetRetentionRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.SetRetention = channel.unary_unary(
+                '/licapi.control.v1.Admin/SetRetention',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.SetRetentionRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.ListBillingDocuments = channel.unary_unary(
+                '/licapi.control.v1.Admin/ListBillingDocuments',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingDocumentsRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ApplyBillingDocuments = channel.unary_unary(
+                '/licapi.control.v1.Admin/ApplyBillingDocuments',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ApplyBillingDocumentsRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.ListBillingPeriods = channel.unary_unary(
+                '/licapi.control.v1.Admin/ListBillingPeriods',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingPeriodsRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.GetBill = channel.unary_unary(
+                '/licapi.control.v1.Admin/GetBill',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetBillRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.CloseBillingPeriod = channel.unary_unary(
+                '/licapi.control.v1.Admin/CloseBillingPeriod',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.CloseBillingPeriodRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.CorrectBillingPeriod = channel.unary_unary(
+                '/licapi.control.v1.Admin/CorrectBillingPeriod',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.CorrectBillingPeriodRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.GetBudgets = channel.unary_unary(
+                '/licapi.control.v1.Admin/GetBudgets',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetBudgetsRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
+        self.ListDeliveries = channel.unary_unary(
+                '/licapi.control.v1.Admin/ListDeliveries',
+                request_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListDeliveriesRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -174,6 +249,103 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryUsage(self, request, context):
+        """Usage by license, host, unit and the rest, in any window.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainUsage(self, request, context):
+        """From an entry of a bill down to its records.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyUsage(self, request, context):
+        """Whether what is billed is what hosts signed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportUsage(self, request, context):
+        """Records as CloudEvents, or a bill with the columns of FOCUS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetComplianceReport(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRetention(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRetention(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBillingDocuments(self, request, context):
+        """Price plans, triggers and budgets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyBillingDocuments(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBillingPeriods(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBill(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseBillingPeriod(self, request, context):
+        """Bill a period that is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CorrectBillingPeriod(self, request, context):
+        """Write entries for usage that came late into a closed period.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBudgets(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeliveries(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -236,6 +408,81 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.VerifyAudit,
                     request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.VerifyAuditRequest.FromString,
                     response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.VerifyAuditResponse.SerializeToString,
+            ),
+            'QueryUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryUsage,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.QueryUsageRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'ExplainUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainUsage,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ExplainUsageRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'VerifyUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyUsage,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.VerifyUsageRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'ExportUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportUsage,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ExportUsageRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'GetComplianceReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetComplianceReport,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetComplianceReportRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'GetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRetention,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetRetentionRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'SetRetention': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRetention,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.SetRetentionRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ChangeResponse.SerializeToString,
+            ),
+            'ListBillingDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBillingDocuments,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingDocumentsRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingDocumentsResponse.SerializeToString,
+            ),
+            'ApplyBillingDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyBillingDocuments,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ApplyBillingDocumentsRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.ChangeResponse.SerializeToString,
+            ),
+            'ListBillingPeriods': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBillingPeriods,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingPeriodsRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'GetBill': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBill,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetBillRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'CloseBillingPeriod': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseBillingPeriod,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.CloseBillingPeriodRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'CorrectBillingPeriod': grpc.unary_unary_rpc_method_handler(
+                    servicer.CorrectBillingPeriod,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.CorrectBillingPeriodRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'GetBudgets': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBudgets,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.GetBudgetsRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
+            ),
+            'ListDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeliveries,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_admin__pb2.ListDeliveriesRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -562,6 +809,411 @@ class Admin:
             '/licapi.control.v1.Admin/VerifyAudit',
             licapi_dot_control_dot_v1_dot_admin__pb2.VerifyAuditRequest.SerializeToString,
             licapi_dot_control_dot_v1_dot_admin__pb2.VerifyAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/QueryUsage',
+            licapi_dot_control_dot_v1_dot_admin__pb2.QueryUsageRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/ExplainUsage',
+            licapi_dot_control_dot_v1_dot_admin__pb2.ExplainUsageRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/VerifyUsage',
+            licapi_dot_control_dot_v1_dot_admin__pb2.VerifyUsageRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/ExportUsage',
+            licapi_dot_control_dot_v1_dot_admin__pb2.ExportUsageRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetComplianceReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/GetComplianceReport',
+            licapi_dot_control_dot_v1_dot_admin__pb2.GetComplianceReportRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/GetRetention',
+            licapi_dot_control_dot_v1_dot_admin__pb2.GetRetentionRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRetention(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/SetRetention',
+            licapi_dot_control_dot_v1_dot_admin__pb2.SetRetentionRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBillingDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/ListBillingDocuments',
+            licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingDocumentsRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyBillingDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/ApplyBillingDocuments',
+            licapi_dot_control_dot_v1_dot_admin__pb2.ApplyBillingDocumentsRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBillingPeriods(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/ListBillingPeriods',
+            licapi_dot_control_dot_v1_dot_admin__pb2.ListBillingPeriodsRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBill(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/GetBill',
+            licapi_dot_control_dot_v1_dot_admin__pb2.GetBillRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseBillingPeriod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/CloseBillingPeriod',
+            licapi_dot_control_dot_v1_dot_admin__pb2.CloseBillingPeriodRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CorrectBillingPeriod(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/CorrectBillingPeriod',
+            licapi_dot_control_dot_v1_dot_admin__pb2.CorrectBillingPeriodRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBudgets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/GetBudgets',
+            licapi_dot_control_dot_v1_dot_admin__pb2.GetBudgetsRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Admin/ListDeliveries',
+            licapi_dot_control_dot_v1_dot_admin__pb2.ListDeliveriesRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_admin__pb2.JsonAnswer.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,28 @@ class AdminStub:
     ListShadowUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListShadowUsageRequest, _admin_pb2.ListShadowUsageResponse]
     ListAudit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditResponse]
     VerifyAudit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.VerifyAuditRequest, _admin_pb2.VerifyAuditResponse]
+    QueryUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.QueryUsageRequest, _admin_pb2.JsonAnswer]
+    """Usage by license, host, unit and the rest, in any window."""
+    ExplainUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExplainUsageRequest, _admin_pb2.JsonAnswer]
+    """From an entry of a bill down to its records."""
+    VerifyUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.VerifyUsageRequest, _admin_pb2.JsonAnswer]
+    """Whether what is billed is what hosts signed."""
+    ExportUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ExportUsageRequest, _admin_pb2.JsonAnswer]
+    """Records as CloudEvents, or a bill with the columns of FOCUS."""
+    GetComplianceReport: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetComplianceReportRequest, _admin_pb2.JsonAnswer]
+    GetRetention: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetRetentionRequest, _admin_pb2.JsonAnswer]
+    SetRetention: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetRetentionRequest, _admin_pb2.ChangeResponse]
+    ListBillingDocuments: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBillingDocumentsRequest, _admin_pb2.ListBillingDocumentsResponse]
+    """Price plans, triggers and budgets."""
+    ApplyBillingDocuments: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ApplyBillingDocumentsRequest, _admin_pb2.ChangeResponse]
+    ListBillingPeriods: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBillingPeriodsRequest, _admin_pb2.JsonAnswer]
+    GetBill: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetBillRequest, _admin_pb2.JsonAnswer]
+    CloseBillingPeriod: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseBillingPeriodRequest, _admin_pb2.JsonAnswer]
+    """Bill a period that is over."""
+    CorrectBillingPeriod: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CorrectBillingPeriodRequest, _admin_pb2.JsonAnswer]
+    """Write entries for usage that came late into a closed period."""
+    GetBudgets: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetBudgetsRequest, _admin_pb2.JsonAnswer]
+    ListDeliveries: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListDeliveriesRequest, _admin_pb2.JsonAnswer]
 
 @_typing.type_check_only
 class AdminAsyncStub(AdminStub):
@@ -69,6 +91,28 @@ class AdminAsyncStub(AdminStub):
     ListShadowUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListShadowUsageRequest, _admin_pb2.ListShadowUsageResponse]  # type: ignore[assignment]
     ListAudit: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAuditRequest, _admin_pb2.ListAuditResponse]  # type: ignore[assignment]
     VerifyAudit: _aio.UnaryUnaryMultiCallable[_admin_pb2.VerifyAuditRequest, _admin_pb2.VerifyAuditResponse]  # type: ignore[assignment]
+    QueryUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.QueryUsageRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    """Usage by license, host, unit and the rest, in any window."""
+    ExplainUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExplainUsageRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    """From an entry of a bill down to its records."""
+    VerifyUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.VerifyUsageRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    """Whether what is billed is what hosts signed."""
+    ExportUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.ExportUsageRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    """Records as CloudEvents, or a bill with the columns of FOCUS."""
+    GetComplianceReport: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetComplianceReportRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    GetRetention: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetRetentionRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    SetRetention: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetRetentionRequest, _admin_pb2.ChangeResponse]  # type: ignore[assignment]
+    ListBillingDocuments: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBillingDocumentsRequest, _admin_pb2.ListBillingDocumentsResponse]  # type: ignore[assignment]
+    """Price plans, triggers and budgets."""
+    ApplyBillingDocuments: _aio.UnaryUnaryMultiCallable[_admin_pb2.ApplyBillingDocumentsRequest, _admin_pb2.ChangeResponse]  # type: ignore[assignment]
+    ListBillingPeriods: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBillingPeriodsRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    GetBill: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetBillRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    CloseBillingPeriod: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseBillingPeriodRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    """Bill a period that is over."""
+    CorrectBillingPeriod: _aio.UnaryUnaryMultiCallable[_admin_pb2.CorrectBillingPeriodRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    """Write entries for usage that came late into a closed period."""
+    GetBudgets: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetBudgetsRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
+    ListDeliveries: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListDeliveriesRequest, _admin_pb2.JsonAnswer]  # type: ignore[assignment]
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -157,5 +201,117 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.VerifyAuditRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.VerifyAuditResponse, _abc.Awaitable[_admin_pb2.VerifyAuditResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def QueryUsage(
+        self,
+        request: _admin_pb2.QueryUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]:
+        """Usage by license, host, unit and the rest, in any window."""
+
+    @_abc_1.abstractmethod
+    def ExplainUsage(
+        self,
+        request: _admin_pb2.ExplainUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]:
+        """From an entry of a bill down to its records."""
+
+    @_abc_1.abstractmethod
+    def VerifyUsage(
+        self,
+        request: _admin_pb2.VerifyUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]:
+        """Whether what is billed is what hosts signed."""
+
+    @_abc_1.abstractmethod
+    def ExportUsage(
+        self,
+        request: _admin_pb2.ExportUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]:
+        """Records as CloudEvents, or a bill with the columns of FOCUS."""
+
+    @_abc_1.abstractmethod
+    def GetComplianceReport(
+        self,
+        request: _admin_pb2.GetComplianceReportRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def GetRetention(
+        self,
+        request: _admin_pb2.GetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def SetRetention(
+        self,
+        request: _admin_pb2.SetRetentionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeResponse, _abc.Awaitable[_admin_pb2.ChangeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListBillingDocuments(
+        self,
+        request: _admin_pb2.ListBillingDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListBillingDocumentsResponse, _abc.Awaitable[_admin_pb2.ListBillingDocumentsResponse]]:
+        """Price plans, triggers and budgets."""
+
+    @_abc_1.abstractmethod
+    def ApplyBillingDocuments(
+        self,
+        request: _admin_pb2.ApplyBillingDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ChangeResponse, _abc.Awaitable[_admin_pb2.ChangeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListBillingPeriods(
+        self,
+        request: _admin_pb2.ListBillingPeriodsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def GetBill(
+        self,
+        request: _admin_pb2.GetBillRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def CloseBillingPeriod(
+        self,
+        request: _admin_pb2.CloseBillingPeriodRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]:
+        """Bill a period that is over."""
+
+    @_abc_1.abstractmethod
+    def CorrectBillingPeriod(
+        self,
+        request: _admin_pb2.CorrectBillingPeriodRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]:
+        """Write entries for usage that came late into a closed period."""
+
+    @_abc_1.abstractmethod
+    def GetBudgets(
+        self,
+        request: _admin_pb2.GetBudgetsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]: ...
+
+    @_abc_1.abstractmethod
+    def ListDeliveries(
+        self,
+        request: _admin_pb2.ListDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.JsonAnswer, _abc.Awaitable[_admin_pb2.JsonAnswer]]: ...
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
