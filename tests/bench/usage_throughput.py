@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Usage records from a host's ledger into PostgreSQL: how many a second, and after an outage."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import sql
+from tests.bench import control_peer
+from tests.bench.table import Row
+from tests.support.usage_agent import Outcome, Settings, total
+from tests.system.harness.controlplane import ControlPlane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.bench.context import Bench
+    from tests.support.postgres import Postgres
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+WANTED_A_SECOND: Final = 20_000
+OUTAGE_A_SECOND: Final = 200
+DAY_S: Final = 86_400
+LIVE_A_SECOND: Final = 200
+
+
+def run_agent(settings: Settings, timeout_s: float) -> Outcome:
+    """One life of the agent's side, to its end."""
+    with start_agent(settings) as process:
+        out, _ = process.communicate(timeout=timeout_s)
+    if process.returncode:
+        raise RuntimeError(f"the agent's side failed: {process.returncode}")
+    return Outcome(**json.loads(out))
+
+
+@contextlib.contextmanager
+def start_agent(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """The agent's side, running; killed at the end if it still does."""
+    path = Path(settings.folder).with_suffix(".json")
+    path.write_text(json.dumps(dataclasses.asdict(settings)))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.usage_agent", str(path)],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def durable_postgres() -> Iterator[Postgres]:
+    """The tests' PostgreSQL, but one that waits for the disk."""
+    from tests.support.postgres import running_postgres
+
+    with running_postgres() as server:
+        for name, value in (("fsync", "on"), ("synchronous_commit", "on"), ("jit", "off")):
+            server.run(
+                sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value))
+            )
+        server.run(sql.SQL("SELECT pg_reload_conf()"))
+        yield server
+
+
+@contextlib.contextmanager
+def plane_on(url: str) -> Iterator[ControlPlane]:
+    """A control plane with keys on a database, that serves."""
+    with ControlPlane(database=url) as found:
+        found.make_keys()
+        found.start()
+        yield found
+
+
+def enrolled(plane: ControlPlane) -> control_peer.Identity:
+    """A host."""
+    join = control_peer.Join.parse(plane.join())
+    return asyncio.run(control_peer.enroll(join))
+
+
+def stored(url: str, host_id: str) -> dict[str, Any]:
+    """What the database has of a host: count of rows and sequences, sums of all meters."""
+    meters = list(total(1, 1))
+    columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in meters)
+    with psycopg.connect(url.replace("postgresql+psycopg", "postgresql")) as connection:
+        cursor = connection.execute(
+            f"SELECT count(*) AS rows, count(DISTINCT (epoch, sequence)) AS sequences, {columns}"
+            " FROM usage_records WHERE host_id = %s",
+            (host_id,),
+        )
+        names = [one.name for one in cursor.description or ()]
+        row = cursor.fetchone() or ()
+    return {name: int(value) for name, value in zip(names, row, strict=True)}
+
+
+def check_exactly_once(url: str, host_id: str, records: int) -> None:
+    """Every record is there once, and all sums are what was used. Raises RuntimeError."""
+    found = stored(url, host_id)
+    wanted = {"rows": records, "sequences": records, **total(1, records)}
+    if found != wanted:
+        wrong = {
+            name: (found[name], wanted[name]) for name in wanted if found[name] != wanted[name]
+        }
+        raise RuntimeError(f"not exactly once (found, wanted): {wrong}")
+
+
+def _cpu_s(pid: int) -> float:
+    """CPU time of a process and its threads, without its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def throughput(bench: Bench) -> list[Row]:
+    """Records made, encoded, committed to the ledger, delivered and committed to PostgreSQL."""
+    records = 100_000 if bench.quick else 400_000
+    with (
+        durable_postgres() as server,
+        server.database() as url,
+        plane_on(url) as plane,
+        tempfile.TemporaryDirectory(prefix="licagent-bench-") as folder,
+    ):
+        identity = enrolled(plane)
+        made = Settings(f"{folder}/spool", identity.write(), plane.control, records)
+        run_agent(dataclasses.replace(made, records=2_000), 120)  # what is only done once
+        before_s = _cpu_s(plane.pid)
+        outcome = run_agent(made, 600)
+        server_s = _cpu_s(plane.pid) - before_s
+        check_exactly_once(url, identity.host_id, records)
+    rate = (records - 2_000) / outcome.acked_s
+    return [
+        Row(
+            "usage records through agent, gRPC and PostgreSQL",
+            f"{rate:,.0f} records/s",
+            f"{records:,} records, each there once and all sums equal; from the first record made"
+            f" to the last acknowledged; CPU: agent {outcome.cpu_s / records * 1e6:.0f} us,"
+            f" licplane {server_s / records * 1e6:.0f} us, the rest PostgreSQL (fsync on)",
+            f">= {WANTED_A_SECOND:,}",
+            rate >= WANTED_A_SECOND,
+            key="usage-throughput",
+        )
+    ]
+
+
+def outage(bench: Bench) -> list[Row]:
+    """A day without the control plane, made at speed, then delivered beside what is used now."""
+    seconds = DAY_S // 24 if bench.quick else DAY_S
+    backlog = seconds * OUTAGE_A_SECOND
+    with (
+        durable_postgres() as server,
+        server.database() as url,
+        plane_on(url) as plane,
+        tempfile.TemporaryDirectory(prefix="licagent-bench-") as folder,
+    ):
+        identity = enrolled(plane)
+        away = Settings(f"{folder}/spool", "", "", backlog, each=OUTAGE_A_SECOND * 5)
+        spooled = run_agent(away, 3600)
+        live = backlog + LIVE_A_SECOND * (10 if bench.quick else 60)
+        back = dataclasses.replace(
+            away,
+            identity=identity.write(),
+            control=plane.control,
+            records=live,
+            each=LIVE_A_SECOND,
+            a_second=LIVE_A_SECOND,
+            beside=True,
+        )
+        with start_agent(back) as process:
+            lag_s = _live_lag(url, identity.host_id, process, live - backlog)
+            out, _ = process.communicate(timeout=3600)
+        drained = Outcome(**json.loads(out))
+        check_exactly_once(url, identity.host_id, live)
+    size_mb = spooled.spool_bytes / 1e6
+    return [
+        Row(
+            f"spool after {seconds // 3600} h without the control plane, 1 host at"
+            f" {OUTAGE_A_SECOND} records/s",
+            f"{size_mb:,.0f} MB",
+            f"{backlog:,} records, {spooled.spool_bytes / backlog:.0f} bytes each",
+            key="usage-outage",
+        ),
+        Row(
+            "drained afterwards, beside live usage",
+            f"{backlog / drained.acked_s:,.0f} records/s",
+            f"{drained.acked_s:.0f} s; live records of the time were in the database at most"
+            f" {lag_s:.1f} s after they were made",
+        ),
+    ]
+
+
+def _live_lag(url: str, host_id: str, process: subprocess.Popen[str], records: int) -> float:
+    """The longest time that live records took while the backlog was on its way.
+
+    By how many of the newest epoch's are stored against how many are made by then.
+    """
+    worst_s = 0.0
+    began_s = 0.0
+    with psycopg.connect(url.replace("postgresql+psycopg", "postgresql"), autocommit=True) as one:
+        while process.poll() is None:
+            row = one.execute(
+                "SELECT epoch, acked_sequence FROM usage_epochs WHERE host_id = %s"
+                " ORDER BY epoch DESC LIMIT 1",
+                (host_id,),
+            ).fetchone()
+            now_s = time.monotonic()
+            if row is not None:
+                acked = int(row[1])
+                if not began_s and acked:
+                    began_s = now_s - acked / LIVE_A_SECOND
+                if acked >= records:
+                    break
+                if began_s:
+                    worst_s = max(worst_s, now_s - began_s - acked / LIVE_A_SECOND)
+            time.sleep(0.25)
+    return worst_s
