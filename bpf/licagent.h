@@ -446,6 +446,8 @@ struct lic_account {
 	__u32 digest;
 	__u32 sampled;        /* lived through a sample: has lines of its own */
 	__u32 resident_pages; /* as of the last sample */
+	__u32 threads;        /* that are not freed yet; 0: not counted, older than the account */
+	__u32 reserved;
 	char comm[LIC_COMM_LEN];
 };
 

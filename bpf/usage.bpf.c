@@ -6,6 +6,7 @@
  *   tp_btf/sched_process_fork    a process gets an account
  *   tp_btf/sched_process_exec    the account's next segment: another executable, other rights
  *   tp_btf/cgroup_attach_task    the same for another cgroup
+ *   tp_btf/sched_process_exit    threads that an exec ends belong to the program before it
  *   tp_btf/sched_process_free    the last word of a thread
  *   iter/task                    what live threads used since the last time
  *   tp_btf/inet_sock_set_state   the payload that no packet has settled yet
@@ -29,6 +30,7 @@
 #define LIC_YOUNG_NS 1000000 /* less than this of CPU time is not worth a segment of its own */
 #define LIC_NSEC_PER_MSEC 1000000ULL
 #define LIC_IDLE_MS 60000
+#define LIC_EXIT_DEAD 0x10 /* include/linux/sched.h */
 #define LIC_TCP_FIN_WAIT2 5
 #define LIC_TCP_CLOSE 7
 #define LIC_TCP_LAST_ACK 9
@@ -82,6 +84,18 @@ struct {
 static __always_inline __u64 account_key(struct task_struct *task)
 {
 	return (__u64)BPF_CORE_READ(task, signal);
+}
+
+/*
+ * The account of a task's process. An address may be used again: what stands there is of this
+ * process only if the process id says so, too. It can say so wrongly only if somebody got both
+ * again, and then fork has written his account, or taken the old one away.
+ */
+static __always_inline struct lic_account *find_account(struct task_struct *task, __u64 key)
+{
+	struct lic_account *account = bpf_map_lookup_elem(MAP(accounts), &key);
+
+	return account && account->owner.pid == (__u32)BPF_CORE_READ(task, tgid) ? account : 0;
 }
 
 static __always_inline void task_owner(struct task_struct *task, struct lic_owner *owner)
@@ -241,18 +255,26 @@ static __always_inline void settle_thread(__u32 sheet, struct task_struct *task,
 SEC("tp_btf/sched_process_fork")
 int BPF_PROG(licagent_open, struct task_struct *parent, struct task_struct *child)
 {
+	struct lic_account account = {}, *known;
 	struct lic_control *ctl = get_control();
 	__u64 key, from;
-	struct lic_account account = {}, *known;
 
-	if (!ctl || !ctl->sheet || BPF_CORE_READ(child, tgid) != BPF_CORE_READ(child, pid))
-		return 0; /* a thread */
+	if (!ctl || !ctl->sheet)
+		return 0;
+	key = account_key(child);
+	if (BPF_CORE_READ(child, tgid) != BPF_CORE_READ(child, pid)) { /* a thread */
+		known = find_account(child, key);
+		if (known && known->threads)
+			__sync_fetch_and_add(&known->threads, 1);
+		return 0;
+	}
 	from = account_key(parent);
-	known = bpf_map_lookup_elem(MAP(accounts), &from);
+	known = find_account(parent, from);
 	task_owner(child, &account.owner);
-	if (!known || known->owner.cgroup != account.owner.cgroup) {
-		if (!in_root(child, ctl->root_cgroup))
-			return 0;
+	if ((!known || known->owner.cgroup != account.owner.cgroup) &&
+	    !in_root(child, ctl->root_cgroup)) {
+		bpf_map_delete_elem(MAP(accounts), &key);
+		return 0;
 	}
 	if (known) {
 		account.owner.inode = known->owner.inode;
@@ -263,12 +285,37 @@ int BPF_PROG(licagent_open, struct task_struct *parent, struct task_struct *chil
 	}
 	account.since_ns = account.owner.start_ns;
 	account.seen_ns = account.owner.start_ns;
-	key = account_key(child);
-	/* Whatever stands there is of a process whose last thread is freed. */
+	account.threads = 1;
 	if (bpf_map_update_elem(MAP(accounts), &key, &account, BPF_ANY)) {
 		bpf_map_delete_elem(MAP(accounts), &key);
 		note_fault(LIC_FAULT_WORK_SPILLED);
 	}
+	return 0;
+}
+
+/*
+ * An exec in a process of many threads ends the others first. They are freed later, when the
+ * account is the new program's: what they used is charged here, while it is the old one's.
+ */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(licagent_leave, struct task_struct *task)
+{
+	struct signal_struct *group = BPF_CORE_READ(task, signal);
+	struct signal_struct___old *old = (void *)group;
+	struct lic_account *account;
+	struct task_struct *execs;
+	struct lic_control *ctl;
+
+	if (bpf_core_field_exists(group->group_exec_task))
+		execs = BPF_CORE_READ(group, group_exec_task);
+	else
+		execs = BPF_CORE_READ(old, group_exit_task);
+	if (!execs || execs == task)
+		return 0;
+	ctl = get_control();
+	account = find_account(task, (__u64)group);
+	if (ctl && ctl->sheet && account)
+		settle_thread(ctl->sheet, task, account);
 	return 0;
 }
 
@@ -281,7 +328,7 @@ int BPF_PROG(licagent_segment, struct task_struct *task, int old_pid, struct lin
 
 	if (!ctl || !ctl->sheet)
 		return 0;
-	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	account = find_account(task, key);
 	if (!account)
 		return 0; /* outside, or there was no room */
 	/*
@@ -306,7 +353,7 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 
 	if (!ctl || !ctl->sheet || BPF_CORE_READ(to, root, hierarchy_id))
 		return 0;
-	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	account = find_account(task, key);
 	if (account)
 		settle_thread(ctl->sheet, task, account);
 	if (!in_root(task, ctl->root_cgroup)) {
@@ -323,41 +370,50 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 	return 0;
 }
 
+/* Is this the last thread of its process? The account goes with it. */
+static __always_inline int is_last(struct task_struct *task, struct lic_account *account)
+{
+	if (account->threads)
+		return __sync_fetch_and_sub(&account->threads, 1) == 1;
+	/* Older than the account: by the references to signal_struct, one for each task_struct. */
+	return BPF_CORE_READ(task, signal, sigcnt.refs.counter) == 1;
+}
+
 SEC("tp_btf/sched_process_free")
 int BPF_PROG(licagent_close, struct task_struct *task)
 {
 	__u32 is_leader = BPF_CORE_READ(task, pid) == BPF_CORE_READ(task, tgid);
 	struct lic_control *ctl = get_control();
 	struct lic_account *account, stranger = {};
-	struct lic_taken now, used, *before;
 	__u64 key = account_key(task), memory = 0;
+	struct lic_taken now, used, *before;
 	int is_known;
 
-	if (!ctl)
+	if (!ctl || !ctl->sheet)
 		return 0;
-	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	account = find_account(task, key);
 	is_known = account != 0;
-	if (ctl->sheet) {
-		if (!account) {
-			if (!in_root(task, ctl->root_cgroup))
-				return 0;
-			stranger.owner.cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-			stranger.owner.uid = BPF_CORE_READ(task, cred, uid.val);
-			stranger.owner.gid = BPF_CORE_READ(task, cred, gid.val);
-			BPF_CORE_READ_INTO(&stranger.comm, task, comm);
-			account = &stranger;
-		}
-		used_so_far(task, &now);
-		before = bpf_task_storage_get(MAP(taken), task, 0, 0);
-		used_since(task, account, &now, before, &used);
-		if (is_leader && account->resident_pages)
-			memory = (__u64)account->resident_pages * ctl->page_bytes *
-				 ((bpf_ktime_get_boot_ns() - account->seen_ns) / LIC_NSEC_PER_MSEC);
-		if (is_leader || !is_nothing(&used))
-			charge(ctl->sheet, account, &used, memory, is_leader);
+	if (!account) {
+		if (!in_root(task, ctl->root_cgroup))
+			return 0;
+		stranger.owner.cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+		BPF_CORE_READ_INTO(&stranger.comm, task, comm);
+		account = &stranger;
 	}
-	/* The last one takes the account with it; another process may get this address now. */
-	if (is_known && BPF_CORE_READ(task, signal, sigcnt.refs.counter) == 1)
+	if (is_leader || !account->sampled) {
+		/* setuid() has no tracepoint, and there may have been no sample since. */
+		account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
+		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
+	}
+	used_so_far(task, &now);
+	before = bpf_task_storage_get(MAP(taken), task, 0, 0);
+	used_since(task, account, &now, before, &used);
+	if (is_leader && account->resident_pages)
+		memory = (__u64)account->resident_pages * ctl->page_bytes *
+			 ((bpf_ktime_get_boot_ns() - account->seen_ns) / LIC_NSEC_PER_MSEC);
+	if (is_leader || !is_nothing(&used))
+		charge(ctl->sheet, account, &used, memory, is_leader);
+	if (is_known && is_last(task, account))
 		bpf_map_delete_elem(MAP(accounts), &key);
 	return 0;
 }
@@ -413,13 +469,14 @@ int licagent_collect(struct bpf_iter__task *ctx)
 	if (!task || !ctl || !ctl->sheet)
 		return 0;
 	/*
-	 * Once it has begun to exit, its last word is taken when it is freed. That cannot happen
-	 * while this program runs, which holds the RCU read lock, so nothing is counted twice.
+	 * Once it is released, its last word is taken when it is freed. Until then it cannot be
+	 * freed while this program runs, which holds the RCU read lock, so nothing is counted
+	 * twice: release_task comes after EXIT_DEAD. Zombies are not released yet.
 	 */
-	if (BPF_CORE_READ(task, exit_state))
+	if (BPF_CORE_READ(task, exit_state) & LIC_EXIT_DEAD)
 		return 0;
 	key = account_key(task);
-	account = bpf_map_lookup_elem(MAP(accounts), &key);
+	account = find_account(task, key);
 	if (!account) {
 		if (!in_root(task, ctl->root_cgroup))
 			return 0;

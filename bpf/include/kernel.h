@@ -65,6 +65,8 @@ typedef struct {
 
 typedef atomic64_t atomic_long_t;
 
+struct task_struct;
+
 struct percpu_counter {
 	__s64 count;
 };
@@ -90,6 +92,12 @@ typedef struct {
 struct signal_struct {
 	atomic_t live;
 	refcount_t sigcnt;
+	struct task_struct *group_exec_task;
+};
+
+/* Before 5.17 (commit 60700e38fb68). */
+struct signal_struct___old {
+	struct task_struct *group_exit_task;
 };
 
 struct sched_entity {

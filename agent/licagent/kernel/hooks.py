@@ -267,6 +267,15 @@ HOOKS: Final[tuple[Hook, ...]] = (
         kernel="5.12, with BTF",
     ),
     Hook(
+        name="usage_exit",
+        object="usage",
+        program="licagent_leave",
+        kind=HookKind.TRACING,
+        closes="threads that an exec ends are charged to the program that they ran",
+        without="CPU time of such threads is charged to the new program",
+        kernel="5.12, with BTF",
+    ),
+    Hook(
         name="usage_attach",
         object="usage",
         program="licagent_move",

@@ -381,6 +381,8 @@ class Account(Structure):
         ("digest", c_uint32),
         ("sampled", c_uint32),
         ("resident_pages", c_uint32),
+        ("threads", c_uint32),
+        ("reserved", c_uint32),
         ("comm", c_char * 16),
     ]
 
