@@ -27,6 +27,8 @@ _MARKER_BYTES: Final = 8
 _LENGTHS: Final = struct.Struct("<II")
 _EDGE_BYTES: Final = _MARKER_BYTES + _LENGTHS.size
 _HEAD_MAX_BYTES: Final = 16 * 1024 * 1024
+_SECTOR_BYTES: Final = 512
+_ZEROS_AT_LEAST: Final = 16
 SMALL_MARK_BYTES: Final = 64
 """Marks up to here stand in HEAD, twice; longer ones once, behind the blocks."""
 _LEVEL: Final = 1
@@ -138,7 +140,7 @@ class Tail(Enum):
 
     CLEAN = "clean"
     TORN = "torn"
-    """The beginning of a frame, or zeros: a write that never ended."""
+    """The beginning of a frame, or one with holes: a write that never ended."""
     DAMAGED = "damaged"
     """Something else: there may have been a frame."""
 
@@ -264,7 +266,7 @@ def _tail(data: bytes, marker: bytes, begin: int) -> Tail:
     rest = data[begin:]
     if not rest:
         return Tail.CLEAN
-    if not rest.strip(b"\0"):
+    if _has_unwritten_sector(data, begin):
         return Tail.TORN
     if rest[:_MARKER_BYTES] != marker[: len(rest)]:
         return Tail.DAMAGED
@@ -272,6 +274,21 @@ def _tail(data: bytes, marker: bytes, begin: int) -> Tail:
         return Tail.TORN
     (length, _crc) = _LENGTHS.unpack_from(rest, _MARKER_BYTES)
     return Tail.TORN if _EDGE_BYTES + length > len(rest) else Tail.DAMAGED
+
+
+def _has_unwritten_sector(data: bytes, begin: int) -> bool:
+    """Whether the disk never got a part of it: then the fsync of that frame did not return.
+
+    What a file grew by and was not written reads as zeros, sector by sector; a frame's own bytes
+    have no such runs, for they are compressed or text.
+    """
+    end = begin - begin % _SECTOR_BYTES + _SECTOR_BYTES
+    while begin < len(data):
+        piece = data[begin:end]
+        if len(piece) >= _ZEROS_AT_LEAST and not piece.strip(b"\0"):
+            return True
+        begin, end = end, end + _SECTOR_BYTES
+    return False
 
 
 def _unpack(stored: bytes, block: Block) -> tuple[bytes, ...] | None:

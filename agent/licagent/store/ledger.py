@@ -156,10 +156,10 @@ class Ledger:
                     with contextlib.suppress(FileNotFoundError):
                         self._files.unlink(self._folder / str(segment.name))
                 if self._unsettled is not None:
-                    segment, offset, data = self._unsettled
-                    handle = self._files.open(self._folder / str(segment.name))
+                    newest = self._unsettled
+                    handle = self._files.open(self._folder / str(newest.segment.name))
                     try:
-                        write_all(self._files, handle, data, offset)
+                        write_all(self._files, handle, newest.data, newest.offset)
                         self._files.fsync(handle)
                     finally:
                         self._files.close(handle)
@@ -637,13 +637,17 @@ class Ledger:
         with self._lock:
             return any(each is segment for each in self._segments)
 
-    def _items(self, epoch: int, after: int) -> Iterator[Batch | Gap]:
+    def _items(self, epoch: int, after: int, *, to_send: bool = True) -> Iterator[Batch | Gap]:
         with self._lock:
             chain = self._chains.get(epoch)
             if chain is None or chain.is_closed:
                 return
             segments = [each for each in self._segments if each.name.epoch == epoch]
             span = chain.span(max(after, 0))
+            if to_send and self._unsettled is not None:
+                # A frame that a power cut may still take must not be told of: its sequences
+                # would be given again.
+                span = self._unsettled.before(span)
         try:
             yield from walk(segments, self._reader, span)
         except Dropped:
@@ -676,7 +680,7 @@ class Ledger:
 
     def _hash_at(self, epoch: int, sequence: int) -> bytes | None:
         """The chain after `sequence`, from the disk; None where nobody knows it."""
-        for item in self._items(epoch, sequence - 1):
+        for item in self._items(epoch, sequence - 1, to_send=False):
             if isinstance(item, Gap):
                 return item.next_previous_hash if item.last == sequence else None
             count = sequence - item.first + 1

@@ -8,11 +8,11 @@ may have been: then FRAME_RECORDS sequences are passed over, so that none is eve
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from licagent.store.filelayer import FileLayer
-from licagent.store.frames import ChainEntry, Frame, Tail
+from licagent.store.frames import ChainEntry, Frame, Head, Tail
 from licagent.store.ledger_types import FRAME_RECORDS, NO_HASH, EpochState
 from licagent.store.segments import (
     ChainSpan,
@@ -97,6 +97,22 @@ class Chain:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """The newest frame."""
+
+    segment: Segment
+    offset: int
+    data: bytes
+    head: Head
+
+    def before(self, span: ChainSpan) -> ChainSpan:
+        """What of a span was committed before this frame."""
+        if span.epoch != self.head.epoch:
+            return span
+        return replace(span, end=self.head.first, end_hash=self.head.previous_hash)
+
+
 @dataclass(slots=True)
 class Recovered:
     """What was found."""
@@ -106,8 +122,8 @@ class Recovered:
     chains: dict[int, Chain] = field(default_factory=dict)
     """Oldest first; the last one is that of the newest frame. Empty: there is no frame."""
     marks: dict[str, bytes] = field(default_factory=dict)
-    newest: tuple[Segment, int, bytes] | None = None
-    """The newest frame, its offset and bytes: to be written again before it is believed."""
+    newest: Newest | None = None
+    """To be written again before it is believed."""
     torn: list[Segment] = field(default_factory=list)
     """Files whose first frame was never whole: they are to be removed, durably."""
     next_serial: int = 1
@@ -158,11 +174,8 @@ def _take(
             "it and the next one has no baseline"
         )
     _note_damage(found, segment, content, frame)
-    found.newest = (
-        segment,
-        frame.offset,
-        content.data[frame.offset : frame.offset + frame.length],
-    )
+    data = content.data[frame.offset : frame.offset + frame.length]
+    found.newest = Newest(segment, frame.offset, data, head)
 
 
 def _next(

@@ -97,8 +97,9 @@ def listed(files: FileLayer, folder: Path) -> list[Segment]:
 
 
 def read_stubbornly(files: FileLayer, path: Path) -> bytes:
-    """A file's bytes, with zeros for the pages that the disk does not give any more.
+    """A file's bytes, with 0xFF for the pages that the disk does not give any more.
 
+    Not with zeros: those would look as if they had never been written.
     Raises FileNotFoundError; OSError where not even its size can be had.
     """
     try:
@@ -113,7 +114,7 @@ def read_stubbornly(files: FileLayer, path: Path) -> bytes:
             try:
                 pages.append(files.read(path, offset, length).ljust(length, b"\0"))
             except OSError:
-                pages.append(bytes(length))
+                pages.append(b"\xff" * length)
         return b"".join(pages)
 
 

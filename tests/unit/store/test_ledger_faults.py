@@ -94,6 +94,7 @@ def test_a_failed_fsync_is_never_believed() -> None:
     # it does not act on it.
     ledger = host.start()
     assert not ledger.settled
+    assert len(list(ledger.batches(0, limit_bytes=10**6))) == 1  # it is told to nobody either
     host.use(2)
     host.commit()
     assert host.closed is not None
@@ -107,6 +108,7 @@ def test_a_failed_fsync_is_never_believed() -> None:
     host.drain()
     assert not host.excused
     host.check()
+    assert not any(each.gaps for each in host.server.epochs.values())
 
 
 def test_a_frame_that_was_refused_is_void_when_the_same_numbers_are_given_again() -> None:
