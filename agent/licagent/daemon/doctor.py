@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from licagent.daemon import control_status
+from licagent.daemon import control_status, metering_status
 from licagent.daemon.agent import Agent
 from licagent.daemon.kernel_side import HookReport
 from licagent.host import posture
@@ -139,6 +139,7 @@ def checks(agent: Agent) -> list[Report]:
         ),
     ]
     found += [_check(*row) for row in control_status.checks(agent)]
+    found += [_check(*row) for row in metering_status.checks(agent)]
     if agent.identity is not None:
         found += [_check("selector", False, "", problem) for problem in agent.identity.problems]
     for table in sorted(agent.kernel.identity.full):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from licagent.daemon.metering_charge import PolicyCharge
 from licagent.daemon.metering_host import HostCounters
-from licagent.daemon.metering_parts import MeteringParts, open_parts
+from licagent.daemon.metering_parts import MeteringParts, open_parts, when_full
 from licagent.domain.attribution import EMPTY, AttributionTable
 from licagent.domain.tables import Tables
 from licagent.domain.usage import Meter
@@ -38,6 +38,10 @@ _SETTLE_S: Final = 0.05
 _APART_S: Final = 1.0
 """Changes of policy that come within this time close one sheet."""
 _LAST_STEP_S: Final = 5.0
+_MERGED_MAX_S: Final = 3600
+"""However full the spool is, usage is committed as often."""
+_MERGED_ALONE: Final = 12
+"""Intervals that are committed as one, at the most, on a host that delivers to nobody."""
 
 T = TypeVar("T")
 
@@ -233,6 +237,7 @@ class MeteringKeeper:
     def _step(self, charge: PolicyCharge) -> Step:
         parts = self._open_parts()
         began_ns = time.thread_time_ns()
+        parts.ledger.set_when_full(when_full(self._agent))
         step = parts.sampler.step(charge)
         if step.sheet is not None:
             parts.table.take(step.sheet, parts.sampler.owners)
@@ -251,7 +256,13 @@ class MeteringKeeper:
     def interval_factor(self) -> int:
         """How many intervals are committed as one, so that the spool grows coarser, not full."""
         parts = self.parts
-        return 1 if parts is None else max(1, parts.ledger.interval_factor)
+        if parts is None:
+            return 1
+        most = _MERGED_MAX_S // self._agent.config.metering_interval_s
+        if when_full(self._agent) == "drop_oldest":
+            # Full for good: it shall not be coarse for good, too.
+            most = min(most, _MERGED_ALONE)
+        return max(1, min(parts.ledger.interval_factor, most))
 
     def _last_step(self) -> None:
         parts = self.parts

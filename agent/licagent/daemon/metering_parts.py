@@ -7,7 +7,7 @@ import struct
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from licagent.daemon.metering_host import HostCounters
 from licagent.daemon.metering_names import HostNameBook
@@ -69,7 +69,7 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
         host_id=lambda: agent.link.state.host_id,
         limits=LedgerLimits(
             spool_max_bytes=agent.config.spool_max_bytes,
-            when_full="hold" if agent.link.state.host_id else "drop_oldest",
+            when_full=when_full(agent),
         ),
     )
     closing: list[Callable[[], None]] = [ledger.close]
@@ -125,6 +125,11 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
         started_ns=posture.boottime_ns(),
         _closing=tuple(closing),
     )
+
+
+def when_full(agent: Agent) -> Literal["hold", "drop_oldest"]:
+    """What nobody will ever fetch may go to make room; what somebody bills may not."""
+    return "hold" if agent.link.state.host_id else "drop_oldest"
 
 
 def _fallback(boot_id: str, ledger: Ledger) -> FallbackMeter:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from licagent.control.usage_wire import RecordDamaged, decode
 from licagent.daemon import reports
 from licagent.daemon.decisions import rfc3339
+from licagent.daemon.metering_status import keyed, state_of
 from licagent.daemon.usage_verify import gap_row
 from licagent.domain.reason import Verdict
-from licagent.domain.usage import Meter, Quality, UsageKind, UsageRecord
+from licagent.domain.usage import Meter, UsageKind, UsageRecord
 from licagent.local.errors import ErrorCode, LocalError
-from licagent.metering.records import WORK_METERS
 from licagent.metering.tally import Row, Tally, Wanted, add_to
 
 if TYPE_CHECKING:
@@ -37,19 +37,6 @@ _CLOCK_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _YIELD_RECORDS: Final = 2_000
 _YIELD_S: Final = 0.001
 _WIRES: Final = (Meter.TX_PAYLOAD_BYTES, Meter.RX_PAYLOAD_BYTES)
-
-
-def state_of(agent: Agent) -> str:
-    """on, degraded or off."""
-    metering = agent.metering
-    if metering.is_off:
-        return "off"
-    parts = metering.parts
-    if parts is None or metering.problem:
-        return "degraded"
-    qualities = parts.qualities.of
-    lacking = [meter for meter in WORK_METERS if qualities.get(meter) is Quality.UNSUPPORTED]
-    return "degraded" if lacking else "on"
 
 
 def open_parts_of(agent: Agent) -> MeteringParts:
@@ -222,11 +209,6 @@ def _rank(row: Row) -> tuple[int, ...]:
     used = row.quantities
     wires = sum(used.get(meter, 0) for meter in _WIRES)
     return (-used.get(Meter.CPU_NS, 0), -wires, -used.get(Meter.STORED_BYTE_MS, 0))
-
-
-def keyed(quantities: Mapping[Meter, int]) -> dict[str, int]:
-    """Quantities by the meters' keys, without zeros."""
-    return {meter.key: quantities[meter] for meter in sorted(quantities) if quantities[meter]}
 
 
 def _moment_ms(name: str, text: str | None) -> int | None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 
 from licagent.daemon.decisions import rfc3339
-from licagent.daemon.metering_reports import Params, keyed, open_parts_of, state_of
-from licagent.domain.usage import Quality
+from licagent.daemon.metering_reports import Params, open_parts_of
+from licagent.daemon.metering_status import keyed, meters, state_of
 from licagent.host import posture
 from licagent.local.usage_shapes import TOP_COLUMNS
 from licagent.metering.processes import Alive, Line, Lines, ProcessLine
@@ -66,13 +66,7 @@ def top(agent: Agent, params: Params) -> TopResult:
 
 
 def _meters(parts: MeteringParts) -> dict[str, Any]:
-    found = {
-        meter.key: {
-            "quality": parts.qualities.of.get(meter, Quality.EXACT).value,
-            "source": source,
-        }
-        for meter, source in parts.sources.items()
-    }
+    found = meters(parts)
     found["memory_bytes"] = {"quality": "estimated", "source": "/proc/PID/stat"}
     states = parts.footprints.states() if parts.footprints is not None else ()
     sources = sorted({each.source for each in states})

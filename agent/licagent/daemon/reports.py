@@ -9,7 +9,7 @@ from collections import Counter as Tally
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from licagent.daemon import control_status
+from licagent.daemon import control_status, metering_status
 from licagent.daemon.decisions import boottime_to_unix, rfc3339
 from licagent.domain.conditions import Standing
 from licagent.domain.config import values
@@ -121,6 +121,7 @@ def status(agent: Agent) -> Report:
             "high_water": rfc3339(agent.clock.high_water_ns / 1e9),
         },
         "control": control_status.control(agent),
+        "metering": metering_status.metering(agent),
         "host": {
             "labels": dict(agent.licensing.host.labels),
             "facts": dict(agent.licensing.host.facts),
@@ -191,6 +192,7 @@ def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
         for each in agent.licensing.refused
     )
     found.extend(control_status.reasons(agent))
+    found.extend(metering_status.reasons(agent))
     found.extend(
         _reason(
             "state-damaged",

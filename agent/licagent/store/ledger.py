@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from licagent.store.epochkeys import EpochKeys, new_epoch, write_all
 from licagent.store.errors import StateWriteFailed
@@ -274,6 +274,11 @@ class Ledger:
         while factor < _FACTOR_MAX and free * factor * 2 <= self._limits.spool_max_bytes:
             factor *= 2
         return factor
+
+    def set_when_full(self, what: Literal["hold", "drop_oldest"]) -> None:
+        """Follow a host that joined a control plane, or left it; see `LedgerLimits`."""
+        with self._lock:
+            self._limits = replace(self._limits, when_full=what)
 
     # ---- writing
 
