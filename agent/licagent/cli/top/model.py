@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final
 
 from licagent.cli.words import safe
@@ -199,7 +200,13 @@ def _row(by: str, values: Mapping[str, object]) -> Row:
 
 
 def _text(value: object) -> str:
-    return safe(value) if isinstance(value, str) and value else ""
+    return _safe(value) if isinstance(value, str) and value else ""
+
+
+@lru_cache(maxsize=32_768)
+def _safe(text: str) -> str:
+    # The same names come again with each reading, of thousands of processes.
+    return safe(text)
 
 
 def _number(value: object) -> int | None:

@@ -60,7 +60,12 @@ def _third(sample: Sample) -> str:
     lost = sample.unattributed_rates.get("cpu_ns")
     if lost is not None:
         text += f"; {_percent(lost)} cpu unattributed"
-    unsupported = [meter for meter, how in snapshot.qualities.items() if how == "unsupported"]
+    # Footprints are measured where they are asked for; that none is asked for is no lack.
+    unsupported = [
+        meter
+        for meter, how in snapshot.qualities.items()
+        if how == "unsupported" and meter != "stored_bytes"
+    ]
     if unsupported:
         text += f"; not measured here: {', '.join(safe(meter) for meter in unsupported)}"
     elif any(how == "estimated" for how in snapshot.qualities.values()):
