@@ -36,6 +36,7 @@ class Stat(NamedTuple):
     """What /proc/PID/stat (or of a thread) tells (proc(5))."""
 
     comm: str
+    state: str
     flags: int
     threads: int
     start_ns: int
@@ -47,6 +48,11 @@ class Stat(NamedTuple):
     def is_ending(self) -> bool:
         """It counts no more: what it used is in its exit record."""
         return bool(self.flags & PF_EXITING)
+
+    @property
+    def is_dead(self) -> bool:
+        """It ended: its exit record was sent."""
+        return self.state in "ZXx"
 
     @property
     def is_kernel_thread(self) -> bool:
@@ -82,6 +88,7 @@ class ProcFolder:
             return None
         return Stat(
             head.partition(b"(")[2].decode(errors="replace"),
+            fields[0].decode(),
             int(fields[6]),
             int(fields[17]),
             int(fields[19]) * _CLOCK_TICK_NS,

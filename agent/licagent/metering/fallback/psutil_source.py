@@ -85,7 +85,7 @@ class PsutilSource:
                     identity,
                     [(process.pid, used)],
                     memory_byte_ms=memory,
-                    is_old=is_old,
+                    old=[process.pid] if is_old else (),
                 )
         for owner in self._tally.forget(before, living, living):
             self._tally.count_end(owner)

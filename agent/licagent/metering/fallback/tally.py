@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -92,6 +92,8 @@ class _Process:
     """Last values, by thread id."""
     was_sampled: bool = False
     """It lived at a sample; otherwise its row has no pid of its own."""
+    leader_ended: bool = False
+    """The record of its first thread came. If that lives nevertheless, another took its place."""
     vanished: list[int] = field(default_factory=list)
     """Threads that the last sample missed; their records may be on their way."""
 
@@ -123,6 +125,11 @@ class Tally:
         """Whether this very process was sampled already."""
         process = self._processes.get(pid)
         return process is not None and process.was_sampled and process.start_ns == start_ns
+
+    def was_sampled(self, pid: int) -> bool:
+        """Whether a process of this id has a row of its own."""
+        process = self._processes.get(pid)
+        return process is not None and process.was_sampled
 
     def born(self, pid: int, parent: int) -> None:
         """A process was forked: until more is known it is what its parent is."""
@@ -159,9 +166,9 @@ class Tally:
         threads: Iterable[tuple[int, Used]],
         *,
         memory_byte_ms: int = 0,
-        is_old: bool = False,
+        old: Container[int] = (),
     ) -> None:
-        """Counts of a living process's threads. `is_old`: it used them before this began."""
+        """Counts of a living process's threads. Those in `old` used them before this began."""
         process = self._settle(pid, start_ns, identity)
         living = dict(threads)
         amount = self._amount(process.owner)
@@ -170,7 +177,7 @@ class Tally:
         for tid, used in living.items():
             before = process.threads.get(tid)
             if before is None:
-                before = self._first_value(process, tid, vanished, used if is_old else NOTHING)
+                before = self._first_value(process, tid, vanished, used if tid in old else NOTHING)
             difference = used.since(before)
             amount.add(used if difference is None else difference)
             process.threads[tid] = used
@@ -185,7 +192,11 @@ class Tally:
         process = self._processes.get(pid)
         if process is None:
             process = self._processes[pid] = _Process(pid, 0, identity)
-        before = process.threads.pop(tid, NOTHING)
+        if tid in process.threads:
+            before = process.threads.pop(tid)
+        else:
+            before = self._first_value(process, tid, list(process.threads), NOTHING)
+        process.leader_ended |= tid == pid
         difference = used.since(before)
         amount = self._amount(self._owner_of_ended(process, identity))
         amount.add(used if difference is None else difference)
@@ -193,6 +204,14 @@ class Tally:
         self._recorded.add(tid)
         if is_last:
             amount.processes += 1
+
+    def recorded_before(self, pid: int, tid: int) -> None:
+        """It was dead when this began: its exit record, if none came by now, will not come."""
+        process = self._processes.get(pid)
+        if process is not None and process.threads.pop(tid, None) is not None:
+            process.leader_ended |= tid == pid
+            self._process_of.pop(tid, None)
+            self._recorded.add(tid)
 
     def is_leader(self, tid: int) -> bool:
         """Whether it is its process's first thread, as far as is known."""
@@ -296,7 +315,7 @@ class Tally:
         A thread that is not the leader and calls exec takes the leader's id (de_thread(),
         fs/exec.c). Then all others ended, with records, and it vanished without one.
         """
-        if tid == process.pid and tid in self._recorded and len(vanished) == 1:
+        if tid == process.pid and process.leader_ended and len(vanished) == 1:
             self._process_of.pop(vanished[0], None)
             return process.threads.pop(vanished[0])
         return otherwise

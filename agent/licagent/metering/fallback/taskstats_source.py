@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 from typing import Final
@@ -14,7 +14,6 @@ import psutil
 from licagent.domain.usage import Meter, Quality
 from licagent.metering.fallback.identity import LARGEST_CACHE, Identity, ProcFolder, Stat
 from licagent.metering.fallback.procevents import (
-    ProcEvent,
     ProcEvents,
     ProcEventsUnavailable,
     What,
@@ -44,11 +43,21 @@ class TaskstatsSource:
 
     name = "taskstats"
 
-    def __init__(self, tally: Tally, proc: ProcFolder) -> None:
+    def __init__(
+        self,
+        tally: Tally,
+        proc: ProcFolder,
+        *,
+        stats: TaskStats | None = None,
+        events: Callable[[], ProcEvents] = ProcEvents,
+        pids: Callable[[], list[int]] = psutil.pids,
+    ) -> None:
         """TaskStatsUnavailable where it cannot be."""
         self._tally = tally
         self._proc = proc
-        self._stats = TaskStats()
+        self._stats = stats or TaskStats()
+        self._listen_to_events = events
+        self._pids = pids
         self._events: ProcEvents | None = None
         self._collected_ns = 0
         self._round = 0
@@ -66,26 +75,38 @@ class TaskstatsSource:
     def begin(self, *, resumed: bool) -> None:
         """Listen first, sample then: what ends in between has a record."""
         with suppress(ProcEventsUnavailable):
-            self._events = ProcEvents()
+            self._events = self._listen_to_events()
         self._stats.listen()
         self._collected_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
-        self._sample_all(is_old=not resumed)
+        self._sample_all(is_first=True, is_old=not resumed)
 
     def drain(self) -> None:
         """Events first: they say who the threads were whose records follow."""
+        changed = []
         if self._events is not None:
             # Lost events cost owners of short lives, and no counts.
             for event in self._events.drain()[0]:
-                self._heard(event)
+                if event.what is What.FORK:
+                    self._tally.born(event.pid, event.parent)
+                elif event.what is What.THREAD:
+                    if not self._stats.tells_process:
+                        self._tally.thread_born(event.pid, event.parent)
+                elif self._tally.was_sampled(event.pid):
+                    changed.append(event.pid)
+                else:
+                    self._became(event.pid)
         ended, lost = self._stats.ended()
         self.lost += lost
         for stats in ended:
             self._ended(stats)
+        # Only now: exec ends the other threads, and may give the last one another's id.
+        for pid in changed:
+            self._changed(pid)
 
     def collect(self) -> None:
         """Everything that lives, by one /proc/PID/stat and one question a thread."""
         self.drain()
-        self._sample_all(is_old=False)
+        self._sample_all()
 
     def executable_of(self, identity: Identity) -> str:
         """From the processes seen so far."""
@@ -99,14 +120,14 @@ class TaskstatsSource:
 
     # ------------------------------------------------------------------ inside
 
-    def _sample_all(self, *, is_old: bool) -> None:
+    def _sample_all(self, *, is_first: bool = False, is_old: bool = False) -> None:
         self._proc.forget_cgroups()
         self._round += 1
         before = self._tally.known()
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         living: dict[int, tuple[Stat, list[int]]] = {}
         threads: set[int] = set()
-        for pid in psutil.pids():
+        for pid in self._pids():
             stat = self._proc.stat(pid)
             if stat is None:
                 continue
@@ -116,23 +137,39 @@ class TaskstatsSource:
         counts = self._stats.of(tid for _, tids in living.values() for tid in tids)
         for pid, (stat, tids) in living.items():
             found = [(tid, _used(counts[tid])) for tid in tids if tid in counts]
-            if found:
-                since = max(self._collected_ns, stat.start_ns)
-                memory = stat.resident_bytes * max(0, now - since) // 1_000_000
-                self._sampled(pid, stat, found, memory, is_old=is_old)
+            if not found:
+                continue
+            old = [tid for tid in tids if is_old or (is_first and self._ends(pid, tid))]
+            since = max(self._collected_ns, stat.start_ns)
+            memory = stat.resident_bytes * max(0, now - since) // 1_000_000
+            self._sampled(pid, stat, found, memory, old)
+        dead = [
+            (pid, tid)
+            for pid, (_, tids) in (living.items() if is_first else ())
+            for tid in tids
+            if (stat := self._proc.stat(pid, tid)) is not None and stat.is_dead
+        ]
         self.drain()
+        for pid, tid in dead:
+            self._tally.recorded_before(pid, tid)
         self._tally.forget(before, set(living), threads)
         self._collected_ns = now
 
     def _counts(self, pid: int, tid: int) -> bool:
         """Whether a thread is to be asked: one that ends has its record, or will."""
-        if not self._tally.was_recorded(tid):
-            return True
+        return not self._tally.was_recorded(tid) or not self._ends(pid, tid)
+
+    def _ends(self, pid: int, tid: int) -> bool:
+        """Whether a thread is ending or gone.
+
+        Of those that end while a sampler begins nobody can tell whether a former one had their
+        record; so they are taken for counted.
+        """
         stat = self._proc.stat(pid, tid)
-        return stat is not None and not stat.is_ending
+        return stat is None or stat.is_ending
 
     def _sampled(
-        self, pid: int, stat: Stat, found: list[tuple[int, Used]], memory: int, *, is_old: bool
+        self, pid: int, stat: Stat, found: list[tuple[int, Used]], memory: int, old: list[int]
     ) -> None:
         known = self._tally.identity_of(pid)
         is_known = self._tally.knows(pid, stat.start_ns)
@@ -145,27 +182,26 @@ class TaskstatsSource:
                 return
             self._remember(identity)
             known = identity
-        self._tally.sampled(pid, stat.start_ns, known, found, memory_byte_ms=memory, is_old=is_old)
-
-    def _heard(self, event: ProcEvent) -> None:
-        if event.what is What.FORK:
-            self._tally.born(event.pid, event.parent)
-        elif event.what is What.THREAD:
-            if not self._stats.tells_process:
-                self._tally.thread_born(event.pid, event.parent)
-        else:
-            self._changed(event.pid)
+        self._tally.sampled(pid, stat.start_ns, known, found, memory_byte_ms=memory, old=old)
 
     def _changed(self, pid: int) -> None:
         """A process has another executable or user: what it used so far was the former's."""
-        known = self._tally.identity_of(pid) or Identity()
+        known = self._tally.identity_of(pid)
         stat = self._proc.stat(pid)
-        if stat is not None and self._tally.knows(pid, stat.start_ns) and not stat.is_ending:
+        if (
+            known is not None
+            and stat is not None
+            and self._tally.knows(pid, stat.start_ns)
+            and not stat.is_ending
+        ):
             tids = [tid for tid in self._proc.threads(pid) if self._counts(pid, tid)]
             found = [(tid, _used(stats)) for tid, stats in self._stats.of(tids).items()]
             if found:
                 self._tally.sampled(pid, stat.start_ns, known, found)
-        identity = self._proc.after_exec(pid, known)
+        self._became(pid)
+
+    def _became(self, pid: int) -> None:
+        identity = self._proc.after_exec(pid, self._tally.identity_of(pid) or Identity())
         self._remember(identity)
         self._tally.became(pid, identity)
 
