@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from licapi.control.v1 import admin_pb2 as pb
 from licapi.control.v1 import common_pb2
+from licplane.api.administration_money import MoneyMethods
 from licplane.api.calls import Method
 from licplane.api.peers import Refused
 from licplane.service.answers import ChangeResult, HostView, JoinTokenView
@@ -28,6 +29,7 @@ class AdminService:
 
     def __init__(self, plane: Plane) -> None:
         self._plane = plane
+        self._money = MoneyMethods(plane, _change, _result)
 
     def methods(self) -> Mapping[str, Method]:
         """All of them."""
@@ -44,6 +46,10 @@ class AdminService:
             "ListShadowUsage": _method(pb.ListShadowUsageRequest, self._list_shadow_usage),
             "ListAudit": _method(pb.ListAuditRequest, self._list_audit),
             "VerifyAudit": _method(pb.VerifyAuditRequest, self._verify_audit),
+            **{
+                name: _method(request, function)
+                for name, (request, function) in self._money.methods().items()
+            },
         }
 
     # ---------------------------------------------------------------------------- hosts

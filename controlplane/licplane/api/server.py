@@ -88,6 +88,7 @@ def plane_settings(settings: ServerSettings) -> PlaneSettings:
         host_certificate_ttl_s=settings.certificate_ttl_s,
         server_certificate_ttl_s=settings.certificate_ttl_s,
         report_interval_s=settings.report_interval_s,
+        commands_folder=settings.trigger_commands,
     )
 
 

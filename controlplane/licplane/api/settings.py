@@ -96,6 +96,10 @@ class ServerSettings:
     certificate_ttl_s: int = 12 * 3600
     """Of the hosts' certificates, and of the server's own."""
     report_interval_s: int = 30
+    trigger_commands: str = ""
+    """Folder with the programs that triggers may run; empty: none."""
+    usage_interval_s: float = 5.0
+    """How often usage is added up, and what triggers have to tell is delivered."""
     stop_grace_s: float = 5.0
     """How long a stopping server lets streams and calls end by themselves."""
     admission: Admission = field(default_factory=Admission)

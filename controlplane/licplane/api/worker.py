@@ -71,6 +71,7 @@ class Worker:
             asyncio.create_task(self.hub.follow(self._opened.store.announcer)),
             asyncio.create_task(certificate.keep()),
             asyncio.create_task(self._keep_house()),
+            asyncio.create_task(self._keep_usage()),
         ]
         for server in self._servers:
             await server.start()
@@ -143,6 +144,16 @@ class Worker:
                 tidy_s = time.monotonic() + _TIDY_S * random.uniform(0.75, 1.25)  # noqa: S311
                 with contextlib.suppress(*FAULTS):  # the next one comes within the hour
                     await self.site.call(self._opened.plane.housekeeping)
+
+    async def _keep_usage(self) -> None:
+        """Add usage up, close and correct bills, deliver what triggers tell; one worker leads."""
+        interval_s = self._settings.usage_interval_s
+        while True:
+            await asyncio.sleep(interval_s * random.uniform(0.75, 1.25))  # noqa: S311
+            try:
+                await self.site.call(self._opened.plane.money.keep)
+            except FAULTS as error:
+                self.site.fault("usage", error)
 
     async def _write_progress(self) -> None:
         now_s = time.monotonic()

@@ -106,7 +106,7 @@ class RemoteBackend:
                 ("grpc.enable_http_proxy", 0),
             ],
         )
-        self._admin = admin_pb2_grpc.AdminStub(self._channel)
+        self.admin: Final = admin_pb2_grpc.AdminStub(self._channel)
 
     def __enter__(self) -> Self:
         return self
@@ -116,15 +116,15 @@ class RemoteBackend:
 
     def list_hosts(self, labels: Mapping[str, str], page: PageRequest) -> Page[HostView]:
         """Admin.ListHosts."""
-        answer = self._call(
-            self._admin.ListHosts,
+        answer = self.call(
+            self.admin.ListHosts,
             pb.ListHostsRequest(labels=labels, page_size=page.size, page_token=page.token),
         )
         return Page(tuple(map(host_of, answer.hosts)), answer.next_page_token)
 
     def get_host(self, host: str) -> HostView:
         """Admin.GetHost."""
-        return host_of(self._call(self._admin.GetHost, pb.GetHostRequest(host=host)))
+        return host_of(self.call(self.admin.GetHost, pb.GetHostRequest(host=host)))
 
     def update_host(
         self, change: Change, host: str, labels: Mapping[str, str], status: HostStatus | None
@@ -133,14 +133,14 @@ class RemoteBackend:
         request = pb.UpdateHostRequest(change=change_message(change), host=host, labels=labels)
         if status is not None:
             request.status = status.value  # type: ignore[assignment] # the same numbers
-        return result_of(self._call(self._admin.UpdateHost, request))
+        return result_of(self.call(self.admin.UpdateHost, request))
 
     def create_join_token(
         self, change: Change, labels: Mapping[str, str], uses_max: int, ttl_s: int
     ) -> JoinTokenCreated:
         """Admin.CreateJoinToken."""
-        answer = self._call(
-            self._admin.CreateJoinToken,
+        answer = self.call(
+            self.admin.CreateJoinToken,
             pb.CreateJoinTokenRequest(
                 change=change_message(change), labels=labels, uses_max=uses_max, ttl_s=ttl_s
             ),
@@ -149,18 +149,18 @@ class RemoteBackend:
 
     def list_join_tokens(self) -> tuple[JoinTokenView, ...]:
         """Admin.ListJoinTokens."""
-        answer = self._call(self._admin.ListJoinTokens, pb.ListJoinTokensRequest())
+        answer = self.call(self.admin.ListJoinTokens, pb.ListJoinTokensRequest())
         return tuple(map(token_of, answer.tokens))
 
     def delete_join_token(self, change: Change, token_id: str) -> ChangeResult:
         """Admin.DeleteJoinToken."""
         request = pb.DeleteJoinTokenRequest(change=change_message(change), id=token_id)
-        return result_of(self._call(self._admin.DeleteJoinToken, request))
+        return result_of(self.call(self.admin.DeleteJoinToken, request))
 
     def list_objects(self, kind: str, page: PageRequest) -> Page[Document]:
         """Admin.ListObjects."""
-        answer = self._call(
-            self._admin.ListObjects,
+        answer = self.call(
+            self.admin.ListObjects,
             pb.ListObjectsRequest(kind=kind, page_size=page.size, page_token=page.token),
         )
         found = tuple(
@@ -189,37 +189,38 @@ class RemoteBackend:
                 f" may have ({MESSAGE_MAX_BYTES})",
                 "Apply them in parts, or on the server's machine with --state or --database",
             )
-        return result_of(self._call(self._admin.Apply, request))
+        return result_of(self.call(self.admin.Apply, request))
 
     def set_license_state(self, change: Change, license: str, action: str) -> ChangeResult:
         """Admin.SetLicenseState."""
         request = pb.SetLicenseStateRequest(
             change=change_message(change), license=license, action=action
         )
-        return result_of(self._call(self._admin.SetLicenseState, request))
+        return result_of(self.call(self.admin.SetLicenseState, request))
 
     def list_shadow_usage(self, page: PageRequest) -> Page[ShadowUsageView]:
         """Admin.ListShadowUsage."""
-        answer = self._call(
-            self._admin.ListShadowUsage,
+        answer = self.call(
+            self.admin.ListShadowUsage,
             pb.ListShadowUsageRequest(page_size=page.size, page_token=page.token),
         )
         return Page(tuple(map(shadow_of, answer.usage)), answer.next_page_token)
 
     def list_audit(self, after_sequence: int, size: int) -> tuple[AuditView, ...]:
         """Admin.ListAudit."""
-        answer = self._call(
-            self._admin.ListAudit,
+        answer = self.call(
+            self.admin.ListAudit,
             pb.ListAuditRequest(after_sequence=after_sequence, page_size=size),
         )
         return tuple(map(entry_of, answer.entries))
 
     def verify_audit(self) -> AuditCheck:
         """Admin.VerifyAudit."""
-        answer = self._call(self._admin.VerifyAudit, pb.VerifyAuditRequest())
+        answer = self.call(self.admin.VerifyAudit, pb.VerifyAuditRequest())
         return AuditCheck(answer.entries, tuple(answer.problems))
 
-    def _call(self, method: Callable[..., Response], request: object) -> Response:
+    def call(self, method: Callable[..., Response], request: object) -> Response:
+        """Ask, and raise what goes wrong as PlaneError."""
         try:
             return method(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
         except grpc.RpcError as error:

@@ -134,6 +134,15 @@ class Seconds(click.ParamType[int] if TYPE_CHECKING else click.ParamType):  # ty
     help="How often hosts report (1s to 1h).",
 )
 @click.option(
+    "--trigger-commands",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    envvar="LICPLANE_TRIGGER_COMMANDS",
+    show_envvar=True,
+    metavar="DIR",
+    help="Programs that triggers may run, by name, with the event on standard input."
+    "  [default: none]",
+)
+@click.option(
     "--issuer",
     default="licplane",
     show_default=True,
@@ -163,6 +172,7 @@ def serve(
     lease_ttl: int,
     certificate_ttl: int,
     report_interval: int,
+    trigger_commands: Path | None,
     issuer: str,
     unencrypted: bool,
     passphrase_file: Path | None,
@@ -204,6 +214,7 @@ def serve(
         lease_ttl_s=lease_ttl,
         certificate_ttl_s=certificate_ttl,
         report_interval_s=report_interval,
+        trigger_commands=str(trigger_commands.absolute()) if trigger_commands else "",
     )
     status = run(
         settings,

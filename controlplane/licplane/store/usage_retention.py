@@ -15,7 +15,8 @@ class RetentionRecords(UsageParts):
 
     def earliest_waiting_ms(self) -> int | None:
         """The start of the earliest record that no rollup has."""
-        return self._connection.scalar(select(func.min(usage_pending.c.start_ms)))
+        found: int | None = self._connection.scalar(select(func.min(usage_pending.c.start_ms)))
+        return found
 
     def purge_records(self, before_day: int) -> int:
         """Delete records of days before, and batches all of whose records ended before then.
