@@ -24,6 +24,7 @@ from tests.bench import (
     paired,
     table,
     traffic_cases,
+    usage_throughput,
 )
 from tests.bench.context import Bench
 from tests.bench.places import Places, kept_awake
@@ -51,6 +52,8 @@ CASES: Final[dict[str, Callable[[Bench], list[Row]]]] = {
     "meter-sample": meter_cases.sample,
     "meter-churn": meter_cases.churn,
     "meter-beside": meter_beside.beside,
+    "usage-throughput": usage_throughput.throughput,
+    "usage-outage": usage_throughput.outage,
     "control-revocation": control_host.revocation,
     "control-fanout": control_cases.fanout,
     "control-idle": control_cases.idle,
@@ -75,7 +78,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--loader", default="auto", choices=("auto", "prebuilt", "bcc"))
     parser.add_argument("--bindings", type=int, default=100_000)
     parser.add_argument("--networks", type=int, default=10_000)
-    parser.add_argument("--churn-minutes", type=float, default=3.0, help="of meter-churn")
+    parser.add_argument("--churn-minutes", type=float, default=2.0, help="of meter-churn")
+    parser.add_argument("--outage-hours", type=float, default=2.0, help="of usage-outage")
     parser.add_argument(
         "--markdown", type=Path, help="default: docs/benchmarks.md after a full run of all cases"
     )
@@ -106,6 +110,7 @@ def main() -> int:
         arguments.bindings,
         arguments.networks,
         arguments.churn_minutes,
+        arguments.outage_hours,
     )
     try:
         with kept_awake():

@@ -160,7 +160,7 @@ def throughput(bench: Bench) -> list[Row]:
 
 def outage(bench: Bench) -> list[Row]:
     """A day without the control plane, made at speed, then delivered beside what is used now."""
-    seconds = DAY_S // 24 if bench.quick else DAY_S
+    seconds = DAY_S // 24 if bench.quick else round(3600 * bench.outage_hours)
     backlog = seconds * OUTAGE_A_SECOND
     with (
         durable_postgres() as server,
