@@ -32,8 +32,6 @@ BALANCE_MARK: Final = "host"
 FOOTPRINT_MARK: Final = "footprint"
 FALLBACK_MARK: Final = "fallback"
 
-_FRESH_NS: Final = 500_000_000
-"""The host's totals belong to a sheet that was closed no longer ago."""
 _UNSEEN_NS: Final = 1_000_000_000
 """A sheet that opens this much after the last one closed leaves time of which nothing is known."""
 
@@ -167,12 +165,19 @@ class Sampler:
         return self._owners
 
     def begin(self, totals: HostTotals) -> None:
-        """Take the host's totals at the moment the meter began, if none were taken in this boot."""
+        """Take the host's totals at the moment the meter began, if none were taken in this boot.
+
+        On record at once: after a crash before the first sheet, later totals would not be those
+        with which the kernel began to count.
+        """
         if not self._balance.counters:
             _published, self._balance = settle(self._balance, totals, {})
+            marks = {**self._spool.marks, **self._more_marks}
+            self._spool.commit((), {**marks, BALANCE_MARK: self._balance.to_bytes()})
 
     def step(self, charging: Charging) -> Step:
         """Commit one sheet, under the policy that was in force while it was open."""
+        began_ns = self._now_ns()
         sheet = self._meter.close_sheet()
         mark = SheetMark.from_bytes(self._spool.marks.get(SHEET_MARK, b""))
         if mark.is_of(sheet, self._boot_id):
@@ -183,10 +188,11 @@ class Sampler:
                 # An earlier daemon's: what a fallback meter holds beside it is not in that frame.
                 discard = getattr(self._meter, "discard_stale", discard)
             discard(sheet.number)
+            began_ns = self._now_ns()
             sheet = self._meter.close_sheet()
-        # At once, and only where it is the sheet's own moment.
-        is_fresh = self._now_ns() - sheet.closed_ns < _FRESH_NS
-        totals = self._totals() if is_fresh else {}
+        # At once, and only where it was closed just now: the host's totals have gone on since an
+        # earlier daemon closed it.
+        totals = self._totals() if sheet.closed_ns > began_ns else {}
         self._owners.begin(charging)
         found = read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
         published, balance = settle(self._balance, totals, found.attributed)
