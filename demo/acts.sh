@@ -23,6 +23,51 @@ act_no_license_no_access() {
     pause
 }
 
+# ----------------------------------------------------------------------------------- metering
+
+# metered WHAT METER: how much of a meter the agent has counted for a user or license so far.
+metered() {
+    licagent usage --json --by "$1" | python -c '
+import json, sys
+rows = json.load(sys.stdin)["rows"]
+print(sum(row["quantities"].get(sys.argv[2], 0) for row in rows if row["name"] == sys.argv[1]))
+' "$2" "$3"
+}
+
+act_metering() {
+    step 'What is used is metered, to the byte, and with nothing missed between two samples'
+    local sent received ran size=0
+    sent=$(metered license acme-backup tx_payload_bytes)
+    received=$(metered license acme-backup rx_payload_bytes)
+    ran=$(metered user "$OTHER" processes)
+    note 'curl says how much it sent and received:'
+    try "$LICENSED" curl -sS -o /dev/null -w '%{size_request} out %{size_header}+%{size_download} in\n' \
+        "$URL/hello"
+    if [[ $output =~ ^([0-9]+)' out '([0-9]+)'+'([0-9]+) ]]; then
+        sent=$((sent + BASH_REMATCH[1]))
+        received=$((received + BASH_REMATCH[2] + BASH_REMATCH[3]))
+        size=${BASH_REMATCH[1]}
+    fi
+    claim 'it did' test "$size" -gt 0
+    note 'And 200 programs that live for a millisecond each:'
+    try "$OTHER" bash -c 'for i in {1..200}; do /bin/true; done'
+    do_ licagent usage
+    claim 'bytes sent under the license are what curl said' \
+        test "$(metered license acme-backup tx_payload_bytes)" -eq "$sent"
+    claim 'so are those received' \
+        test "$(metered license acme-backup rx_payload_bytes)" -eq "$received"
+    do_ licagent usage --by user
+    claim 'all 201 processes that ended are counted, with their CPU' \
+        test "$(metered user "$OTHER" processes)" -eq $((ran + 201))
+    pause
+    do_ licagent top --once --delay 0.5
+    claim 'top shows also those that came and went between two readings (*)' \
+        matches '\* +'"$OTHER"' .* true'
+    do_ licagent usage verify
+    claim 'the ledger of it is signed and chained' says 'the ledger holds'
+    pause
+}
+
 # ---------------------------------------------------------------------------------- downloads
 
 # download NAME USER [COMMAND...]: starts `COMMAND... curl URL/stream` as USER in the background,

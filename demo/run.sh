@@ -38,6 +38,7 @@ act_plane
 act_join
 act_apply
 act_no_license_no_access
+act_metering
 act_revocation
 act_link_cut
 act_expiry_without_daemon
