@@ -37,7 +37,7 @@ PICKS: Final = (
     r"nc: connect",
     GAP,
     r"━━ What is used is metered",
-    r"backup\$ curl -sS -o",
+    r"curl says how much",
     r"\d+ out \d+",
     r"games\$ bash -c",
     r"root# licagent usage",
