@@ -14,7 +14,7 @@ QUANTITY_MAX: Final = 2**63 - 1
 
 
 def merge(records: Iterable[UsageRecord], *, by_process: bool = True) -> list[UsageRecord]:
-    """One record for all that differ only in interval and quantities, in order of appearance.
+    """One record for all that differ only in interval and quantities.
 
     The interval of the result goes from the earliest start to the latest end. A meter that is
     estimated in one of them is so in the result; records whose unsupported meters differ stay

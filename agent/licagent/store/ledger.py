@@ -27,7 +27,7 @@ from typing import Final, Literal
 from licagent.store.epochkeys import EpochKeys, new_epoch, write_all
 from licagent.store.errors import StateWriteFailed
 from licagent.store.filelayer import FileLayer, OsFiles
-from licagent.store.frames import Block, Head, encode, pack, pack_marks, split
+from licagent.store.frames import Block, ChainEntry, Head, encode, pack, pack_marks, split
 from licagent.store.ledger_reading import Dropped, SegmentReader
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_retention import Retention, ends
@@ -549,11 +549,14 @@ class Ledger:
             chain.next_sequence,
             chain.last_hash,
             tuple(blocks),
-            tuple(each.entry() for each in self._chains.values()),
+            self._entries(),
             small,
             (len(large), zlib.crc32(large)) if large else None,
         )
         return head, body
+
+    def _entries(self) -> tuple[ChainEntry, ...]:
+        return tuple(each.entry() for each in self._chains.values())
 
     def _write(self, head: Head, body: Sequence[bytes]) -> Segment:
         segment_bytes = min(
@@ -562,7 +565,9 @@ class Ledger:
         while True:
             marker = self._writer.prepare(head.epoch, head.first, head.at_unix_ms, segment_bytes)
             frame = encode(marker, head, body)
-            self._make_room(len(frame))
+            if self._make_room(len(frame)):
+                head = replace(head, chains=self._entries())  # it says what was dropped
+                frame = encode(marker, head, body)
             try:
                 return self._writer.append(frame, head.first)
             except OSError as error:
@@ -571,7 +576,8 @@ class Ledger:
                     continue  # history yields to new usage
                 raise self._blocked(error) from error
 
-    def _make_room(self, frame_bytes: int) -> None:
+    def _make_room(self, frame_bytes: int) -> bool:
+        """Whether something was dropped for it that nobody had acknowledged."""
         for durable in (True, False):
             # What was acknowledged since the newest frame goes last: after a crash only the
             # server knows of it.
@@ -579,8 +585,9 @@ class Ledger:
                 self._segments, self._chains, durable=durable
             ):
                 if self.size_bytes + frame_bytes <= self._limits.spool_max_bytes:
-                    return
+                    return False
                 self._remove([segment])
+        has_dropped = False
         while self.size_bytes + frame_bytes > self._limits.spool_max_bytes:
             if self._limits.when_full == "hold" or not self._drop_oldest():
                 self._trouble = (
@@ -588,6 +595,8 @@ class Ledger:
                     "bytes, nothing acknowledged): usage is kept in the kernel"
                 )
                 raise LedgerFull(self._trouble)
+            has_dropped = True
+        return has_dropped
 
     def _drop_oldest(self) -> bool:
         if len(self._segments) < 2:

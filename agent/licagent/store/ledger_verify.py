@@ -17,9 +17,11 @@ from licagent.store.filelayer import FileLayer, OsFiles
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_types import NO_HASH, Batch, Gap, VerifyReport
 from licagent.store.segments import (
+    MISSING,
     ChainSpan,
     Content,
     Segment,
+    SegmentName,
     frames_of,
     read_content,
     read_stubbornly,
@@ -53,6 +55,7 @@ class _Check:
         self._frames = self._batches = self._records = 0
         self._gaps: list[Gap] = []
         self._problems: list[str] = []
+        self._vanished: list[SegmentName] = []
         self._read: tuple[Segment, Content] | None = None
 
     def report(
@@ -100,7 +103,8 @@ class _Check:
         expected = NO_HASH if span.after == 0 else None
         for item in walk(segments, self._content, span):
             if isinstance(item, Gap):
-                self._gaps.append(item)
+                if not self._was_dropped(item):
+                    self._gaps.append(item)
                 expected = item.next_previous_hash
                 continue
             self._batch(item, key, expected)
@@ -137,13 +141,19 @@ class _Check:
         if not is_signed(key, batch.signature, message):
             self._problems.append(f"{where}: the signature is not the epoch's")
 
+    def _was_dropped(self, gap: Gap) -> bool:
+        return gap.reason == MISSING and any(
+            name.epoch == gap.epoch and name.first <= gap.first for name in self._vanished
+        )
+
     def _content(self, segment: Segment, _expected: int) -> Content | None:
         if self._read is not None and self._read[0] is segment:
             return self._read[1]
         try:
             data = read_stubbornly(self._files, self._folder / str(segment.name))
         except FileNotFoundError:
-            return None  # dropped meanwhile
+            self._vanished.append(segment.name)  # dropped since the folder was listed
+            return None
         segment.size = len(data)
         content = read_content(data, segment)
         self._read = segment, content

@@ -61,7 +61,7 @@ spans = st.tuples(st.integers(1, 90), st.integers(1, 6), st.sampled_from(list(Fa
     faults=st.lists(spans, max_size=6),
     power=st.sampled_from([0.0, 0.3, 1.0]),
 )
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 def test_faults_one_after_the_other(
     seed: int, faults: list[tuple[int, int, Fault]], power: float
 ) -> None:
