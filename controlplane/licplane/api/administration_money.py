@@ -36,9 +36,13 @@ class MoneyMethods:
         change: Callable[[pb.Change], Change],
         result: Callable[[ChangeResult], pb.ChangeResponse],
     ) -> None:
-        self._money: Money = plane.money
+        self._plane = plane
         self._change = change
         self._result = result
+
+    @property
+    def _money(self) -> Money:
+        return self._plane.money
 
     def methods(self) -> Mapping[str, tuple[type[Message], Handler]]:
         """All of them, with the requests that they take."""

@@ -14,7 +14,7 @@ from licplane.service.billing_documents import current, plan_of
 from licplane.service.billing_reading import Budget, parsed, read_budget
 from licplane.service.core import Core
 from licplane.service.events import BUDGET, cloud_event, event_id, outbox
-from licplane.service.forecast import DAYS, METHOD, forecast
+from licplane.service.forecast import DAYS, METHOD, MIN_DAYS, forecast
 from licplane.service.periods import Period, period_at
 from licplane.service.pricing import UNITS, Plan, Subject, charges, quantities_of, round_money
 from licplane.service.usage_query import BILLED, billed_lines
@@ -172,7 +172,7 @@ def _stand(
     left = Fraction(period.end_ms - now_ms, _DAY_MS)
     keys = sorted({key for found in days.values() for key in found})
     ends: list[dict[tuple[str, str], int]] = [{}, {}, {}]
-    has_interval = True
+    has_interval = len(whole) >= MIN_DAYS
     for key in keys:
         ahead = forecast([days.get(day, {}).get(key, 0) for day in whole], left)
         so_far = used.get(key, 0)

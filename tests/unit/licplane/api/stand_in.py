@@ -164,6 +164,14 @@ class Bell:
 
 
 @dataclass
+class NoMoney:
+    """Usage and money of a plane that has none."""
+
+    def keep(self) -> bool:
+        return False
+
+
+@dataclass
 class StandIn:
     """Plane, Store and Announcer in one."""
 
@@ -190,6 +198,7 @@ class StandIn:
     held_gate: threading.Event = field(default_factory=threading.Event)
     bells: list[Bell] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
+    money: NoMoney = field(default_factory=NoMoney)
 
     def __post_init__(self) -> None:
         self.sealer = Sealer(SigningKey("test", secrets.token_bytes(32)))
