@@ -17,7 +17,7 @@ from licagent.store.filelayer import FileLayer, OsFiles
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_types import NO_HASH, Batch, Gap, VerifyReport
 from licagent.store.segments import (
-    MISSING,
+    DAMAGED,
     ChainSpan,
     Content,
     Segment,
@@ -142,7 +142,7 @@ class _Check:
             self._problems.append(f"{where}: the signature is not the epoch's")
 
     def _was_dropped(self, gap: Gap) -> bool:
-        return gap.reason == MISSING and any(
+        return gap.reason != DAMAGED and any(
             name.epoch == gap.epoch and name.first <= gap.first for name in self._vanished
         )
 

@@ -315,7 +315,8 @@ def test_reading_delivering_and_dropping_beside_the_writer(tmp_path: Path) -> No
         try:
             while not done.is_set():
                 list(ledger.records())
-                assert ledger.verify().is_intact
+                report = ledger.verify()
+                assert report.is_intact, report
         except BaseException as error:  # noqa: BLE001 -- told to the test
             errors.append(error)
 
