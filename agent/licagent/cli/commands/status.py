@@ -80,6 +80,9 @@ def _summary(result: Row) -> Iterator[tuple[str, object]]:
         dropped = events.get("dropped", 0)
         text = f"{events.get('emitted', 0)} written, {dropped} dropped"
         yield "events", Cell(text + (" (counters stay exact)" if dropped else ""))
+    from licagent.cli.status_metering import metering_fields
+
+    yield from metering_fields(result.get("metering") or {})
     yield from _control(result.get("control") or {})
     opened = result.get("break_glass")
     if opened:
@@ -221,6 +224,9 @@ def _details(result: Row) -> Iterator[Block]:
         title="Counters",
         empty="nothing counted yet",
     )
+    from licagent.cli.status_metering import metering_details
+
+    yield from metering_details(result.get("metering") or {})
     clock = result.get("clock") or {}
     yield Fields(
         (
