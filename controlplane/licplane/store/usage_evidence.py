@@ -214,7 +214,7 @@ class EvidenceReads(Session):
     def stored_batches(self, host_id: str, epoch: int) -> Iterator[StoredBatch]:
         """The batches of a chain, in order."""
         batches = usage_batches.c
-        after = -1
+        after = 0
         while True:
             statement = (
                 select(usage_batches)
