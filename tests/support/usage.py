@@ -33,6 +33,7 @@ METERS = (
     "stored_byte_ms",
 )
 ZEROS = bytes(32)
+BASE_MS = 1_790_000_000_000  # 2026-09-21
 
 
 def be8(number: int) -> bytes:
@@ -103,7 +104,7 @@ class SpoolEpoch:
 
 def record(number: int, **fields: object) -> bytes:
     """A record that says which one it is."""
-    end_ms = 1_800_000_000_000 + number * 5_000
+    end_ms = BASE_MS + number * 5_000
     values: dict[str, object] = {
         "kind": 1,
         "start_unix_ms": end_ms - 5_000,
@@ -117,7 +118,7 @@ def record(number: int, **fields: object) -> bytes:
         "uid": 1000,
         "executable": "/usr/bin/app",
         "pid": 1000 + number % 50,
-        "process_start_unix_ms": 1_799_999_000_000,
+        "process_start_unix_ms": BASE_MS - 1_000_000,
         "cpu_ns": number * 1_000_003,
         "read_bytes": number * 4096,
         "memory_byte_ms": number * 12_345,

@@ -356,17 +356,17 @@ def test_days_have_parts_and_stray_rows_move(postgres_url: str) -> None:
         early = record(2, start_unix_ms=ahead - 1, end_unix_ms=ahead)
         sender.send(sender.spool.commit([record(1), early]))
         assert places(store) == [
-            ("usage_records_20270115", 1),
+            ("usage_records_20260921", 1),
             ("usage_records_default", 1),
         ]
         world.clock.now_ms = ahead
         sender.send(sender.spool.commit([record(3, start_unix_ms=ahead, end_unix_ms=ahead)]))
         assert places(store) == [
-            ("usage_records_20270115", 1),
+            ("usage_records_20260921", 1),
             ("usage_records_20270224", 2),
         ]
         with store.recording() as recorder:
-            assert recorder.drop_parts(ahead // day) == 2  # the first day's, and the one after
+            assert recorder.drop_parts(ahead // day) == 3  # the record's, the first day's, the next
         assert places(store) == [("usage_records_20270224", 2)]
         # A part that somebody dropped does not stop what comes.
         sender.send(sender.spool.commit([record(1)]))
@@ -391,7 +391,7 @@ def test_intake_does_not_wait_for_who_reads_the_default_part(postgres_url: str) 
             sender.send(sender.spool.commit([record(1)]))
             assert len(stored(store)) == 1
         sender.send(sender.spool.commit([record(2)]))
-        assert places(store) == [("usage_records_20270115", 2)]
+        assert places(store) == [("usage_records_20260921", 2)]
 
 
 def test_malformed_hellos(sender: Sender) -> None:
