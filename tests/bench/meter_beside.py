@@ -188,7 +188,7 @@ def _side_by_side(
             time.sleep(INTERVAL_S + SLACK_S)
             total = load.finish()
         time.sleep(1)
-    counted = {key: amount - before[key] for key, amount in usage(agent).items()}
+    counted = {key: amount - before.get(key, 0) for key, amount in usage(agent).items()}
     ours.errors[MANY] = counted["cpu_ns"] / total.cpu_ns - 1
     ours.errors["wire"] = sum(counted[key] for key in WIRE) / (link.wire_bytes() - wire) - 1
     return ours, others, total.cpu_ns
