@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,14 +61,15 @@ def _layouts() -> dict[str, _Layout]:
     constants = _constants(text)
     known = {name: _Layout(width, width) for name, width in _WIDTHS.items()}
     for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL):
-        fields = re.findall(r"(?:struct )?(\w+) (\w+)(?:\[(\w+)\])?;", body)
-        if any(kind not in known for kind, _field, _count in fields):
+        fields = re.findall(r"(?:struct )?(\w+) (\w+)((?:\[\w+\])*);", body)
+        if any(kind not in known for kind, _field, _counts in fields):
             continue  # of the kernel's, not of a map
         size, alignment = 0, 1
-        for kind, _field, count in fields:
+        for kind, _field, counts in fields:
             each = known[kind]
             size = -(-size // each.alignment) * each.alignment
-            size += each.size * (int(constants.get(count, count)) if count else 1)
+            dimensions = re.findall(r"\w+", counts)
+            size += each.size * math.prod(int(constants.get(one, one)) for one in dimensions)
             alignment = max(alignment, each.alignment)
         known[name] = _Layout(-(-size // alignment) * alignment, alignment)
     return known
