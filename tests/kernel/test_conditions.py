@@ -98,7 +98,7 @@ def test_hours_end_on_time(
         (record,) = eventually(lambda: told(agent, "one"), "it is on record")
         assert record["seq"] > before
         assert record["facts"] == []
-        assert record["sockets_cut"] == 8
+        assert record["sockets_cut"] in {8, 9}, "the one that asked may have been open still"
         (row,) = record["licenses"]
         assert row["lost"] == ["offer", "probe"]
         assert "the hours are" in row["why"]
@@ -340,7 +340,7 @@ def test_a_label_that_changes_cuts_and_gives_back(
         assert probes.once(other, "bind-udp", port=probes.service) == "EKEYREJECTED"
         (record,) = found.told("condition")
         assert record["facts"] == [{"fact": "label:region", "old": "eu", "new": "us"}]
-        assert record["sockets_cut"] == 8
+        assert record["sockets_cut"] in {8, 9}, "the one that asked may have been open still"
         lost = {row["license"]: row["lost"] for row in record["licenses"]}
         assert lost == {"one": ["offer", "probe"], "two": ["offer"]}
 
