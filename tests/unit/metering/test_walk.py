@@ -221,6 +221,6 @@ def test_by_user(tmp_path: Path) -> None:
         os.chown(path, uid, uid)
     found = walk(tmp_path, "user")
     assert {4001, 4002} <= set(found.held)
-    assert found.held[4001] == (os.stat(tmp_path / "4001").st_blocks * 512, 1)
+    assert found.held[4001] == ((tmp_path / "4001").stat().st_blocks * 512, 1)
     assert total(found) == du(tmp_path)
     assert walk(tmp_path, "user", 4002).held == {4002: found.held[4002]}

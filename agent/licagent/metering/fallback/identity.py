@@ -65,7 +65,9 @@ class ProcFolder:
 
     def __init__(self, proc: str = "/proc") -> None:
         self._proc = proc
-        self._cgroup_root = _cgroup_root(f"{proc}/self/mountinfo")
+        found = _cgroup_root(f"{proc}/self/mountinfo")
+        self._has_cgroup2 = bool(found)
+        self._cgroup_root = found or "/sys/fs/cgroup/systemd"
         self._cgroup_ids: dict[str, int] = {}
 
     def stat(self, pid: int, tid: int = 0) -> Stat | None:
@@ -164,9 +166,12 @@ class ProcFolder:
                 content = file.read().decode(errors="surrogateescape")
         except OSError:
             return ""
+        # Where cgroup v2 is mounted at all, its line counts; else systemd's own hierarchy.
+        wanted = "0::" if self._has_cgroup2 else ":name=systemd:"
         for line in content.splitlines():
-            if line.startswith("0::") or ":name=systemd:" in line:
-                return line.split(":", 2)[2].removesuffix(" (deleted)")
+            number, controllers, path = line.split(":", 2)
+            if f"{number}:{controllers}:".endswith(wanted):
+                return path.removesuffix(" (deleted)")
         return ""
 
 
@@ -179,4 +184,4 @@ def _cgroup_root(mountinfo: str) -> str:
                     return head.split(" ")[4].rstrip("/")
     except OSError:
         pass
-    return "/sys/fs/cgroup"
+    return ""

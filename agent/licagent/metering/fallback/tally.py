@@ -92,6 +92,8 @@ class _Process:
     """Last values, by thread id."""
     was_sampled: bool = False
     """It lived at a sample; otherwise its row has no pid of its own."""
+    coming: Identity | None = None
+    """Who it is since an exec that is known of, once what it used before is counted."""
     leader_ended: bool = False
     """The record of its first thread came. If that lives nevertheless, another took its place."""
     vanished: list[int] = field(default_factory=list)
@@ -126,6 +128,17 @@ class Tally:
         process = self._processes.get(pid)
         return process is not None and process.was_sampled and process.start_ns == start_ns
 
+    def identity_of_child(self, pid: int) -> Identity | None:
+        """What a process that forks now is, though its row may still be for what it was."""
+        process = self._processes.get(pid)
+        return None if process is None else process.coming or process.identity
+
+    def becomes(self, pid: int, identity: Identity) -> None:
+        """A process is somebody else, and what it used until now is to be counted first."""
+        process = self._processes.get(pid)
+        if process is not None:
+            process.coming = identity
+
     def was_sampled(self, pid: int) -> bool:
         """Whether a process of this id has a row of its own."""
         process = self._processes.get(pid)
@@ -133,8 +146,7 @@ class Tally:
 
     def born(self, pid: int, parent: int) -> None:
         """A process was forked: until more is known it is what its parent is."""
-        before = self._processes.get(parent)
-        identity = before.identity if before is not None else Identity()
+        identity = self.identity_of_child(parent) or Identity()
         former = self._processes.get(pid)
         # The exit record of the id's former owner may be still on its way, and needs these.
         threads = former.threads if former is not None else {}
@@ -150,7 +162,7 @@ class Tally:
         if process is None:
             self._processes[pid] = _Process(pid, 0, identity)
         else:
-            process.identity = identity
+            process.identity, process.coming = identity, None
 
     # ------------------------------------------------------------------ how much
 

@@ -92,9 +92,10 @@ class TaskstatsSource:
                     if not self._stats.tells_process:
                         self._tally.thread_born(event.pid, event.parent)
                 elif self._tally.was_sampled(event.pid):
+                    self._tally.becomes(event.pid, self._identity_now(event.pid))
                     changed.append(event.pid)
                 else:
-                    self._became(event.pid)
+                    self._tally.became(event.pid, self._identity_now(event.pid))
         ended, lost = self._stats.ended()
         self.lost += lost
         for stats in ended:
@@ -136,7 +137,12 @@ class TaskstatsSource:
             living[pid] = (stat, [tid for tid in present if self._counts(pid, tid)])
         counts = self._stats.of(tid for _, tids in living.values() for tid in tids)
         for pid, (stat, tids) in living.items():
-            found = [(tid, _used(counts[tid])) for tid in tids if tid in counts]
+            # The id may be another process's thread by now.
+            found = [
+                (tid, _used(counts[tid]))
+                for tid in tids
+                if tid in counts and counts[tid].tgid in (0, pid)
+            ]
             if not found:
                 continue
             old = [tid for tid in tids if is_old or (is_first and self._ends(pid, tid))]
@@ -198,12 +204,12 @@ class TaskstatsSource:
             found = [(tid, _used(stats)) for tid, stats in self._stats.of(tids).items()]
             if found:
                 self._tally.sampled(pid, stat.start_ns, known, found)
-        self._became(pid)
+        self._tally.became(pid, self._tally.identity_of_child(pid) or Identity())
 
-    def _became(self, pid: int) -> None:
-        identity = self._proc.after_exec(pid, self._tally.identity_of(pid) or Identity())
+    def _identity_now(self, pid: int) -> Identity:
+        identity = self._proc.after_exec(pid, self._tally.identity_of_child(pid) or Identity())
         self._remember(identity)
-        self._tally.became(pid, identity)
+        return identity
 
     def _ended(self, stats: ThreadStats) -> None:
         identity = Identity(
