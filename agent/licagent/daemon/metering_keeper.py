@@ -235,6 +235,11 @@ class MeteringKeeper:
         return self.parts
 
     def _step(self, charge: PolicyCharge) -> Step:
+        """Commit the open sheet, and before it one that was left over."""
+        step = self._one_step(charge)
+        return self._one_step(charge) if step.is_late else step
+
+    def _one_step(self, charge: PolicyCharge) -> Step:
         parts = self._open_parts()
         began_ns = time.thread_time_ns()
         parts.ledger.set_when_full(when_full(self._agent))

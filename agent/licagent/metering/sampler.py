@@ -116,6 +116,8 @@ class Step:
     sheet: Sheet | None = None
     """That was committed; None where the ledger did not take it."""
     records: Sequence[UsageRecord] = ()
+    is_late: bool = False
+    """It was closed earlier, by a daemon that has ended or while the ledger took nothing."""
     refusal: Refusal | None = None
     merged: bool = False
     """The spool had room only for fewer, coarser records."""
@@ -192,7 +194,8 @@ class Sampler:
             sheet = self._meter.close_sheet()
         # At once, and only where it was closed just now: the host's totals have gone on since an
         # earlier daemon closed it.
-        totals = self._totals() if sheet.closed_ns > began_ns else {}
+        is_late = sheet.closed_ns <= began_ns
+        totals = {} if is_late else self._totals()
         self._owners.begin(charging)
         found = read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
         published, balance = settle(self._balance, totals, found.attributed)
@@ -233,7 +236,7 @@ class Sampler:
         if self._footprints is not None:
             self._footprints.committed()
         self._meter.discard(sheet.number)
-        return Step(sheet, records, None, merged, found.attributed, published)
+        return Step(sheet, records, is_late, None, merged, found.attributed, published)
 
     def hold(self) -> None:
         """Let the open sheet grow: this interval is committed together with the next."""

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's metering, from the kernel's sheets to the ledger, with a real daemon and disk.
+
+Sent datagrams are the reference to the byte: their payload is known to the one who sends them.
+CPU time is held against the cgroup's own account.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from tests.kernel.harness import dying_daemon
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.kernel.harness.cgroups import CgroupTree
+
+from licagent.control.usage_wire import decode
+from licagent.domain.usage import Meter, UsageKind, UsageRecord
+from licagent.host import posture
+from licagent.store.ledger import Ledger
+
+SETTINGS: Final = "metering_interval_s = 1"
+SIZE: Final = 100
+CPU_TOLERANCE: Final = 0.01
+"""Of processes and the unattributed line together, against cpu.stat."""
+_PATIENCE_S: Final = 20.0
+
+SENDER: Final = """
+import socket, sys
+open(sys.argv[1] + "/cgroup.procs", "w").write("0")
+made = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+made[0].bind(("127.0.0.1", 0))
+made[1].connect(made[0].getsockname())
+made[0].settimeout(5)
+for line in sys.stdin:
+    for _ in range(int(line)):
+        made[1].send(bytes(100))
+        made[0].recv(100)
+    print(line, end="", flush=True)
+"""
+
+
+class Sender:
+    """A process in a cgroup that sends datagrams to itself."""
+
+    def __init__(self, cgroup: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SENDER, str(cgroup)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self.sent = 0
+
+    def send(self, count: int) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(b"%d\n" % count)
+        self.process.stdin.flush()
+        assert self.process.stdout.readline() == b"%d\n" % count
+        self.sent += count * SIZE
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def make_sender() -> Iterator[Callable[[Path], Sender]]:
+    made: list[Sender] = []
+
+    def make(cgroup: Path) -> Sender:
+        found = Sender(cgroup)
+        made.append(found)
+        return found
+
+    yield make
+    for found in made:
+        if found.process.poll() is None:
+            found.close()
+
+
+def records_of(agent: AgentUnderTest) -> list[UsageRecord]:
+    """What the ledger holds; the daemon is not running."""
+    ledger = Ledger(agent.folder / "state" / "usage", boot_id=posture.boot_id())
+    try:
+        assert ledger.verify().is_intact
+        return [decode(payload) for _sequence, payload in ledger.records()]
+    finally:
+        ledger.close()
+
+
+def total(records: list[UsageRecord], meter: Meter) -> int:
+    return sum(record.quantities.get(meter, 0) for record in records)
+
+
+def eventually(condition: Callable[[], Any], what: str) -> Any:
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not in {_PATIENCE_S} s: {what}")
+
+
+def commits(agent: AgentUnderTest) -> int:
+    return int(agent.call("status")["metering"]["spool"]["next_sequence"])
+
+
+def start_dying(agent: AgentUnderTest, place: str, count: int) -> None:
+    """Start a daemon that kills itself there."""
+    agent.write_config()
+    with (agent.folder / "daemon.log").open("ab") as log:
+        agent.process = subprocess.Popen(
+            [sys.executable, dying_daemon.__file__, place, str(count)],
+            env=agent.environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+
+
+def test_killed_at_any_step_it_loses_nothing_and_counts_nothing_twice(
+    make_agent: Callable[..., AgentUnderTest], make_sender: Callable[[Path], Sender]
+) -> None:
+    """Each daemon clears up after the one before, and is killed at another place."""
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    agent.start()
+    sender = make_sender(agent.cgroup)
+    sender.send(30)
+    agent.stop()
+    for name in dying_daemon.PLACES:
+        for when, count in (("before", 2), ("after", 1)):
+            start_dying(agent, f"{name}:{when}", count)
+            process = agent.process
+            assert process is not None
+            while process.poll() is None:
+                sender.send(7)
+                time.sleep(0.001)
+            assert process.returncode == -9, agent.log()
+            sender.send(11)
+    agent.start()
+    sender.send(13)
+    sender.close()
+    agent.stop()
+    records = records_of(agent)
+    sent = total(records, Meter.TX_PAYLOAD_BYTES)
+    received = total(records, Meter.RX_PAYLOAD_BYTES)
+    assert (sent, received) == (sender.sent, sender.sent)
+    assert not [record for record in records if record.kind is UsageKind.GAP]
+
+
+def test_processes_and_the_unattributed_line_are_the_cgroups_own_total(
+    make_agent: Callable[..., AgentUnderTest],
+) -> None:
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    agent.start()
+    spin = (
+        f"echo 0 > {agent.cgroup}/cgroup.procs; i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done"
+    )
+    subprocess.run(["sh", "-c", spin + "; for i in 1 2 3 4 5; do /bin/true; done"], check=True)
+    for _ in range(3):  # a balance is published when two readings have it
+        before = agent.call("status")["metering"]["last_commit"]
+        eventually(
+            lambda before=before: agent.call("status")["metering"]["last_commit"] != before,
+            "a commit",
+        )
+    status = agent.call("status")["metering"]
+    agent.stop()
+    text = (agent.cgroup / "cpu.stat").read_text().splitlines()
+    used_ns = int(dict(line.split() for line in text)["usage_usec"]) * 1000
+    counted_ns = total(records_of(agent), Meter.CPU_NS)
+    error = counted_ns / used_ns - 1
+    assert abs(error) < CPU_TOLERANCE, f"{error:+.4%} of cpu.stat; {status}"
+
+
+COMPUTE: Final = """
+[[resource]]
+name = "cpu"
+kind = "compute"
+mode = "observe"
+
+[[binding]]
+name = "everybody"
+license = "wide"
+selectors = ["host"]
+
+[[binding]]
+name = "batch"
+license = "narrow"
+selectors = ["cgroup:path:/batch"]
+"""
+
+
+def test_compute_is_charged_to_the_license_of_its_cgroup(
+    make_agent: Callable[..., AgentUnderTest],
+) -> None:
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    for jti in ("wide", "narrow"):
+        agent.issue(jti, ["cpu"], actions=("use",))
+    agent.policy(COMPUTE)
+    batch = agent.cgroup / "batch"
+    batch.mkdir()
+    agent.start()
+    spin = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
+    for folder in (agent.cgroup, batch):
+        subprocess.run(["sh", "-c", f"echo 0 > {folder}/cgroup.procs; {spin}"], check=True)
+
+    def rows() -> dict[str, Any]:
+        return {row["name"]: row for row in agent.call("usage", by="license")["rows"]}
+
+    found = eventually(lambda: rows() if {"wide", "narrow"} <= rows().keys() else None, "both")
+    assert found["wide"]["quantities"]["cpu_ns"] > 1_000_000
+    assert found["narrow"]["quantities"]["cpu_ns"] > 1_000_000
+    assert found["narrow"]["resource"] == "cpu"
+    assert found["narrow"]["unit"] == "/batch"
+    # At the moment it ends, what comes is nobody's license; what was used before stays charged.
+    agent.revoke("narrow")
+    eventually(lambda: agent.call("status")["metering"]["last_commit"], "a commit")
+    time.sleep(1.5)
+    subprocess.run(["sh", "-c", f"echo 0 > {batch}/cgroup.procs; {spin}"], check=True)
+    shadow = eventually(lambda: rows().get(""), "shadow usage")
+    assert shadow["resource"] == "cpu"
+    agent.stop()
+    by_binding = {
+        (record.binding, record.license)
+        for record in records_of(agent)
+        if record.kind is UsageKind.COMPUTE
+    }
+    assert {("everybody", "wide"), ("batch", "narrow"), ("", "")} <= by_binding
+
+
+def test_a_daemon_that_was_away_counts_what_was_used_meanwhile(
+    make_agent: Callable[..., AgentUnderTest], make_sender: Callable[[Path], Sender]
+) -> None:
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    agent.start()
+    sender = make_sender(agent.cgroup)
+    sender.send(5)
+    agent.kill()
+    sender.send(50)
+    agent.start()
+    found = eventually(
+        lambda: [
+            row
+            for row in agent.call("usage", by="process")["rows"]
+            if row["pid"] == sender.process.pid
+            and row["quantities"].get("tx_payload_bytes") == sender.sent
+        ],
+        "its datagrams",
+    )
+    assert found[0]["name"].startswith("python")
+    top = agent.call("top")
+    row = next(
+        dict(zip(top["columns"], values, strict=True))
+        for values in top["rows"]
+        if values[0] == sender.process.pid
+    )
+    assert row["tx_payload_bytes"] > 0
+    assert row["memory_bytes"] > 0
+    assert row["exited_ns"] == 0
+
+
+def test_with_metering_off_nothing_is_committed(
+    make_agent: Callable[..., AgentUnderTest],
+) -> None:
+    agent = make_agent(mode="observe", settings='metering = "off"')
+    agent.start()
+    with CgroupTree(agent.cgroup) as tree:
+        spin = f"echo 0 > {tree.root}/cgroup.procs; /bin/true"
+        subprocess.run(["sh", "-c", spin], check=True)
+        assert eventually(lambda: agent.call("usage"), "an answer")["metering"] == "off"
+        assert agent.call("top")["rows"] == []
+        assert agent.call("status")["metering"]["state"] == "off"
+    agent.stop()
+    assert records_of(agent) == []
