@@ -321,7 +321,9 @@ def limits() -> str:
                     each.kind,
                     each.key_bytes or "-",
                     each.value_bytes or "-",
-                    f"{each.max_entries:,}" if each.max_entries else "one a socket",
+                    f"{each.max_entries:,}"
+                    if each.max_entries
+                    else f"one a {each.kind.split()[0]}",
                 )
                 for each in found
             ),
