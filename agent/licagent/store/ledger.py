@@ -17,17 +17,17 @@ import contextlib
 import errno
 import threading
 import time
-import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from licagent.store.epochkeys import EpochKeys, new_epoch, write_all
+from licagent.store.epochkeys import EpochKeys, write_all
 from licagent.store.errors import StateWriteFailed
 from licagent.store.filelayer import FileLayer, OsFiles
-from licagent.store.frames import Block, ChainEntry, Head, encode, pack, pack_marks, split
+from licagent.store.frames import Head, encode
+from licagent.store.ledger_compose import compose
+from licagent.store.ledger_epochs import Epochs, Findings
 from licagent.store.ledger_reading import Dropped, SegmentReader
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_retention import Retention, ends
@@ -47,7 +47,7 @@ from licagent.store.ledger_types import (
 from licagent.store.ledger_verify import verify_folder
 from licagent.store.segments import DROPPED, Segment, frames_of, walk
 from licagent.store.spool import SpoolWriter
-from licagent.store.usagechain import EpochKey, batch_message, chain_hash, gap_message
+from licagent.store.usagechain import chain_hash, gap_message
 
 __all__ = [
     "Batch",
@@ -67,7 +67,6 @@ _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _MARKS_MAX_BYTES: Final = 16 * 1024 * 1024
 _SEGMENTS_AT_LEAST: Final = 8
 _FACTOR_MAX: Final = 1024
-_NOTES: Final = 32
 _DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -98,35 +97,32 @@ class Ledger:
         self._lock = threading.RLock()
         self._lock_handle = self._take_folder()
         try:
-            self._keys_file = EpochKeys(folder, files)
             found = recover(files, folder)
-            keys, key_problem = self._keys_file.load()
+            self._findings = Findings(found.problems)
+            self._epochs = Epochs(
+                EpochKeys(folder, files),
+                found.chains,
+                used=[segment.name.epoch for segment in found.segments],
+                now_unix_ms=now_unix_ms,
+                findings=self._findings,
+            )
         except OSError as error:
             files.close(self._lock_handle)
             raise StateWriteFailed(
                 f"cannot read the ledger in {folder}: {error.strerror}. Nothing is billed "
                 "until it can be read"
             ) from error
-        self._notes = deque(found.problems, maxlen=_NOTES)
-        if key_problem:
-            self._notes.append(f"the ledger's keys are damaged ({key_problem})")
         self._segments = found.segments
-        self._chains = found.chains
         self._marks = found.marks
         self._unsettled, self._torn = found.newest, found.torn
         self._settled = False
         self._trouble = ""
-        self._gaps: dict[tuple[int, int], Gap] = {}
         self._sent: dict[int, dict[int, bytes]] = {}
         self._writer = SpoolWriter(folder, files, found.next_serial)
         self._retention = Retention(folder, files, self._limits)
         self._reader = SegmentReader(
             folder, files, offset_of=self._writer.offset_of, is_held=self._is_held
         )
-        self._keys = keys
-        self._keys_saved = True
-        self._current: Chain
-        self._choose_epoch()
         with contextlib.suppress(LedgerBlocked):
             self.settle()
 
@@ -221,20 +217,16 @@ class Ledger:
         """
         with self._lock:
             return tuple(
-                chain.state(self._first_held(chain), is_current=chain is self._current)
-                for chain in self._chains.values()
-                if not chain.is_done or chain is self._current
+                chain.state(self._first_held(chain), is_current=chain is self._epochs.current)
+                for chain in self._epochs.chains.values()
+                if not chain.is_done or chain is self._epochs.current
             )
 
     @property
     def backlog_records(self) -> int:
         """Records that are not acknowledged, in all epochs."""
         with self._lock:
-            return sum(
-                chain.next_sequence - 1 - chain.acked
-                for chain in self._chains.values()
-                if not chain.is_done
-            )
+            return sum(c.next_sequence - 1 - c.acked for c in self._epochs.waiting())
 
     @property
     def size_bytes(self) -> int:
@@ -246,13 +238,13 @@ class Ledger:
     def gaps(self) -> Sequence[Gap]:
         """What is known to be lost so far; damage in the middle is found when it is read."""
         with self._lock:
-            return tuple(self._gaps.values())
+            return self._findings.gaps
 
     @property
     def problems(self) -> Sequence[str]:
         """For `status`: what is wrong now, and what was found since the open; for people."""
         with self._lock:
-            return tuple([self._trouble] if self._trouble else []) + tuple(self._notes)
+            return tuple([self._trouble] if self._trouble else []) + tuple(self._findings.notes)
 
     @property
     def trouble(self) -> str:
@@ -264,10 +256,12 @@ class Ledger:
         """How many intervals the caller should commit as one: 1, 2, 4 ... 1024.
 
         It doubles each time that half of what was left of the bound is gone, so that a spool
-        that nobody empties becomes coarser instead of full.
+        that nobody empties becomes coarser instead of full. Always 1 with "drop_oldest".
         """
+        if self._limits.when_full == "drop_oldest":
+            return 1  # it is never full
         with self._lock:
-            waste = self._retention.acknowledged(self._segments, self._chains, durable=False)
+            waste = self._retention.acknowledged(self._segments, self._epochs.chains, durable=False)
             used = self.size_bytes - sum(segment.size for segment in waste)
         free = max(self._limits.spool_max_bytes - used, 1)
         factor = 1
@@ -297,8 +291,12 @@ class Ledger:
         with self._lock:
             self.settle()
             host_id = self._host_id()
-            self._follow_host(host_id)
-            self._save_keys()
+            try:
+                if self._epochs.follow_host(host_id):
+                    self._writer.close()
+                self._epochs.save_keys()
+            except OSError as error:
+                raise self._blocked(error) from error
             head, body = self._compose(host_id, payloads, marks)
             segment = self._write(head, body)
             self._taken(head, segment, marks)
@@ -310,19 +308,12 @@ class Ledger:
         The one before stays to be delivered. An epoch that has no records yet is kept.
         """
         with self._lock:
-            if self._current.next_sequence == 1 and not self._current.is_closed:
-                return self._current.epoch
-            before = self._current
-            self._add_epoch()
             try:
-                self._save_keys()
-            except LedgerBlocked:
-                del self._chains[self._current.epoch]
-                self._current = before
-                raise
-            self._writer.close()
-            self._notes.append(f"a new epoch was begun: {reason}")
-            return self._current.epoch
+                if self._epochs.begin(reason):
+                    self._writer.close()
+            except OSError as error:
+                raise self._blocked(error) from error
+            return self._epochs.current.epoch
 
     # ---- delivering
 
@@ -358,7 +349,7 @@ class Ledger:
         """
         number = self.epoch if epoch is None else epoch
         with self._lock:
-            chain = self._chains.get(number)
+            chain = self._epochs.chains.get(number)
             if chain is None or chain.is_closed or not 0 <= sequence < chain.next_sequence:
                 return False
             if sequence <= chain.acked:
@@ -380,12 +371,13 @@ class Ledger:
         on the disk as history is. Commits go on in a new epoch. Raises LedgerBlocked.
         """
         with self._lock:
-            chain = self._chains.get(epoch)
+            chain = self._epochs.chains.get(epoch)
             if chain is None:
                 return
-            if chain is self._current:
+            if chain is self._epochs.current:
                 self.begin_epoch(reason)
-            self._close_chain(chain, reason)
+            self._epochs.close(chain, reason)
+            self._sent.pop(epoch, None)
 
     # ---- reading
 
@@ -396,7 +388,7 @@ class Ledger:
         """
         with self._lock:
             segments = list(self._segments)
-            chains = dict(self._chains)
+            chains = dict(self._epochs.chains)
         for number, (segment, end) in enumerate(ends(segments, chains)):
             following = segments[number + 1] if number + 1 < len(segments) else None
             if following is not None and (
@@ -445,118 +437,24 @@ class Ledger:
                 f"cannot open the ledger's folder {self._folder}: {error.strerror}"
             ) from error
 
-    def _choose_epoch(self) -> None:
-        newest = next(reversed(self._chains.values()), None)
-        key = self._keys.get(newest.epoch) if newest is not None else None
-        if newest is not None and key is not None and key.public_key == newest.public_key:
-            self._current = newest
-            return
-        if newest is not None:
-            self._notes.append("the key of the ledger's epoch is lost: a new epoch is begun")
-        self._add_epoch()
-
-    def _add_epoch(self) -> None:
-        taken = [*self._chains, *self._keys, *(each.name.epoch for each in self._segments)]
-        epoch = new_epoch(self._now(), max(taken, default=0))
-        key = EpochKey.make()
-        self._keys[epoch] = key
-        self._keys_saved = False
-        self._current = self._chains[epoch] = Chain(epoch, key.public_key)
-
-    def _save_keys(self) -> None:
-        if self._keys_saved:
-            return
-        needed = {
-            epoch: key
-            for epoch, key in self._keys.items()
-            if (chain := self._chains.get(epoch)) and (chain is self._current or not chain.is_done)
-        }
-        try:
-            self._keys_file.save(needed)
-        except OSError as error:
-            raise self._blocked(error) from error
-        self._keys = needed
-        self._keys_saved = True
-
-    def _follow_host(self, host_id: str) -> None:
-        """An epoch belongs to one host: after its first signature with a name, to that one."""
-        if self._current.host_id in ("", host_id):
-            return
-        reason = "the host has become another one"
-        self.begin_epoch(reason)
-        if not host_id:
-            return  # it may come back as what it was
-        for chain in list(self._chains.values()):
-            if chain.host_id not in ("", host_id):
-                self._close_chain(chain, reason)
-
-    def _close_chain(self, chain: Chain, reason: str) -> None:
-        if not chain.is_done:
-            gap = Gap(
-                chain.epoch, chain.acked + 1, chain.next_sequence - 1, reason, chain.last_hash
-            )
-            self._gaps[gap.epoch, gap.first] = gap
-            which = f"records {gap.first} to {gap.last} of epoch {gap.epoch}"
-            self._notes.append(f"{which} are not delivered: {reason}")
-        chain.is_closed = True
-        self._sent.pop(chain.epoch, None)
-
     def _compose(
         self, host_id: str, payloads: Sequence[bytes], marks: Mapping[str, bytes]
     ) -> tuple[Head, list[bytes]]:
-        chain = self._current
-        key = self._keys[chain.epoch]
-        blocks: list[Block] = []
-        body: list[bytes] = []
-        first, running = chain.next_sequence, chain.last_hash
-        for records in split(payloads):
-            running = chain_hash(running, first, records)
-            stored, raw_bytes = pack(records)
-            last = first + len(records) - 1
-            message = batch_message(
-                host_id=host_id,
-                boot_id=self._boot_id,
-                epoch=chain.epoch,
-                first=first,
-                last=last,
-                chain=running,
-            )
-            blocks.append(
-                Block(
-                    len(records),
-                    len(stored),
-                    raw_bytes,
-                    zlib.crc32(stored),
-                    running,
-                    key.sign(message),
-                )
-            )
-            body.append(stored)
-            first = last + 1
-        small, large = pack_marks(marks)
-        if large:
-            body.append(large)
-        held = {segment.name.epoch for segment in self._segments}
-        for epoch in [e for e, c in self._chains.items() if c.is_done and e not in held]:
-            if epoch != chain.epoch:
-                del self._chains[epoch]
-        head = Head(
-            chain.epoch,
-            chain.public_key,
-            self._boot_id,
-            host_id,
-            self._now(),
-            chain.next_sequence,
-            chain.last_hash,
-            tuple(blocks),
-            self._entries(),
-            small,
-            (len(large), zlib.crc32(large)) if large else None,
+        chain = self._epochs.current
+        key = self._epochs.key_of(chain.epoch)
+        if key is None:
+            raise RuntimeError("the current epoch always has a key")
+        self._epochs.prune({segment.name.epoch for segment in self._segments})
+        return compose(
+            chain,
+            key,
+            payloads,
+            marks,
+            boot_id=self._boot_id,
+            host_id=host_id,
+            now_unix_ms=self._now(),
+            chains=self._epochs.entries(),
         )
-        return head, body
-
-    def _entries(self) -> tuple[ChainEntry, ...]:
-        return tuple(each.entry() for each in self._chains.values())
 
     def _write(self, head: Head, body: Sequence[bytes]) -> Segment:
         segment_bytes = min(
@@ -566,12 +464,14 @@ class Ledger:
             marker = self._writer.prepare(head.epoch, head.first, head.at_unix_ms, segment_bytes)
             frame = encode(marker, head, body)
             if self._make_room(len(frame)):
-                head = replace(head, chains=self._entries())  # it says what was dropped
+                head = replace(head, chains=self._epochs.entries())  # it says what was dropped
                 frame = encode(marker, head, body)
             try:
                 return self._writer.append(frame, head.first)
             except OSError as error:
-                waste = self._retention.acknowledged(self._segments, self._chains, durable=False)
+                waste = self._retention.acknowledged(
+                    self._segments, self._epochs.chains, durable=False
+                )
                 if error.errno in _NO_SPACE and self._remove(waste):
                     continue  # history yields to new usage
                 raise self._blocked(error) from error
@@ -582,7 +482,7 @@ class Ledger:
             # What was acknowledged since the newest frame goes last: after a crash only the
             # server knows of it.
             for segment in self._retention.acknowledged(
-                self._segments, self._chains, durable=durable
+                self._segments, self._epochs.chains, durable=durable
             ):
                 if self.size_bytes + frame_bytes <= self._limits.spool_max_bytes:
                     return False
@@ -601,16 +501,15 @@ class Ledger:
     def _drop_oldest(self) -> bool:
         if len(self._segments) < 2:
             return False
-        segment, end = next(ends(self._segments, self._chains))
+        segment, end = next(ends(self._segments, self._epochs.chains))
         if not self._remove([segment]):
             return False
-        chain = self._chains.get(segment.name.epoch)
+        chain = self._epochs.chains.get(segment.name.epoch)
         if chain is not None and chain.dropped < end - 1:
             first = max(chain.dropped, chain.acked) + 1
             chain.dropped = end - 1
             if first < end:
-                gap = Gap(chain.epoch, first, end - 1, DROPPED, chain.last_hash)
-                self._gaps[gap.epoch, gap.first] = gap
+                self._findings.add(Gap(chain.epoch, first, end - 1, DROPPED, chain.last_hash))
         return True
 
     def _remove(self, segments: Sequence[Segment]) -> bool:
@@ -621,15 +520,15 @@ class Ledger:
     def _taken(self, head: Head, segment: Segment, marks: Mapping[str, bytes]) -> None:
         if segment not in self._segments[-1:]:
             self._segments.append(segment)
-        chain = self._current
+        chain = self._epochs.current
         chain.next_sequence, chain.last_hash = head.next_sequence, head.last_hash
         chain.boot_id = head.boot_id
         chain.host_id = head.host_id or chain.host_id
         for entry in head.chains:
-            self._chains[entry.epoch].durable_acked = entry.acked
+            self._epochs.chains[entry.epoch].durable_acked = entry.acked
         self._marks = dict(marks)
         self._trouble = ""
-        self._remove(self._retention.expired(self._segments, self._chains, head.at_unix_ms))
+        self._remove(self._retention.expired(self._segments, self._epochs.chains, head.at_unix_ms))
 
     def _blocked(self, error: OSError) -> LedgerBlocked:
         self._trouble = (
@@ -640,8 +539,7 @@ class Ledger:
 
     def _delivering(self) -> Chain:
         with self._lock:
-            waiting = (chain for chain in self._chains.values() if not chain.is_done)
-            return next(waiting, self._current)
+            return self._epochs.delivering
 
     def _first_held(self, chain: Chain) -> int:
         its = (each.name.first for each in self._segments if each.name.epoch == chain.epoch)
@@ -653,7 +551,7 @@ class Ledger:
 
     def _items(self, epoch: int, after: int, *, to_send: bool = True) -> Iterator[Batch | Gap]:
         with self._lock:
-            chain = self._chains.get(epoch)
+            chain = self._epochs.chains.get(epoch)
             if chain is None or chain.is_closed:
                 return
             segments = [each for each in self._segments if each.name.epoch == epoch]
@@ -670,7 +568,7 @@ class Ledger:
 
     def _signed(self, gap: Gap) -> Gap:
         with self._lock:
-            key = self._keys.get(gap.epoch)
+            key = self._epochs.key_of(gap.epoch)
             if key is not None:
                 message = gap_message(
                     host_id=self._host_id(),
@@ -681,11 +579,7 @@ class Ledger:
                     reason=gap.reason,
                 )
                 gap = replace(gap, signature=key.sign(message))
-            if (gap.epoch, gap.first) not in self._gaps:
-                self._notes.append(
-                    f"records {gap.first} to {gap.last} of epoch {gap.epoch} are lost: {gap.reason}"
-                )
-            self._gaps[gap.epoch, gap.first] = gap
+            self._findings.add(gap)
             return gap
 
     def _remember(self, epoch: int, last: int, hash_: bytes) -> None:

@@ -176,8 +176,8 @@ class Host:
             self.number, self.open = self.number + 1, []
         number, amounts = self.closed
         payloads = [payload_of(self.dice.randrange(2**60), amount) for amount in amounts]
-        ledger._follow_host(self.host_id)
-        chain = ledger._current
+        ledger._epochs.follow_host(self.host_id)
+        chain = ledger._epochs.current
         sequences = [(chain.epoch, chain.next_sequence + n) for n in range(len(amounts))]
         self.given |= dict(zip(sequences, amounts, strict=True))
         self.attempt = self._sheet(number), sequences, sum(amounts)
