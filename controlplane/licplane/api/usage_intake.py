@@ -121,28 +121,46 @@ class _Stream:
         self._reader = RecordReader()
         self._chain = Chain("", 0, b"")
         self._held = 0
+        self._storing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until the host ends it. Raises Refused."""
-        storing: asyncio.Task[None] | None = None
         try:
             at = await self._begin()
-            while (message := await self._message()) is not None:
+            while (message := await self._next()) is not None:
                 began_s = time.monotonic()
                 checked = await self._call("check", self._check, at, message)
                 at = checked.after
-                if storing is not None:
-                    await storing
-                storing = asyncio.ensure_future(self._store(checked, self._held, began_s))
-                self._held = 0
-            if storing is not None:
-                await storing
+                await self._stored()
+                held, self._held = self._held, 0
+                self._storing = asyncio.ensure_future(self._store(checked, held, began_s))
+            await self._stored()
         finally:
-            if storing is not None:
+            if self._storing is not None:
                 # A commit that began is not torn; that its ack is lost does no harm.
                 with contextlib.suppress(Refused, asyncio.CancelledError):
-                    await asyncio.shield(storing)
+                    await asyncio.shield(self._storing)
             self._service.release(self._held)
+
+    async def _next(self) -> telemetry_pb2.UsageUp | None:
+        """The next message. Raises as soon as the commit that is under way fails: a host that
+        waits for its acknowledgement sends nothing more."""
+        reading = asyncio.ensure_future(self._message())
+        try:
+            if self._storing is not None:
+                both = {reading, self._storing}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if self._storing.done():
+                    await self._stored()
+            return await reading
+        finally:
+            reading.cancel()
+
+    async def _stored(self) -> None:
+        """Until nothing is being committed. Raises what it failed with."""
+        if self._storing is not None:
+            storing, self._storing = self._storing, None
+            await storing
 
     async def _begin(self) -> Position:
         try:
