@@ -72,8 +72,9 @@ OBSTACLES: Final[dict[str, str]] = {
     "kernel-memory": "An element takes more than the formula says: a map's layout changed in this"
     " kernel, and the formula must follow.",
     "spawn": "The meter's programs run at each fork, exec, exit and release of a process: an"
-    " account is made, its executable is read, and what the process used is added up. /bin/true itself is"
-    " little more than the kernel's work on it, so this is the largest share that they can have.",
+    " account is made, its executable is read, and what the process used is added up. /bin/true"
+    " itself is little more than the kernel's work on it, so this is the largest share they can"
+    " have.",
     "sample": "Each process that used anything in an interval is a line of its own until the disk:"
     " its counters are read in the kernel (3 us), its row is made into a Python object, named,"
     " charged to a license, kept for `top`, encoded, hashed and compressed (20 us together)."
@@ -81,16 +82,16 @@ OBSTACLES: Final[dict[str, str]] = {
     " memory. What is left to save is Python's share: an owner's bytes could be kept between two"
     " samples.",
     "churn-cpu": "What ends between two samples is added to one line for each executable, cgroup"
-    " and user in the kernel, so births and deaths cost the daemon nothing by number. The rest is what"
-    " lives: see the row of a sample, and the daemon's own look at network namespaces, which visits"
-    " every process.",
+    " and user in the kernel, so births and deaths cost the daemon nothing by number. The rest is"
+    " what lives: see the row of a sample, and the daemon's own look at network namespaces,"
+    " which visits every process.",
     "churn-memory": "The table of `top` keeps ended processes for 60 s, and Python's allocator"
     " gives pages back only in part.",
     "beside-cpu": "atop and psutil read some 40 us a process and write nothing that has to survive;"
     " the agent's figure holds the names, the signature, the disk, and its duties besides metering"
     " (licenses, network namespaces, events).",
     "beside-licload": "The reference is the kernel's CPU clock of each process, read when it has"
-    " ended and before it is reaped. See the accuracy page for what the kernel accounts later than that.",
+    " ended and before it is reaped. See the accuracy page for what the kernel accounts later.",
     "beside-wire": "The reference counts ARP as well, and the headers of what the other end sends"
     " after our socket is gone (a reset has no owner here).",
     "beside-brief": "The kernel's release of a process is where its last word is taken. A release"
