@@ -39,7 +39,7 @@ class Screen:
         return self.text
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 await self.pilot.pause(0.02)
 
@@ -281,7 +281,7 @@ async def test_a_daemon_that_goes_is_said_and_its_return_begins_anew(host):
 async def test_it_ends_after_so_many_tables(host):
     app = Top(Poll(host.ask), View(), delay_s=0.01, iterations=2)
     async with app.run_test() as pilot:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while app.is_running and app.return_code is None:
                 await pilot.pause(0.02)
     assert app.return_code == 0
