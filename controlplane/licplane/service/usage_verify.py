@@ -78,11 +78,11 @@ def _chain(reader: Reader, chain: Chain, read: Read, check: UsageCheck, kept_ms:
     check.chains += 1
     name = f"host {chain.host_id} epoch {chain.epoch}"
     gaps = [one for one in reader.gaps(chain.host_id) if one.epoch == chain.epoch]
-    sequence, chain_hash = 0, bytes(32)
+    sequence, chain_hash = purged, _ = reader.purged(chain.host_id, chain.epoch)
     begun = False
     for part in _parts(reader.stored_batches(chain.host_id, chain.epoch), gaps):
-        if not begun and part.first_sequence > 1 and kept_ms and isinstance(part, StoredBatch):
-            sequence, chain_hash = part.first_sequence - 1, part.previous_hash
+        if part.last_sequence <= purged:
+            continue  # a gap among what was deleted
         begun = True
         where = f"{name}: records {part.first_sequence} to {part.last_sequence}"
         if part.first_sequence != sequence + 1:
@@ -99,7 +99,7 @@ def _chain(reader: Reader, chain: Chain, read: Read, check: UsageCheck, kept_ms:
         sequence = part.last_sequence
     if begun and (sequence, chain_hash) != (chain.acked_sequence, chain.acked_hash):
         check.wrong(f"{name}: it ends at {sequence}, and {chain.acked_sequence} was acknowledged")
-    if not begun and chain.acked_sequence and not kept_ms:
+    if not begun and chain.acked_sequence != sequence:
         check.wrong(f"{name}: {chain.acked_sequence} records were acknowledged, and none is there")
 
 

@@ -97,6 +97,16 @@ usage_rolled: Final = Table(
     _whole("sequence"),
 )
 
+# The last record of an epoch whose batch was deleted as old, and the chain's hash there.
+usage_purged: Final = Table(
+    "usage_purged",
+    metadata,
+    Column("host_id", Words(64), primary_key=True, nullable=False),
+    _whole("epoch", key=True),
+    _whole("sequence"),
+    Column("hash", LargeBinary(32), nullable=False),
+)
+
 # One row: who changes rollups or bills holds its lock; and which replica does the regular work.
 usage_work: Final = Table(
     "usage_work",

@@ -17,6 +17,7 @@ from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
 from licplane.store.usage_evidence import EvidenceReads
 from licplane.store.usage_reading import UsageReads
+from licplane.store.usage_retention import RetentionReads
 from licplane.store.usage_sums import SumReads
 
 
@@ -31,6 +32,7 @@ class Reader(
     SumReads,
     EvidenceReads,
     DeliveryReads,
+    RetentionReads,
     BillingReads,
 ):
     """What a transaction sees. Made by Store.reading()."""

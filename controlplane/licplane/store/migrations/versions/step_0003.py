@@ -75,6 +75,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("host_id", "epoch", name="pk_usage_rolled"),
     )
     op.create_table(
+        "usage_purged",
+        _text("host_id"),
+        _whole("epoch"),
+        _whole("sequence"),
+        _hash("hash"),
+        sa.PrimaryKeyConstraint("host_id", "epoch", name="pk_usage_purged"),
+    )
+    op.create_table(
         "usage_work",
         _whole("id"),
         _text("leader"),
@@ -199,6 +207,7 @@ def downgrade() -> None:
     op.drop_table("billing_periods")
     op.drop_table("billing_documents")
     op.drop_table("usage_work")
+    op.drop_table("usage_purged")
     op.drop_table("usage_rolled")
     op.drop_table("usage_daily")
     op.drop_table("usage_hourly")
