@@ -357,6 +357,22 @@ def test_resident_memory_over_time(
     )
 
 
+def test_nobody_inherits_from_the_dead(
+    metered: MeterUnderTest, worker: Worker, place: Path
+) -> None:
+    """The kernel uses the memory of processes again, for those that are no business of ours."""
+    with CgroupTree() as outside, metered.measuring() as use:
+        for _ in range(20):
+            worker.work(place, "leader", 0)
+            worker.work(place, "threads", 8, 0, 8)
+        use.add(metered.cut())
+        before = use.work(place)
+        worker.work(outside.root, "storm", 500, MS, 8)
+
+    assert use.work(place).cpu_ns <= before.cpu_ns + 40 * START_NS
+    assert use.work(place).processes == 40
+
+
 def test_every_row_names_whose_it_is(metered: MeterUnderTest, worker: Worker, place: Path) -> None:
     """User, group, cgroup, executable and name, of the living and of the dead."""
     status = worker.path.stat()

@@ -188,59 +188,19 @@ def open_meter(bpffs: Path) -> UsageMeter:
     return UsageMeter(PinFolder(bpffs))
 
 
-class MeterUnderTest:
-    """Programs, a meter, and a cgroup in which things are measured."""
+class MeterOf:
+    """A meter, and the cgroup in which things are measured by it."""
 
-    def __init__(self, loader: str = LOADER) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="licagent-meter-"))
-        self.bpffs = self.folder / "bpf"
-        self.loader = loader
-        self.tree = CgroupTree()
-        self._meter: Meter | None = None
-
-    @property
-    def pins(self) -> PinFolder:
-        """Where everything is pinned."""
-        return PinFolder(self.bpffs)
+    def __init__(self, pins: PinFolder, root: Path, meter: Meter | None = None) -> None:
+        self.pins = pins
+        self.root = root
+        self._meter = meter
 
     @property
     def meter(self) -> Meter:
-        """Only inside of the context."""
+        """Of one that was opened here: only inside of the context."""
         assert self._meter is not None
         return self._meter
-
-    def __enter__(self) -> Self:
-        try:
-            self.tree.__enter__()
-            load(self.bpffs, self.tree.root, self.loader)
-            control = ControlWord(self.pins)
-            control.root_cgroup = cgroup_id(self.tree.root)
-            control.close()
-            self._meter = open_meter(self.bpffs)
-            self._meter.begin()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._meter is not None and hasattr(self._meter, "close"):
-            self._meter.close()
-        PinFolder(self.bpffs).remove()
-        self.tree.remove()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def count_the_host(self) -> None:
-        """From now on processes outside of the tree are counted, too: all of the host."""
-        control = ControlWord(self.pins)
-        control.root_cgroup = cgroup_id(mount_point())
-        control.close()
-        self.cut()
 
     def cut(self) -> Sheet:
         """Close the open sheet and discard it; what it held."""
@@ -265,7 +225,7 @@ class MeterUnderTest:
         while time.monotonic() < limit:
             use = Use()
             use.add(self.meter.peek())
-            found = use.work(self.tree.root), use.flow(self.tree.root), self._dead()
+            found = use.work(self.root), use.flow(self.root), self._dead()
             if found == last and not found[-1]:
                 return
             last = found
@@ -273,7 +233,7 @@ class MeterUnderTest:
 
     def _dead(self) -> list[int]:
         """Processes of the tree that are gone, and that the kernel has not let go of yet."""
-        ids = cgroup_ids(self.tree.root)
+        ids = cgroup_ids(self.root)
         accounts = Map(self.pins.maps / "accounts")
         try:
             owners = [Owner.from_buffer_copy(value) for _, value in accounts.items()]
@@ -284,3 +244,47 @@ class MeterUnderTest:
             for owner in owners
             if owner.cgroup in ids and not Path(f"/proc/{owner.pid}").exists()
         ]
+
+
+class MeterUnderTest(MeterOf):
+    """A meter with programs and a cgroup of its own, and no daemon."""
+
+    def __init__(self, loader: str = LOADER) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="licagent-meter-"))
+        self.bpffs = self.folder / "bpf"
+        self.loader = loader
+        self.tree = CgroupTree()
+        super().__init__(PinFolder(self.bpffs), self.tree.root)
+
+    def __enter__(self) -> Self:
+        try:
+            self.tree.__enter__()
+            load(self.bpffs, self.tree.root, self.loader)
+            control = ControlWord(self.pins)
+            control.root_cgroup = cgroup_id(self.tree.root)
+            control.close()
+            self._meter = open_meter(self.bpffs)
+            self._meter.begin()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._meter is not None and hasattr(self._meter, "close"):
+            self._meter.close()
+        self.pins.remove()
+        self.tree.remove()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def count_the_host(self) -> None:
+        """From now on processes outside of the tree are counted, too: all of the host."""
+        control = ControlWord(self.pins)
+        control.root_cgroup = cgroup_id(mount_point())
+        control.close()
+        self.cut()

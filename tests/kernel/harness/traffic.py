@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Traffic whose payload is known to the byte; run as a program, standard library only.
 
-    traffic.py tcp-sink HOST REPLY HOW [--mptcp]   accept one connection, read to its end
-    traffic.py tcp-send HOST PORT BYTES HOW [--mptcp]  send, read the reply to its end
+    traffic.py tcp-sink HOST REPLY HOW             accept one connection, read to its end
+    traffic.py tcp-send HOST PORT BYTES HOW        send, read the reply to its end
+    traffic.py tcp-short HOST COUNT REPLY          COUNT connections, half are closed here first
+    traffic.py tcp-shorts HOST PORT COUNT BYTES    make them
+    traffic.py tcp-early HOST TAKE REPLY           reply, read at least TAKE, close with the rest
+    traffic.py tcp-cut HOST PORT BYTES SIDE        read the reply; send until SIDE ends it
     traffic.py udp-sink HOST                       read datagrams until an empty line comes in
     traffic.py udp-send HOST PORT COUNT SIZE HOW   send datagrams, one size
     traffic.py give HOST PORT BYTES PATH           connect, pass the socket on over PATH, end
     traffic.py take PATH BYTES                     take a socket over PATH, send by it
     traffic.py raw-send HOST COUNT SIZE            IP protocol 253
 
-HOW of sending: sendall, eagain, sendfile, splice, zerocopy, sendmsg; for UDP: sendto, connected,
-segments (UDP GSO), zerocopy, corked. HOW of reading: recv, peek, splice, recvmsg, late (only
-after the peer has sent everything it can). Sinks print their port, all print what they moved.
+HOW of sending: sendall, eagain, sendfile, splice, zerocopy, sendmsg, fastopen; for UDP: sendto,
+connected, segments (UDP GSO), zerocopy, corked. HOW of reading: recv, peek, splice, recvmsg, late
+(only after the peer has sent everything it can). Sinks print their port, all print what they
+moved. --mptcp makes it MPTCP.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import errno
 import os
 import select
 import socket
+import struct
 import sys
 import tempfile
 import threading
@@ -187,6 +193,7 @@ READERS = {
 def tcp_sink(host: str, reply: str, how: str) -> None:
     listener = stream(host)
     listener.bind((host, 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 5)
     listener.listen(1)
     say(listener.getsockname()[1])
     sock, _ = listener.accept()
@@ -197,12 +204,100 @@ def tcp_sink(host: str, reply: str, how: str) -> None:
 
 
 def tcp_send(host: str, port: str, size: str, how: str) -> None:
+    data = memoryview(bytes(int(size)))
     with stream(host) as sock:
-        sock.connect((host, int(port)))
+        if how == "fastopen":
+            sock.settimeout(None)
+            data = data[sock.sendto(data[:1000], socket.MSG_FASTOPEN, (host, int(port))) :]
+            how = "sendall"
+        else:
+            sock.connect((host, int(port)))
         sock.settimeout(None)  # with a limit, Python's sockets do not block in the kernel
-        SENDERS[how](sock, memoryview(bytes(int(size))))
+        SENDERS[how](sock, data)
         sock.shutdown(socket.SHUT_WR)
         say(read(sock))
+
+
+def tcp_short(host: str, count: str, reply: str) -> None:
+    """Half of the connections are closed by this side first."""
+    listener = stream(host)
+    listener.bind((host, 0))
+    listener.listen(100)
+    say(listener.getsockname()[1])
+    total = 0
+    for number in range(int(count)):
+        sock, _ = listener.accept()
+        with sock:
+            sock.settimeout(None)
+            if number % 2:
+                sock.sendall(bytes(int(reply)))
+                sock.shutdown(socket.SHUT_WR)
+                total += read(sock)
+            else:
+                total += read(sock)
+                sock.sendall(bytes(int(reply)))
+    say(total)
+
+
+def tcp_shorts(host: str, port: str, count: str, size: str) -> None:
+    total = 0
+    for number in range(int(count)):
+        with stream(host) as sock:
+            sock.connect((host, int(port)))
+            sock.settimeout(None)
+            if number % 2:
+                total += read(sock)
+                sock.sendall(bytes(int(size)))
+            else:
+                sock.sendall(bytes(int(size)))
+                sock.shutdown(socket.SHUT_WR)
+                total += read(sock)
+    say(total)
+
+
+def read_reply(sock: socket.socket) -> None:
+    """The first line; it says how long it is."""
+    length = int(sock.recv(10, socket.MSG_WAITALL))
+    sock.recv(length - 10, socket.MSG_WAITALL)
+
+
+def tcp_early(host: str, take: str, reply: str) -> None:
+    listener = stream(host)
+    listener.bind((host, 0))
+    listener.listen(1)
+    say(listener.getsockname()[1])
+    sock, _ = listener.accept()
+    total = 0
+    with sock:
+        sock.settimeout(None)
+        sock.sendall(reply.rjust(10).encode() + bytes(int(reply) - 10))
+        try:
+            while total < int(take):
+                part = sock.recv(CHUNK)
+                total += len(part)
+                if not part:
+                    break
+        except ConnectionResetError:
+            pass
+        select.select([sock], [], [], LIMIT_S)
+    say(total)
+
+
+def tcp_cut(host: str, port: str, size: str, side: str) -> None:
+    with stream(host) as sock:
+        sock.connect((host, int(port)))
+        sock.settimeout(None)
+        read_reply(sock)
+        try:
+            if side == "writer":
+                sock.sendall(bytes(int(size) // 2))
+                # SO_LINGER with no time: what is not acknowledged yet is thrown away.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                sock.sendall(bytes(int(size)))
+        except (ConnectionResetError, BrokenPipeError):
+            pass
+    say(size)
 
 
 def udp_sink(host: str) -> None:
@@ -291,6 +386,10 @@ def raw_send(host: str, count: str, size: str) -> None:
 COMMANDS = {
     "tcp-sink": tcp_sink,
     "tcp-send": tcp_send,
+    "tcp-short": tcp_short,
+    "tcp-shorts": tcp_shorts,
+    "tcp-early": tcp_early,
+    "tcp-cut": tcp_cut,
     "udp-sink": udp_sink,
     "udp-send": udp_send,
     "give": give,
