@@ -295,7 +295,8 @@ class UsagePeer:
 
 @contextlib.asynccontextmanager
 async def peer_of(plane: ControlPlane, **labels: str) -> AsyncIterator[UsagePeer]:
-    identity = await joined(plane, **labels)
+    # Join tokens name the server that was started last.
+    identity = dataclasses.replace(await joined(plane, **labels), control=plane.control)
     peer = UsagePeer(identity, Spool(host_id=identity.host_id))
     try:
         yield peer
@@ -466,7 +467,7 @@ async def test_a_host_that_was_evicted_is_not_heard(plane: ControlPlane) -> None
         first, second = filled(peer.spool, 2)
         await peer.open()
         await peer.send(first)
-        await asyncio.to_thread(plane.do, "host", "evict", peer.identity.host_id, "--yes")
+        await asyncio.to_thread(plane.do, "host", "evict", peer.identity.host_id)
         assert await peer.refused(second) in {
             grpc.StatusCode.PERMISSION_DENIED,
             grpc.StatusCode.UNAUTHENTICATED,
