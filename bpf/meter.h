@@ -25,6 +25,7 @@
 
 #define LIC_TCP_ESTABLISHED 1
 #define LIC_TCP_SYN_SENT 2
+#define LIC_TCP_CLOSE 7
 #define LIC_TCP_LISTEN 10
 #define LIC_LOOPBACK_IFINDEX 1 /* in every network namespace (net/core/dev.c, loopback first) */
 
@@ -265,7 +266,8 @@ static __always_inline void meter_packet(const struct lic_control *ctl, struct _
 		if (direction == LIC_DIRECTION_RX || !tag)
 			return;
 		tcp = bpf_tcp_sock(sk);
-		if (!tcp)
+		/* Closed: it is settled (usage.bpf.c), and what is sent yet is a reset. */
+		if (!tcp || sk->state == LIC_TCP_CLOSE)
 			return;
 		acked = tcp->bytes_acked;
 		received = tcp->bytes_received;

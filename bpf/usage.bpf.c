@@ -6,7 +6,7 @@
  *   tp_btf/sched_process_fork    a process gets an account
  *   tp_btf/sched_process_exec    the account's next segment: another executable, other rights
  *   tp_btf/cgroup_attach_task    the same for another cgroup
- *   tp_btf/sched_process_exit    threads that an exec ends belong to the program before it
+ *   tp_btf/sched_process_exit    the end of a process; threads that an exec ends
  *   tp_btf/sched_process_free    the last word of a thread
  *   iter/task                    what live threads used since the last time
  *   tp_btf/inet_sock_set_state   the payload that no packet has settled yet
@@ -32,7 +32,6 @@
 #define LIC_IDLE_MS 60000
 #define LIC_EXIT_DEAD 0x10 /* include/linux/sched.h */
 #define LIC_TCP_FIN_WAIT2 5
-#define LIC_TCP_CLOSE 7
 #define LIC_TCP_LAST_ACK 9
 #define LIC_TCP_CLOSING 11
 
@@ -125,19 +124,24 @@ static __always_inline void file_of(struct file *file, struct lic_account *accou
 	}
 }
 
+static __always_inline void executable_of(struct task_struct *task, struct lic_account *account)
+{
+	struct file *file = BPF_CORE_READ(task, mm, exe_file);
+
+	if (file)
+		file_of(file, account);
+	BPF_CORE_READ_INTO(&account->comm, task, group_leader, comm);
+}
+
 /* An account for a process that is older than the agent, or comes from outside its cgroup. */
 static __always_inline struct lic_account *open_account(struct task_struct *task, __u64 key)
 {
 	struct lic_account account = {};
-	struct file *file;
 
 	task_owner(task, &account.owner);
 	account.since_ns = bpf_ktime_get_boot_ns();
 	account.seen_ns = account.since_ns;
-	file = BPF_CORE_READ(task, mm, exe_file);
-	if (file)
-		file_of(file, &account);
-	BPF_CORE_READ_INTO(&account.comm, task, group_leader, comm);
+	executable_of(task, &account);
 	if (bpf_map_update_elem(MAP(accounts), &key, &account, BPF_ANY))
 		note_fault(LIC_FAULT_WORK_SPILLED);
 	return bpf_map_lookup_elem(MAP(accounts), &key);
@@ -282,6 +286,8 @@ int BPF_PROG(licagent_open, struct task_struct *parent, struct task_struct *chil
 		account.path = known->path;
 		account.digest = known->digest;
 		__builtin_memcpy(account.comm, known->comm, sizeof(account.comm));
+	} else { /* its parent is outside */
+		executable_of(child, &account);
 	}
 	account.since_ns = account.owner.start_ns;
 	account.seen_ns = account.owner.start_ns;
@@ -294,28 +300,43 @@ int BPF_PROG(licagent_open, struct task_struct *parent, struct task_struct *chil
 }
 
 /*
- * An exec in a process of many threads ends the others first. They are freed later, when the
- * account is the new program's: what they used is charged here, while it is the old one's.
+ * A process is counted as ended when its last thread begins to exit. And an exec in a process of
+ * many threads ends the others first. They are freed later, when the account is the new
+ * program's: what they used is charged here, while it is the old one's.
  */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(licagent_leave, struct task_struct *task)
 {
 	struct signal_struct *group = BPF_CORE_READ(task, signal);
 	struct signal_struct___old *old = (void *)group;
+	struct lic_control *ctl = get_control();
+	struct lic_taken nothing = {};
 	struct lic_account *account;
 	struct task_struct *execs;
-	struct lic_control *ctl;
+	__u32 is_last;
 
+	if (!ctl || !ctl->sheet)
+		return 0;
+	/* do_exit has counted this thread out already */
+	is_last = BPF_CORE_READ(group, live.counter) == 0;
 	if (bpf_core_field_exists(group->group_exec_task))
 		execs = BPF_CORE_READ(group, group_exec_task);
 	else
 		execs = BPF_CORE_READ(old, group_exit_task);
-	if (!execs || execs == task)
+	if (!is_last && (!execs || execs == task))
 		return 0;
-	ctl = get_control();
 	account = find_account(task, (__u64)group);
-	if (ctl && ctl->sheet && account)
+	if (!account)
+		return 0;
+	if (is_last) {
+		if (!account->sampled) { /* setuid() has no tracepoint: see licagent_close */
+			account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
+			account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
+		}
+		charge(ctl->sheet, account, &nothing, 0, 1);
+	} else {
 		settle_thread(ctl->sheet, task, account);
+	}
 	return 0;
 }
 
@@ -411,8 +432,8 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 	if (is_leader && account->resident_pages)
 		memory = (__u64)account->resident_pages * ctl->page_bytes *
 			 ((bpf_ktime_get_boot_ns() - account->seen_ns) / LIC_NSEC_PER_MSEC);
-	if (is_leader || !is_nothing(&used))
-		charge(ctl->sheet, account, &used, memory, is_leader);
+	if (memory || !is_nothing(&used))
+		charge(ctl->sheet, account, &used, memory, 0);
 	if (is_known && is_last(task, account))
 		bpf_map_delete_elem(MAP(accounts), &key);
 	return 0;

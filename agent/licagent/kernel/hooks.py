@@ -271,8 +271,8 @@ HOOKS: Final[tuple[Hook, ...]] = (
         object="usage",
         program="licagent_leave",
         kind=HookKind.TRACING,
-        closes="threads that an exec ends are charged to the program that they ran",
-        without="CPU time of such threads is charged to the new program",
+        closes="processes that ended are counted; threads that an exec ends are charged right",
+        without="nobody counts processes; CPU time of such threads is the new program's",
         kernel="5.12, with BTF",
     ),
     Hook(

@@ -121,7 +121,7 @@ class Map:
 
     def keys(self) -> Iterator[bytes]:
         """All keys; see `items` for what happens to those that come and go meanwhile."""
-        for keys, _values, count in self._batches():
+        for keys, _values, count in self.batches():
             size = self.info.key_size
             for at in range(0, count * size, size):
                 yield keys[at : at + size]
@@ -134,15 +134,18 @@ class Map:
         if self.info.type in _PER_CPU:
             raise RuntimeError(f"{self.path.name} has a value for each CPU: use lookup_sum")
         size, value_size = self.info.key_size, self.info.value_size
-        for keys, values, count in self._batches():
+        for keys, values, count in self.batches():
             for index in range(count):
                 yield (
                     keys[index * size : (index + 1) * size],
                     values[index * value_size : (index + 1) * value_size],
                 )
 
-    def _batches(self) -> Iterator[tuple[bytes, bytes, int]]:
-        """Keys, values and count of many elements at a time (BPF_MAP_LOOKUP_BATCH, 5.6)."""
+    def batches(self) -> Iterator[tuple[bytes, bytes, int]]:
+        """Keys, values and count of many elements at a time (BPF_MAP_LOOKUP_BATCH, 5.6).
+
+        Keys stand one after the other, and so do values. See `items` for what is met.
+        """
         width = self.info.value_size
         if self.info.type in _PER_CPU:
             width = ((width + 7) & ~7) * possible_cpus()

@@ -19,7 +19,8 @@ from licagent.kernel.usage import FlowRow, MeterSupport, Sheet, WorkRow
 from licagent.kernel.work import WorkTable
 
 _WORK_HOOKS: Final = ("usage_fork", "usage_free", "iter_task_collect")
-_NANOSECONDS: Final = 1_000_000_000
+_SHEETS_A_SWEEP: Final = 120
+"""Ten minutes, with sheets of 5 seconds."""
 
 
 class UsageMeter:
@@ -118,6 +119,8 @@ class UsageMeter:
             return
         if self._work is not None:
             self._work.discard(number)
+            if number % _SHEETS_A_SWEEP == 0:
+                self._work.sweep()
         self._flows.discard(number)
         self._control.discarded_sheet = number
         self._closed = None
