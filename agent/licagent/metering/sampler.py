@@ -32,9 +32,6 @@ BALANCE_MARK: Final = "host"
 FOOTPRINT_MARK: Final = "footprint"
 FALLBACK_MARK: Final = "fallback"
 
-_UNSEEN_NS: Final = 1_000_000_000
-"""A sheet that opens this much after the last one closed leaves time of which nothing is known."""
-
 
 class Refusal(StrEnum):
     """Why a frame was not taken."""
@@ -222,7 +219,10 @@ class Sampler:
         work_baseline = getattr(sheet, "baseline", b"")  # of a fallback's sheet
         if work_baseline:
             marks[FALLBACK_MARK] = work_baseline
-        refusal = self._spool.commit(records, marks)
+        # A host at rest fills no disk: what has no records needs no frame. What the balance did
+        # meanwhile follows from the older one, for nobody was given anything.
+        is_empty = not records and self._committed != 0
+        refusal = None if is_empty else self._spool.commit(records, marks)
         merged = refusal is Refusal.FULL
         if merged:
             records = merge(records, by_process=False)
@@ -286,7 +286,7 @@ class Sampler:
             return []
         if mark.boot_id != self._boot_id:
             detail = "the host was restarted: what was used since the last commit is not known"
-        elif sheet.opened_ns - mark.closed_ns >= _UNSEEN_NS:
+        elif sheet.number <= mark.number:
             detail = "nothing was metered: the programs were not loaded"
         else:
             return []

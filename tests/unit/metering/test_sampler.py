@@ -226,6 +226,26 @@ def test_meters_that_are_not_there_are_named_in_each_interval() -> None:
     assert not line.quantities
 
 
+def test_a_host_at_rest_writes_no_frames() -> None:
+    kernel, disk = Kernel(), Disk()
+    daemon = sampler(kernel, disk)
+    daemon.step(Charge())
+    marks = dict(disk.marks)
+    kernel.use_unseen(5)
+    for _ in range(3):
+        assert daemon.step(Charge()).refusal is None
+    assert cpu_of(disk.records) == 5
+    marks = dict(disk.marks)
+    for _ in range(3):
+        assert daemon.step(Charge()).refusal is None
+    assert disk.marks == marks
+    kernel.use(who(1), 7)
+    later = sampler(kernel, disk)
+    later.step(Charge())
+    assert cpu_of(disk.records) == 12
+    assert not [each for each in disk.records if each.kind is UsageKind.GAP]
+
+
 class Footing:
     """Footprints that go on until they are committed."""
 
