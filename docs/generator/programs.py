@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from click.shell_completion import get_completion_class
 
 from licagent.cli.exits import EXITS
 from licagent.cli.main import cli as licagent_cli
+from licagent.cli.top.arrange import View
+from licagent.cli.top.batch import as_object
+from licagent.cli.top.model import compare, read_snapshot
 from licagent.domain.config import SETTINGS
 from licplane.cli.framework import EXITS as PLANE_EXITS
 from licplane.cli.main import cli as licplane_cli
@@ -217,8 +221,20 @@ def _example(path: str) -> list[str]:
     if path in ("run", "license add") or not file.exists():
         return []
     what = "One line" if path in ITEMS else "An answer"
-    text = file.read_text(encoding="utf-8").rstrip()
+    text = _top() if path == "top" else file.read_text(encoding="utf-8").rstrip()
     return ["", f"{what} with `--json`:", "", "```json", text, "```"]
+
+
+def _top() -> str:
+    """What `top --once --json` makes of the daemon's answer, and of one 1.5 s before."""
+    now = json.loads((EXAMPLES / "top.json").read_text(encoding="utf-8"))
+    before = json.loads(json.dumps(now))
+    before["at_boottime_ns"] -= 1_500_000_000
+    for row in before["rows"]:
+        row[now["columns"].index("cpu_ns")] -= 6_000_000
+        row[now["columns"].index("tx_payload_bytes")] -= 420
+    sample = compare(read_snapshot(before), read_snapshot(now))
+    return json.dumps({"schema_version": 1, **as_object(sample, View())}, indent=2)
 
 
 # ---------------------------------------------------------------------------------- manual page
