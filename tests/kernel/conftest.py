@@ -25,6 +25,7 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_identity_executables",
         "test_interface",
         "test_leases",
+        "test_ledger_disk",
         "test_maps",
         "test_meter_cpu",
         "test_meter_daemon",
