@@ -123,7 +123,7 @@ class _Maker:
                     license=charge.license,
                     resource=charge.resource,
                     binding=charge.binding,
-                    estimated=estimated & quantities.keys(),
+                    estimated=estimated.intersection(quantities),
                     unsupported=unsupported,
                 )
             )
@@ -156,7 +156,7 @@ class _Maker:
                     binding=charge.binding,
                     protocol=protocol,
                     is_loopback=is_loopback,
-                    estimated=estimated & quantities.keys(),
+                    estimated=estimated.intersection(quantities),
                     unsupported=unsupported,
                 )
             )
