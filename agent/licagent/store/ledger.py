@@ -30,7 +30,7 @@ from licagent.store.ledger_compose import compose
 from licagent.store.ledger_epochs import Epochs, Findings
 from licagent.store.ledger_reading import Dropped, SegmentReader
 from licagent.store.ledger_recovery import Chain, recover
-from licagent.store.ledger_retention import Retention, ends
+from licagent.store.ledger_retention import Shelf, ends
 from licagent.store.ledger_types import (
     FRAME_RECORDS,
     PAYLOAD_MAX_BYTES,
@@ -45,7 +45,7 @@ from licagent.store.ledger_types import (
     VerifyReport,
 )
 from licagent.store.ledger_verify import verify_folder
-from licagent.store.segments import DROPPED, Segment, frames_of, walk
+from licagent.store.segments import Segment, frames_of, walk
 from licagent.store.spool import SpoolWriter
 from licagent.store.usagechain import chain_hash, gap_message
 
@@ -65,8 +65,6 @@ __all__ = [
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _MARKS_MAX_BYTES: Final = 16 * 1024 * 1024
-_SEGMENTS_AT_LEAST: Final = 8
-_FACTOR_MAX: Final = 1024
 _DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -91,7 +89,6 @@ class Ledger:
         self._folder = folder
         self._boot_id = boot_id
         self._host_id = host_id
-        self._limits = limits or LedgerLimits()
         self._files = files = files or OsFiles()
         self._now = now_unix_ms
         self._lock = threading.RLock()
@@ -112,14 +109,20 @@ class Ledger:
                 f"cannot read the ledger in {folder}: {error.strerror}. Nothing is billed "
                 "until it can be read"
             ) from error
-        self._segments = found.segments
         self._marks = found.marks
         self._unsettled, self._torn = found.newest, found.torn
         self._settled = False
         self._trouble = ""
         self._sent: dict[int, dict[int, bytes]] = {}
         self._writer = SpoolWriter(folder, files, found.next_serial)
-        self._retention = Retention(folder, files, self._limits)
+        self._shelf = Shelf(
+            folder,
+            files,
+            limits or LedgerLimits(),
+            segments=found.segments,
+            epochs=self._epochs,
+            findings=self._findings,
+        )
         self._reader = SegmentReader(
             folder, files, offset_of=self._writer.offset_of, is_held=self._is_held
         )
@@ -217,7 +220,7 @@ class Ledger:
         """
         with self._lock:
             return tuple(
-                chain.state(self._first_held(chain), is_current=chain is self._epochs.current)
+                chain.state(self._shelf.first_held(chain), is_current=chain is self._epochs.current)
                 for chain in self._epochs.chains.values()
                 if not chain.is_done or chain is self._epochs.current
             )
@@ -232,7 +235,7 @@ class Ledger:
     def size_bytes(self) -> int:
         """Of all segment files."""
         with self._lock:
-            return sum(segment.size for segment in self._segments)
+            return self._shelf.size_bytes
 
     @property
     def gaps(self) -> Sequence[Gap]:
@@ -258,21 +261,13 @@ class Ledger:
         It doubles each time that half of what was left of the bound is gone, so that a spool
         that nobody empties becomes coarser instead of full. Always 1 with "drop_oldest".
         """
-        if self._limits.when_full == "drop_oldest":
-            return 1  # it is never full
         with self._lock:
-            waste = self._retention.acknowledged(self._segments, self._epochs.chains, durable=False)
-            used = self.size_bytes - sum(segment.size for segment in waste)
-        free = max(self._limits.spool_max_bytes - used, 1)
-        factor = 1
-        while factor < _FACTOR_MAX and free * factor * 2 <= self._limits.spool_max_bytes:
-            factor *= 2
-        return factor
+            return self._shelf.interval_factor
 
     def set_when_full(self, what: Literal["hold", "drop_oldest"]) -> None:
         """Follow a host that joined a control plane, or left it; see `LedgerLimits`."""
         with self._lock:
-            self._limits = replace(self._limits, when_full=what)
+            self._shelf.limits = replace(self._shelf.limits, when_full=what)
 
     # ---- writing
 
@@ -387,7 +382,7 @@ class Ledger:
         By the clock at the commit. Damaged batches are passed over; they stand in `gaps`.
         """
         with self._lock:
-            segments = list(self._segments)
+            segments = list(self._shelf.segments)
             chains = dict(self._epochs.chains)
         for number, (segment, end) in enumerate(ends(segments, chains)):
             following = segments[number + 1] if number + 1 < len(segments) else None
@@ -444,7 +439,7 @@ class Ledger:
         key = self._epochs.key_of(chain.epoch)
         if key is None:
             raise RuntimeError("the current epoch always has a key")
-        self._epochs.prune({segment.name.epoch for segment in self._segments})
+        self._epochs.prune({segment.name.epoch for segment in self._shelf.segments})
         return compose(
             chain,
             key,
@@ -457,69 +452,26 @@ class Ledger:
         )
 
     def _write(self, head: Head, body: Sequence[bytes]) -> Segment:
-        segment_bytes = min(
-            self._limits.segment_bytes, self._limits.spool_max_bytes // _SEGMENTS_AT_LEAST
-        )
         while True:
-            marker = self._writer.prepare(head.epoch, head.first, head.at_unix_ms, segment_bytes)
+            marker = self._writer.prepare(
+                head.epoch, head.first, head.at_unix_ms, self._shelf.segment_bytes
+            )
             frame = encode(marker, head, body)
-            if self._make_room(len(frame)):
-                head = replace(head, chains=self._epochs.entries())  # it says what was dropped
-                frame = encode(marker, head, body)
             try:
+                if self._shelf.make_room(len(frame)):
+                    head = replace(head, chains=self._epochs.entries())  # what was dropped
+                    frame = encode(marker, head, body)
                 return self._writer.append(frame, head.first)
+            except LedgerFull as error:
+                self._trouble = str(error)
+                raise
             except OSError as error:
-                waste = self._retention.acknowledged(
-                    self._segments, self._epochs.chains, durable=False
-                )
-                if error.errno in _NO_SPACE and self._remove(waste):
+                if error.errno in _NO_SPACE and self._shelf.drop_acknowledged():
                     continue  # history yields to new usage
                 raise self._blocked(error) from error
 
-    def _make_room(self, frame_bytes: int) -> bool:
-        """Whether something was dropped for it that nobody had acknowledged."""
-        for durable in (True, False):
-            # What was acknowledged since the newest frame goes last: after a crash only the
-            # server knows of it.
-            for segment in self._retention.acknowledged(
-                self._segments, self._epochs.chains, durable=durable
-            ):
-                if self.size_bytes + frame_bytes <= self._limits.spool_max_bytes:
-                    return False
-                self._remove([segment])
-        has_dropped = False
-        while self.size_bytes + frame_bytes > self._limits.spool_max_bytes:
-            if self._limits.when_full == "hold" or not self._drop_oldest():
-                self._trouble = (
-                    f"the ledger is full ({self.size_bytes} of {self._limits.spool_max_bytes} "
-                    "bytes, nothing acknowledged): usage is kept in the kernel"
-                )
-                raise LedgerFull(self._trouble)
-            has_dropped = True
-        return has_dropped
-
-    def _drop_oldest(self) -> bool:
-        if len(self._segments) < 2:
-            return False
-        segment, end = next(ends(self._segments, self._epochs.chains))
-        if not self._remove([segment]):
-            return False
-        chain = self._epochs.chains.get(segment.name.epoch)
-        if chain is not None and chain.dropped < end - 1:
-            first = max(chain.dropped, chain.acked) + 1
-            chain.dropped = end - 1
-            if first < end:
-                self._findings.add(Gap(chain.epoch, first, end - 1, DROPPED, chain.last_hash))
-        return True
-
-    def _remove(self, segments: Sequence[Segment]) -> bool:
-        gone = {segment.name.serial for segment in self._retention.remove(segments)}
-        self._segments = [each for each in self._segments if each.name.serial not in gone]
-        return bool(gone)
-
     def _taken(self, head: Head, segment: Segment, marks: Mapping[str, bytes]) -> None:
-        if segment not in self._segments[-1:]:
-            self._segments.append(segment)
+        self._shelf.add(segment)
         chain = self._epochs.current
         chain.next_sequence, chain.last_hash = head.next_sequence, head.last_hash
         chain.boot_id = head.boot_id
@@ -528,7 +480,7 @@ class Ledger:
             self._epochs.chains[entry.epoch].durable_acked = entry.acked
         self._marks = dict(marks)
         self._trouble = ""
-        self._remove(self._retention.expired(self._segments, self._epochs.chains, head.at_unix_ms))
+        self._shelf.expire(head.at_unix_ms)
 
     def _blocked(self, error: OSError) -> LedgerBlocked:
         self._trouble = (
@@ -541,20 +493,16 @@ class Ledger:
         with self._lock:
             return self._epochs.delivering
 
-    def _first_held(self, chain: Chain) -> int:
-        its = (each.name.first for each in self._segments if each.name.epoch == chain.epoch)
-        return min(its, default=chain.next_sequence)
-
     def _is_held(self, segment: Segment) -> bool:
         with self._lock:
-            return any(each is segment for each in self._segments)
+            return self._shelf.holds(segment)
 
     def _items(self, epoch: int, after: int, *, to_send: bool = True) -> Iterator[Batch | Gap]:
         with self._lock:
             chain = self._epochs.chains.get(epoch)
             if chain is None or chain.is_closed:
                 return
-            segments = [each for each in self._segments if each.name.epoch == epoch]
+            segments = self._shelf.of_epoch(epoch)
             span = chain.span(max(after, 0))
             if to_send and self._unsettled is not None:
                 # A frame that a power cut may still take must not be told of: its sequences

@@ -124,11 +124,13 @@ def read_content(data: bytes, segment: Segment) -> Content:
     return Content(data, scan(data, segment.name.marker))
 
 
-def effective(segments: Sequence[Segment], end: int) -> Iterator[tuple[Segment, int]]:
+def effective(segments: Sequence[Segment], end: int) -> list[tuple[Segment, int]]:
     """Each segment of one epoch, and the sequence from which on it is void."""
-    for index, segment in enumerate(segments):
-        following = min((later.name.first for later in segments[index + 1 :]), default=end)
-        yield segment, min(following, end)
+    found = []
+    for segment in reversed(segments):
+        found.append((segment, end))
+        end = min(end, segment.name.first)
+    return found[::-1]
 
 
 def frames_of(

@@ -65,10 +65,10 @@ def test_one_damaged_run_never_takes_more_than_it_touches(
     each = [encoded(batches) for batches in content]
     whole = bytearray(b"".join(each))
     begin = data.draw(st.integers(0, len(whole) - 1))
-    for offset in range(begin, min(begin + 40, len(whole))):
+    for offset in range(begin, min(begin + 16, len(whole))):
         whole[offset] ^= 0x5A
     found = scan(bytes(whole), MARKER)
-    # Both ends of a frame are never within 40 bytes of each other.
+    # Both ends of a frame are never within 16 bytes of each other.
     assert len(found.frames) == len(each)
     position = 0
     for frame, original in zip(found.frames, each, strict=True):
