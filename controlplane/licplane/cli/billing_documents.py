@@ -177,7 +177,12 @@ budget = _group("budget", "budget", "Show and change budgets, and where they wil
 
 
 @trigger.command("deliveries")
-@click.option("--state", type=click.Choice(["waiting", "delivered", "failed"]), default=None)
+@click.option(
+    "--status",
+    "state",
+    type=click.Choice(["waiting", "delivered", "failed"]),
+    help="Only those.",
+)
 @click.option("--name", default="", metavar="NAME", help="Of this trigger or budget.")
 @place_options
 @json_option

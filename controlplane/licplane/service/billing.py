@@ -317,6 +317,9 @@ def _write(
 ) -> RunResult:
     transaction = work.transaction
     number, entry = transaction.next_billing_numbers()
+    before: dict[tuple[str, str], list[int]] = {}
+    for old in transaction.billing_entries(period.period):
+        before.setdefault((old.account, old.item), []).append(old.entry)
     entries = [
         BillingEntry(
             entry + at,
@@ -327,7 +330,7 @@ def _write(
             _kind(kind, one),
             one.quantity,
             f"{one.amount:f}",
-            _detail(plan, one),
+            _detail(plan, one, before.get((one.account, one.item), [])),
         )
         for at, one in enumerate(found)
     ]
@@ -365,14 +368,15 @@ def _kind(kind: str, one: Charge) -> str:
     return MINIMUM if one.item == MINIMUM else "charge"
 
 
-def _detail(plan: Plan, one: Charge) -> str:
+def _detail(plan: Plan, one: Charge, corrects: Sequence[int]) -> str:
     """How the account's amount for the item comes about, all of the period's usage together."""
     items = {item.name: item for item in plan.items}
     item = items.get(one.item)
     if item is None:
-        return canonical({"minimum": f"{plan.minimum:f}"})
+        return canonical({"minimum": f"{plan.minimum:f}", "corrects": list(corrects)})
     return canonical(
         {
+            "corrects": list(corrects),
             "meters": list(item.meters),
             "unit": item.unit,
             "units": decimal_text(Fraction(one.quantity, item.divisor)),

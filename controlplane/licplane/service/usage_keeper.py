@@ -18,10 +18,13 @@ from licplane.service.usage_retention import purge
 from licplane.service.usage_triggers import crossed
 from licplane.store.model import HostPresence
 
-LEAD_MS: Final = 60_000
-"""A leader that does not come back for so long is replaced."""
+LEAD_MS: Final = 20_000
+"""A leader that does not come back for so long is replaced. Two at once do no harm: what they
+write is held together by locks and keys."""
 LOOK_MS: Final = 60_000
 """How often triggers, budgets, drift and bills are looked at."""
+SOON_MS: Final = 10_000
+"""The same where usage came in."""
 TIDY_MS: Final = 3_600_000
 DELIVERIES_KEPT_MS: Final = 400 * 86_400_000
 
@@ -38,6 +41,7 @@ class UsageKeeper:
         self._name = secrets.token_hex(8)
         self._looked_ms = 0
         self._tidied_ms = 0
+        self._has_new = False  # usage came in since bills and triggers were looked at
         self._earliest_ms: int | None = 0  # of what was rolled up since bills were looked at
 
     def keep(self) -> bool:
@@ -48,15 +52,16 @@ class UsageKeeper:
             work = reader.usage_work()
             if work.leader not in ("", self._name) and work.leader_until_unix_ms > now_ms:
                 return False
-            is_idle = not is_time and not reader.pending_batches()
+            is_idle = not is_time and not self._has_new and not reader.pending_batches()
             if is_idle and not reader.due_deliveries(now_ms, 1):
                 return work.leader == self._name
         with self._core.store.recording() as recorder:
             if not recorder.take_lead(self._name, now_ms, now_ms + LEAD_MS):
                 return False
-        self.roll_up()
-        if is_time:
+        self._has_new = self.roll_up() or self._has_new
+        if is_time or (self._has_new and now_ms - self._looked_ms >= SOON_MS):
             self._looked_ms = now_ms
+            self._has_new = False
             self.look()
         self._outbox.deliver()
         if now_ms - self._tidied_ms >= TIDY_MS or now_ms < self._tidied_ms:
@@ -64,14 +69,16 @@ class UsageKeeper:
             self.tidy()
         return True
 
-    def roll_up(self) -> None:
-        """Add up what came in."""
+    def roll_up(self) -> bool:
+        """Add up what came in; whether there was something."""
+        has_new = False
         while True:
             with self._core.store.recording() as recorder:
                 recorder.lock_usage()
                 earliest_ms = recorder.roll_up()
             if earliest_ms is None:
-                return
+                return has_new
+            has_new = True
             known = self._earliest_ms
             self._earliest_ms = earliest_ms if known is None else min(known, earliest_ms)
 

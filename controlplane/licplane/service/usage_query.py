@@ -15,7 +15,7 @@ from licplane.service.texts import one_of, refuse
 from licplane.service.values import Actor
 from licplane.store.money_schema import METERS
 from licplane.store.reader import Reader
-from licplane.store.usage_model import UsageKind
+from licplane.store.usage_model import LostRange, UsageKind
 from licplane.store.usage_sums import FOREVER_MS, Key, UsageSum, Window
 
 ROWS_MAX: Final = 20_000
@@ -126,6 +126,8 @@ class UsageQueries:
             found = _matching(reader, window, columns, patterns, hostnames)
             waiting = reader.pending_batches()
             work = reader.usage_work()
+            gaps = reader.gaps()
+            alarms = reader.usage_alarms()
         if len(found) > ROWS_MAX:
             raise refuse(
                 f"The answer has {len(found)} lines, more than {ROWS_MAX}",
@@ -143,7 +145,10 @@ class UsageQueries:
             query.since_ms,
             query.until_ms,
             waiting,
-            _notes(window, work.kept_until_ms, work.daily_kept_until_ms),
+            (
+                *_notes(window, work.kept_until_ms, work.daily_kept_until_ms),
+                *_losses(gaps, len(alarms)),
+            ),
             hostnames if "host" in columns else None,
         )
 
@@ -254,3 +259,17 @@ def _notes(window: Window, kept_ms: int, daily_kept_ms: int) -> tuple[str, ...]:
     if window.since_ms < daily_kept_ms:
         found.append("Usage before the retention of daily sums was deleted, and is not in it")
     return tuple(found)
+
+
+def _losses(gaps: Sequence[LostRange], alarms: int) -> list[str]:
+    """What the sums lack for ever, whatever the window: a gap has no times."""
+    found = []
+    if gaps:
+        count = sum(one.last_sequence - one.first_sequence + 1 for one in gaps)
+        hosts = len({one.host_id for one in gaps})
+        found.append(
+            f"{count} records of {hosts} hosts are lost, at some time: `licplane report` names them"
+        )
+    if alarms:
+        found.append(f"{alarms} alarms of usage are up: `licplane report` says which")
+    return found
