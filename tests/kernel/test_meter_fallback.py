@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fallback meter against the references of the kernel's meter, with wider tolerances.
 
-Wider for one reason: an exit record is written before the memory of the process is taken down,
-so 0.05 to 0.3 ms of each process's CPU time are in nobody's row (they are in the host's total).
+Wider where threads end: their last stretch on the CPU is in no exit record. The cgroup's counter
+has it, and what it has more is divided among those that ended.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.disk import Disk
 from tests.kernel.harness.meter import Work, cgroup_ids, once
 from tests.kernel.harness.programs import PYTHON
-from tests.kernel.harness.work import MS, Worker, cpu_of, has
+from tests.kernel.harness.work import MS, Worker, has
 
 from licagent.domain.usage import Meter, Quality
 from licagent.metering.fallback.rows import FallbackRow, FallbackSheet
@@ -36,7 +37,8 @@ pytestmark = once
 MIB: Final = 1 << 20
 SIZE: Final = 32 * MIB
 METADATA: Final = MIB // 2
-END_OF_PROCESS_NS: Final = 300_000
+OF_THREADS: Final = 0.05
+"""wait4 does not know of a thread's last microseconds on the CPU."""
 TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -109,7 +111,7 @@ def test_processes_of_a_millisecond(
         ran = worker.work(place, "storm", 3_000, MS, 4)
     found = used.work()
     what = "fallback: 3,000 processes of 1 ms"
-    accuracy.check(f"{what}: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", 0.1)
+    accuracy.check(f"{what}: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", 0.03)
     accuracy.check(f"{what}: ended", "forks and the parent", found.processes, 3_001, "processes")
     # One row for all that lived and died between two samples.
     assert len([row for row in used.rows if not row.who.pid]) < 5
@@ -154,7 +156,7 @@ def test_threads_that_come_and_go(
     found = used.work()
     assert (ran.status, found.processes) == (0, 1)
     what = "fallback: 1,000 threads of 0.25 ms: CPU"
-    accuracy.check(what, "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.1)
+    accuracy.check(what, "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", OF_THREADS)
 
 
 def test_programs_that_end_at_once(
@@ -165,15 +167,7 @@ def test_programs_that_end_at_once(
         ran = worker.work(place, "spawn", 300, "/bin/true")
     found = used.work()
     what = "fallback: 300 executions of /bin/true"
-    accuracy.check(
-        f"{what}: CPU",
-        "wait4 rusage",
-        found.cpu_ns,
-        ran.cpu_ns,
-        "ns",
-        0.02,
-        slack=300 * END_OF_PROCESS_NS,
-    )
+    accuracy.check(f"{what}: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", 0.05)
     accuracy.check(f"{what}: ended", "spawns and the parent", found.processes, 301, "processes")
 
 
@@ -187,7 +181,7 @@ def test_storm_of_stress_ng(
     assert ran.status == 0, ran
     found = used.work()
     what = "fallback: stress-ng storm of threads: CPU"
-    accuracy.check(what, "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.15)
+    accuracy.check(what, "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", OF_THREADS)
 
 
 # ---------------------------------------------------------------------- storage
@@ -452,7 +446,7 @@ def test_psutil_alone_counts_what_lives(worker: Worker, place: Path, accuracy: A
         meter.close()
 
 
-def test_where_taskstats_are_refused_psutil_serves(accuracy: Accuracy) -> None:
+def test_where_taskstats_are_refused_psutil_serves() -> None:
     """In another network namespace the kernel's family is not there."""
     program = (
         "from licagent.metering.fallback.sampler import FallbackMeter\n"
@@ -460,6 +454,9 @@ def test_where_taskstats_are_refused_psutil_serves(accuracy: Accuracy) -> None:
         "print(m.source, bool(m.problem), len(m.close_sheet().work) > 0); m.close()\n"
     )
     done = subprocess.run(
-        ["unshare", "--net", *PYTHON, "-c", program], capture_output=True, text=True, check=True
+        ["unshare", "--net", sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["psutil", "True", "True"], done.stderr

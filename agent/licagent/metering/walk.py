@@ -295,7 +295,8 @@ class TreeWalk:
         if not name:
             return project_of(fd)
         if not stat.S_ISREG(status.st_mode):
-            return 0  # devices and pipes must not be opened; the others hold no blocks
+            # Devices and pipes must not be opened, links cannot be: they inherited the folder's.
+            return project_of(fd)
         # O_NONBLOCK: a lease on the file must not stop the walk.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:

@@ -19,6 +19,7 @@ from typing import Any
 from licagent.domain.usage import Quality
 from licagent.metering.fallback.identity import ProcFolder
 from licagent.metering.fallback.psutil_source import PsutilSource
+from licagent.metering.fallback.remainder import Remainders
 from licagent.metering.fallback.sources import Drainer, Source
 from licagent.metering.fallback.tally import Amount, Owner, Tally
 from licagent.metering.fallback.taskstats import TaskStatsUnavailable
@@ -39,17 +40,21 @@ class Collector:
         self.problem = ""
         self._source = self._begin(wanted, resumed=resumed >= 0)
         self._tally.resumed()
+        self._remainders = Remainders(self._proc.cgroup2_root)
         self._opened_ns = _now_ns()
         self._lost = 0
         self._drainer = Drainer(self._source, self._lock)
 
     def _begin(self, wanted: str, *, resumed: bool) -> Source:
         if wanted != "psutil":
+            found: TaskstatsSource | None = None
             try:
                 found = TaskstatsSource(self._tally, self._proc)
                 found.begin(resumed=resumed)
             except TaskStatsUnavailable as error:
                 self.problem = str(error)
+                if found is not None:
+                    found.close()
             else:
                 return found
         source = PsutilSource(self._tally, self._proc)
@@ -79,6 +84,8 @@ class Collector:
             now = _now_ns()
             lost = self._source.lost - self._lost
             owners = self._tally.take_sheet() if close else self._tally.sheet()
+            if close:
+                self._remainders.divide(owners)
             answer = {
                 "number": self.number,
                 "opened_ns": self._opened_ns,

@@ -70,6 +70,11 @@ class ProcFolder:
         self._cgroup_root = found or "/sys/fs/cgroup/systemd"
         self._cgroup_ids: dict[str, int] = {}
 
+    @property
+    def cgroup2_root(self) -> str:
+        """Where cgroup v2 is mounted; "" where it is not."""
+        return self._cgroup_root if self._has_cgroup2 else ""
+
     def stat(self, pid: int, tid: int = 0) -> Stat | None:
         """Of a process or thread; None where it is gone."""
         path = f"{self._proc}/{pid}/task/{tid}/stat" if tid else f"{self._proc}/{pid}/stat"

@@ -56,6 +56,8 @@ class Amount:
     cancelled_bytes: int = 0
     memory_byte_ms: int = 0
     processes: int = 0
+    ends: int = 0
+    """Threads that ended; each had a little CPU time that no record has."""
 
     def __bool__(self) -> bool:
         """Whether there is anything in it."""
@@ -214,6 +216,7 @@ class Tally:
         amount.add(used if difference is None else difference)
         self._process_of.pop(tid, None)
         self._recorded.add(tid)
+        amount.ends += 1
         if is_last:
             amount.processes += 1
 
@@ -225,9 +228,9 @@ class Tally:
             self._process_of.pop(tid, None)
             self._recorded.add(tid)
 
-    def is_leader(self, tid: int) -> bool:
-        """Whether it is its process's first thread, as far as is known."""
-        return self._process_of.get(tid, tid) == tid
+    def process_of(self, tid: int) -> int:
+        """Whose thread it is, as far as is known; it is its own process's first one otherwise."""
+        return self._process_of.get(tid, tid)
 
     def known(self) -> Known:
         """What is known before a sample of everything; for `forget` after it."""

@@ -20,6 +20,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -49,6 +50,9 @@ BUFFER_BYTES: Final = 64 << 20
 """Holds some 30,000 exit records (2 KiB each with the kernel's own overhead)."""
 
 _BATCH: Final = 64
+
+TOLD_WITHIN_S: Final = 2.0
+"""The record of an end is there when the thread is gone; this is for a host under load."""
 
 
 class TaskStatsUnavailable(Exception):
@@ -84,6 +88,7 @@ class TaskStats:
         self._family = 0
         self._ask: socket.socket | None = None
         self._listen: socket.socket | None = None
+        self._early: list[ThreadStats] = []
         self._comm_at, self._has_group = _COMM_USUAL, False
         try:
             self._family = _family()
@@ -108,6 +113,21 @@ class TaskStats:
             self._listen = None
             raise TaskStatsUnavailable(f"taskstats exit records: {os.strerror(code)}")
         self._listen.setblocking(False)
+        self._try()
+
+    def _try(self) -> None:
+        """See a thread of this process end: from other network namespaces one may register, too,
+        but the kernel looks for the listener in the first one (send_cpu_listeners())."""
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        tid = thread.native_id
+        thread.join()
+        deadline = time.monotonic() + TOLD_WITHIN_S
+        while not any(stats.tid == tid for stats in self._early):
+            if time.monotonic() > deadline:
+                raise TaskStatsUnavailable("taskstats exit records do not come")
+            time.sleep(0.01)
+            self._early = self.ended()[0]
 
     @property
     def tells_process(self) -> bool:
@@ -127,7 +147,7 @@ class TaskStats:
 
     def ended(self, limit: int = 100_000) -> tuple[list[ThreadStats], int]:
         """Ends told since the last call, and how often records were dropped."""
-        found: list[ThreadStats] = []
+        found, self._early = self._early, []
         lost = 0
         while self._listen is not None and len(found) < limit:
             try:

@@ -14,6 +14,7 @@ import psutil
 from licagent.domain.usage import Meter, Quality
 from licagent.metering.fallback.identity import LARGEST_CACHE, Identity, ProcFolder, Stat
 from licagent.metering.fallback.procevents import (
+    ProcEvent,
     ProcEvents,
     ProcEventsUnavailable,
     What,
@@ -59,6 +60,7 @@ class TaskstatsSource:
         self._listen_to_events = events
         self._pids = pids
         self._events: ProcEvents | None = None
+        self._waiting: list[ThreadStats] = []
         self._collected_ns = 0
         self._round = 0
         self._paths: dict[tuple[int, int], str] = {}
@@ -81,28 +83,45 @@ class TaskstatsSource:
         self._sample_all(is_first=True, is_old=not resumed)
 
     def drain(self) -> None:
-        """Events first: they say who the threads were whose records follow."""
-        changed = []
-        if self._events is not None:
-            # Lost events cost owners of short lives, and no counts.
-            for event in self._events.drain()[0]:
-                if event.what is What.FORK:
-                    self._tally.born(event.pid, event.parent)
-                elif event.what is What.THREAD:
-                    if not self._stats.tells_process:
-                        self._tally.thread_born(event.pid, event.parent)
-                elif self._tally.was_sampled(event.pid):
-                    self._tally.becomes(event.pid, self._identity_now(event.pid))
-                    changed.append(event.pid)
-                else:
-                    self._tally.became(event.pid, self._identity_now(event.pid))
-        ended, lost = self._stats.ended()
-        self.lost += lost
-        for stats in ended:
+        """Take in events and records, in an order in which each finds what it needs.
+
+        Records are read before events, so that the births of those who ended are known; and
+        after them, so that exec finds the ends of the other threads (it ends them first). What
+        comes with that second look from someone unknown waits for its birth.
+        """
+        ended = self._waiting + self._read()
+        events = [] if self._events is None else self._events.drain()[0]
+        recent = self._read()
+        changed = [event.pid for event in events if self._heard(event)]
+        self._waiting = [] if self._events is None else [one for one in recent if self._is_new(one)]
+        waiting = set(self._waiting)
+        for stats in ended + [one for one in recent if one not in waiting]:
             self._ended(stats)
-        # Only now: exec ends the other threads, and may give the last one another's id.
         for pid in changed:
             self._changed(pid)
+
+    def _read(self) -> list[ThreadStats]:
+        ended, lost = self._stats.ended()
+        self.lost += lost
+        return ended
+
+    def _heard(self, event: ProcEvent) -> bool:
+        """Whether the process is to be counted as what it was. Lost events cost no counts."""
+        if event.what is What.FORK:
+            self._tally.born(event.pid, event.parent)
+        elif event.what is What.THREAD:
+            if not self._stats.tells_process:
+                self._tally.thread_born(event.pid, event.parent)
+        elif self._tally.was_sampled(event.pid):
+            self._tally.becomes(event.pid, self._identity_now(event.pid))
+            return True
+        else:
+            self._tally.became(event.pid, self._identity_now(event.pid))
+        return False
+
+    def _is_new(self, stats: ThreadStats) -> bool:
+        pid = stats.tgid or self._tally.process_of(stats.tid)
+        return self._tally.identity_of(pid) is None
 
     def collect(self) -> None:
         """Everything that lives, by one /proc/PID/stat and one question a thread."""
@@ -221,7 +240,7 @@ class TaskstatsSource:
         )
         is_last = stats.is_last
         if is_last is None:
-            is_last = self._tally.is_leader(stats.tid)
+            is_last = self._tally.process_of(stats.tid) == stats.tid
         self._tally.ended(stats.tid, stats.tgid, _used(stats), identity, is_last)
 
     def _remember(self, identity: Identity) -> None:
