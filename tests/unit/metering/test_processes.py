@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Totals by process, unit and license since the daemon began, with what is not committed yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tests.unit.metering.worlds import Charge, Names, flow, who, work
+
+from licagent.kernel.usage import FlowRow, Sheet, WorkRow
+from licagent.metering.owners import OwnerBook
+from licagent.metering.processes import AMOUNTS, STAY_NS, Alive, Lines, ProcessTable
+
+CPU = AMOUNTS.index("cpu_ns")
+SENT = AMOUNTS.index("tx_payload_bytes")
+TICK_NS = 20_000_000
+
+
+def sheet(*rows: WorkRow, flows: tuple[FlowRow, ...] = (), at_ns: int = 10) -> Sheet:
+    return Sheet(1, 0, at_ns, rows, flows, None, ())
+
+
+class Host:
+    """A table, and which processes live."""
+
+    def __init__(self) -> None:
+        self.table = ProcessTable()
+        self.owners = OwnerBook(Names())
+        self.owners.begin(Charge({1000: "acme"}))
+        self.living: dict[int, Alive] = {}
+
+    def alive(self, pids: Iterable[int]) -> Mapping[int, Alive]:
+        return {pid: self.living[pid] for pid in pids if pid in self.living}
+
+    def live(self, pid: int) -> None:
+        self.living[pid] = Alive(pid * 1_000_000, 1, 4096)
+
+    def take(self, *rows: WorkRow, flows: tuple[FlowRow, ...] = (), at_ns: int = 10) -> None:
+        self.table.take(sheet(*rows, flows=flows, at_ns=at_ns), self.owners)
+
+    def look(self, *pending: Sheet, at_ns: int = 20) -> Lines:
+        return self.table.look(pending, self.owners, self.alive, at_ns, TICK_NS)[0]
+
+
+def test_totals_add_up_and_a_look_changes_none_of_them() -> None:
+    host = Host()
+    host.live(5)
+    host.take(work(who(5), 10))
+    for _ in range(2):
+        lines = host.look(sheet(work(who(5), 3), flows=(flow(who(5), tx_payload_bytes=8),)))
+        process = lines.processes[5, 5_000_000]
+        assert process.amounts[CPU] == 13
+        assert process.amounts[SENT] == 8
+        assert lines.units["c1.service"].amounts[CPU] == 13
+        assert lines.licenses["acme"].amounts[CPU] == 13
+        assert lines.licenses[""].amounts[SENT] == 8
+    assert host.look().processes[5, 5_000_000].amounts[CPU] == 10
+
+
+def test_a_process_is_pid_and_start_and_its_latest_name_counts() -> None:
+    host = Host()
+    host.live(5)
+    host.take(work(who(5, comm="sh"), 10))
+    host.take(work(who(5, comm="curl", inode=8), 5))
+    host.take(flows=(flow(who(5, start_ns=0, comm=""), license=2, tx_payload_bytes=4),))
+    host.take(work(who(5, start_ns=99_000_000_000), 1))
+    lines = host.look()
+    first, second = lines.processes[5, 5_000_000], lines.processes[5, 99_000_000_000]
+    assert (first.name, first.amounts[CPU], first.amounts[SENT]) == ("curl", 15, 4)
+    assert first.license == "acme"
+    assert second.amounts[CPU] == 1
+    assert (first.exited_ns, second.exited_ns) == (0, 20)  # the pid is the first one's
+
+
+def test_what_ended_stays_for_a_minute() -> None:
+    host = Host()
+    host.live(6)
+    host.take(work(who(5), 10, processes=1), work(who(6), 10))
+    assert host.look().processes[5, 5_000_000].exited_ns == 10
+    host.take(at_ns=STAY_NS)
+    assert len(host.table) == 2
+    host.take(at_ns=2 * STAY_NS)
+    assert host.look().processes.keys() == {(6, 6_000_000)}
+    del host.living[6]
+    assert host.look(at_ns=2 * STAY_NS).processes[6, 6_000_000].exited_ns == 2 * STAY_NS
+    host.take(at_ns=4 * STAY_NS)
+    assert len(host.table) == 0
+
+
+def test_processes_that_ended_unseen_are_swept() -> None:
+    host = Host()
+    host.take(work(who(5), 10), work(who(6), 10))
+    host.table.sweep({6: None}, 30)
+    host.take(at_ns=2 * STAY_NS)
+    assert len(host.table) == 1
+
+
+def test_the_short_lived_are_a_line_for_each_program() -> None:
+    host = Host()
+    host.take(work(who(0, comm="true"), 10), work(who(0, comm="true", gid=7), 10))
+    host.take(work(who(0, comm="ls", uid=0), 5))
+    lines = host.look()
+    assert not lines.processes
+    assert {key[0]: line.amounts[CPU] for key, line in lines.short.items()} == {"true": 20, "ls": 5}
+    total = sum(line.amounts[CPU] for line in lines.units.values())
+    assert total == sum(line.amounts[CPU] for line in lines.licenses.values()) == 25
