@@ -12,6 +12,7 @@ from licagent.store.filelayer import OsFiles
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_types import Gap
 from licagent.store.ledger_verify import verify_folder
+from licagent.store.segments import DAMAGED, MISSING
 
 if TYPE_CHECKING:
     from licagent.local.usage_shapes import EpochRow, GapRow, VerifyResult
@@ -35,8 +36,9 @@ def verified(folder: Path) -> VerifyResult:
     except (StoreError, OSError) as error:
         raise LocalError(ErrorCode.PERMISSION, str(error), "read it as root") from error
     newest = max(chains, default=0)
+    problems = [*report.problems, *map(_altered, filter(_is_altered, report.gaps))]
     return {
-        "good": not report.problems,
+        "good": not problems,
         "folder": str(folder),
         "segments": report.segments,
         "frames": report.frames,
@@ -44,8 +46,20 @@ def verified(folder: Path) -> VerifyResult:
         "records": report.records,
         "epochs": [_epoch(chains[epoch], epoch == newest) for epoch in sorted(chains)],
         "gaps": [gap_row(gap) for gap in report.gaps],
-        "problems": list(report.problems),
+        "problems": problems,
     }
+
+
+def _is_altered(gap: Gap) -> bool:
+    """Whether somebody or a bad disk took records away that were whole, and should be here.
+
+    What the spool's bound or a loss of power took was named when it happened.
+    """
+    return gap.reason in (DAMAGED, MISSING)
+
+
+def _altered(gap: Gap) -> str:
+    return f"records {gap.first} to {gap.last} of epoch {gap.epoch} are {gap.reason}"
 
 
 def gap_row(gap: Gap) -> GapRow:

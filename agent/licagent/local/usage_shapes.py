@@ -205,7 +205,8 @@ class VerifyResult(TypedDict):
     """`usage.verify`: the ledger read anew from disk, every hash and signature checked."""
 
     good: bool
-    """No problem. A gap that was named when it happened is none."""
+    """No problem. A gap that was named when it happened is none: what the spool's bound or a
+    loss of power took. Records that are damaged or missing on the disk are a problem, too."""
     folder: str
     segments: int
     frames: int

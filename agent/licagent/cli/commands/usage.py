@@ -99,8 +99,8 @@ def verify(session: Session, *, offline: bool) -> None:
     Each batch of records is signed by this host and chained to the one before, so what was
     altered, left out or put in afterwards is found. The control plane keeps the public key of
     each epoch, and checks the same: `licplane usage verify`. The exit status is 0 if all
-    holds, 150 if something does not. A gap that was named when it happened is shown, and is no
-    error. Without the daemon: --offline, as root.
+    holds, 150 if something does not. A gap that was named when it happened, by the spool's bound
+    or a loss of power, is shown and is no error. Without the daemon: --offline, as root.
     """
     if offline:
         # By name, as the daemon is: nothing else of the command line reads the state folder.
