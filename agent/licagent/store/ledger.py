@@ -96,6 +96,8 @@ class Ledger:
         try:
             found = recover(files, folder)
             self._findings = Findings(found.problems)
+            for gap in found.gaps:
+                self._findings.add(gap)
             self._epochs = Epochs(
                 EpochKeys(folder, files),
                 found.chains,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from licagent.store.filelayer import FileLayer
 from licagent.store.frames import ChainEntry, Frame, Head, Tail
-from licagent.store.ledger_types import FRAME_RECORDS, NO_HASH, EpochState
+from licagent.store.ledger_types import FRAME_RECORDS, NO_HASH, EpochState, Gap
 from licagent.store.segments import (
+    TORN,
     ChainSpan,
     Content,
     Segment,
@@ -128,6 +129,8 @@ class Recovered:
     """Files whose first frame was never whole: they are to be removed, durably."""
     next_serial: int = 1
     problems: list[str] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+    """Of epochs that no frame knows any more: nobody can be told of them but people."""
 
 
 def recover(files: FileLayer, folder: Path) -> Recovered:
@@ -149,6 +152,10 @@ def recover(files: FileLayer, folder: Path) -> Recovered:
         if tail is Tail.DAMAGED:
             segment.is_damaged = True
             found.problems.append(f"{segment.name} is damaged: no frame in it can be read")
+            first = segment.name.first
+            if segment.name.epoch not in found.chains:
+                last = first + FRAME_RECORDS - 1
+                found.gaps.append(Gap(segment.name.epoch, first, last, TORN, NO_HASH))
         else:
             found.segments.remove(segment)
             found.torn.append(segment)

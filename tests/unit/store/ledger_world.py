@@ -18,6 +18,7 @@ from licagent.store.ledger import (
     LedgerFull,
     LedgerLimits,
 )
+from licagent.store.segments import TORN
 from licagent.store.usagechain import batch_message, chain_hash, gap_message, is_signed
 
 FOLDER = Path("/ledger")
@@ -123,6 +124,7 @@ class Host:
         self.given: dict[tuple[int, int], int] = {}
         self.doubt: tuple[str, list[tuple[int, int]], int] | None = None
         self.refused = 0
+        self.told: set[Gap] = set()
 
     # ---- the kernel
 
@@ -147,6 +149,7 @@ class Host:
         return ledger
 
     def _after_start(self, ledger: Ledger) -> None:
+        self.told |= {gap for gap in ledger.gaps if gap.reason == TORN}
         try:
             ledger.settle()
         except LedgerBlocked:
@@ -238,9 +241,13 @@ class Host:
         return sum(
             amount
             for (epoch, sequence), amount in self.given.items()
-            for gap in self._gaps(epoch)
-            if gap.first <= sequence <= gap.last
+            if any(gap.first <= sequence <= gap.last for gap in self._gaps(epoch))
+            and not self._has_arrived(epoch, sequence)
         )
+
+    def _has_arrived(self, epoch: int, sequence: int) -> bool:
+        arrived = self.server.epochs.get(epoch)
+        return arrived is not None and sequence in arrived.payloads
 
     def check(self) -> None:
         """To the byte."""
@@ -253,8 +260,10 @@ class Host:
                 assert self.given[epoch, sequence] == amount_of(payload)
 
     def _gaps(self, epoch: int) -> Iterator[Gap]:
+        """That the server was told, and that only the host's people can be."""
         if epoch in self.server.epochs:
             yield from self.server.epochs[epoch].gaps
+        yield from (gap for gap in self.told if gap.epoch == epoch)
 
     def _sheet(self, number: int) -> str:
         return f"{self.boot}:{number}"
