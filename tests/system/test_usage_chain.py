@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the kernel to the bill's evidence: a real daemon delivers what it metered, each byte once."""
+"""From the kernel to the bill's evidence: a real daemon delivers all it metered, each byte once."""
 
 from __future__ import annotations
 
@@ -68,4 +68,4 @@ def test_what_a_license_carried_arrives_once_through_crashes_of_both_sides(
     assert delivery["alarm"] is None
     assert host.ask("usage", "verify")["good"]
     verified = plane.cli("usage", "verify", "--json")
-    assert verified.status == 0, verified.stderr
+    assert verified.status == 0, verified

@@ -22,6 +22,7 @@ from licagent.daemon.metering_parts import MeteringParts, open_parts, when_full
 from licagent.domain.attribution import EMPTY, AttributionTable
 from licagent.domain.tables import Tables
 from licagent.domain.usage import Meter
+from licagent.host.processes import pids
 from licagent.metering.sampler import Refusal, Step
 from licagent.metering.unattributed import HostTotals
 from licagent.store.errors import StoreError
@@ -38,6 +39,7 @@ _SETTLE_S: Final = 0.05
 _APART_S: Final = 1.0
 """Changes of policy that come within this time close one sheet."""
 _LAST_STEP_S: Final = 5.0
+_SWEEP_NS: Final = 30_000_000_000
 _MERGED_MAX_S: Final = 3600
 """However full the spool is, usage is committed as often."""
 _MERGED_ALONE: Final = 12
@@ -59,6 +61,7 @@ class MeteringKeeper:
         self._table_of: Compiled | None = None
         self._stepped_s = 0.0
         self._first_totals: HostTotals = {}
+        self._swept_ns = 0
         self.parts: MeteringParts | None = None
         """Ledger, meter and the rest, once they are open. Used on the metering thread."""
         self.charge: PolicyCharge | None = None
@@ -246,6 +249,7 @@ class MeteringKeeper:
         step = parts.sampler.step(charge)
         if step.sheet is not None:
             parts.table.take(step.sheet, parts.sampler.owners)
+            self._sweep(step.sheet.closed_ns)
             self.last_step = step
             self.committed_at_s = time.time()
             self.records += len(step.records)
@@ -253,6 +257,12 @@ class MeteringKeeper:
             _add(self.unattributed, step.unattributed)
         self.step_s = (time.thread_time_ns() - began_ns) / 1e9
         return step
+
+    def _sweep(self, now_ns: int) -> None:
+        """Note now and then which processes are gone: idle ones end without a row."""
+        if now_ns - self._swept_ns >= _SWEEP_NS:
+            self._swept_ns = now_ns
+            self._open_parts().table.sweep(dict.fromkeys(pids()), now_ns)
 
     def _hold(self) -> None:
         self._open_parts().sampler.hold()
