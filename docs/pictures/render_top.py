@@ -79,8 +79,8 @@ def _line(number: int, segments: list[Segment]) -> Iterator[str]:
         span = round(length * CHARACTER_PX, 2)
         is_reversed = bool(style and style.reverse)
         if is_reversed:
-            top = y - LINE_PX + 5
-            yield f'<rect x="{x}" y="{top}" width="{span + 0.6:.2f}" height="{LINE_PX}" fill="#d5d9e0"/>'
+            place = f'x="{x}" y="{y - LINE_PX + 5}"'
+            yield f'<rect {place} width="{span + 0.6:.2f}" height="{LINE_PX}" fill="#d5d9e0"/>'
         text = segment.text.rstrip()
         if not text.strip():
             continue
