@@ -27,7 +27,8 @@
 #include "scope.h"
 #include <bpf/bpf_tracing.h>
 
-#define LIC_YOUNG_NS 1000000 /* less than this of CPU time is not worth a segment of its own */
+/* Less than this of CPU time is not worth a segment of its own, or being taken twice. */
+#define LIC_YOUNG_NS 1000000
 #define LIC_NSEC_PER_MSEC 1000000ULL
 #define LIC_IDLE_MS 60000
 #define LIC_EXIT_DEAD 0x10 /* include/linux/sched.h */
@@ -300,9 +301,10 @@ int BPF_PROG(licagent_open, struct task_struct *parent, struct task_struct *chil
 }
 
 /*
- * A process is counted as ended when its last thread begins to exit. And an exec in a process of
- * many threads ends the others first. They are freed later, when the account is the new
- * program's: what they used is charged here, while it is the old one's.
+ * The beginning of a thread's end. A process is counted as ended with its last thread. And what
+ * the thread used so far is charged now: an exec in a process of many threads ends the others
+ * first, and by the time they are freed the account is the new program's. The rest, from here to
+ * its last schedule, is charged when it is freed; that of a short life is all of it.
  */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(licagent_leave, struct task_struct *task)
@@ -313,30 +315,24 @@ int BPF_PROG(licagent_leave, struct task_struct *task)
 	struct lic_taken nothing = {};
 	struct lic_account *account;
 	struct task_struct *execs;
-	__u32 is_last;
 
 	if (!ctl || !ctl->sheet)
-		return 0;
-	/* do_exit has counted this thread out already */
-	is_last = BPF_CORE_READ(group, live.counter) == 0;
-	if (bpf_core_field_exists(group->group_exec_task))
-		execs = BPF_CORE_READ(group, group_exec_task);
-	else
-		execs = BPF_CORE_READ(old, group_exit_task);
-	if (!is_last && (!execs || execs == task))
 		return 0;
 	account = find_account(task, (__u64)group);
 	if (!account)
 		return 0;
-	if (is_last) {
-		if (!account->sampled) { /* setuid() has no tracepoint: see licagent_close */
-			account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
-			account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
-		}
-		charge(ctl->sheet, account, &nothing, 0, 1);
-	} else {
-		settle_thread(ctl->sheet, task, account);
+	if (!account->sampled) { /* setuid() has no tracepoint: see licagent_close */
+		account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
+		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 	}
+	if (bpf_core_field_exists(group->group_exec_task))
+		execs = BPF_CORE_READ(group, group_exec_task);
+	else
+		execs = BPF_CORE_READ(old, group_exit_task);
+	if ((execs && execs != task) || BPF_CORE_READ(task, se.sum_exec_runtime) > LIC_YOUNG_NS)
+		settle_thread(ctl->sheet, task, account);
+	if (BPF_CORE_READ(group, live.counter) == 0) /* do_exit has counted this one out already */
+		charge(ctl->sheet, account, &nothing, 0, 1);
 	return 0;
 }
 
