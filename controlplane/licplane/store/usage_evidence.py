@@ -146,8 +146,9 @@ class EvidenceReads(Session):
         )
         keys = [column.label(f"k{at}") for at, column in enumerate(names)]
         sums: list[ColumnElement[Any]] = []
+        is_postgres = self._connection.dialect.name == "postgresql"
         for meter in METERS:
-            low, upper = halves(records[meter])
+            low, upper = halves(records[meter], is_postgres=is_postgres)
             sums += [low.label(f"low_{meter}"), upper.label(f"high_{meter}")]
         statement = select(
             *keys,

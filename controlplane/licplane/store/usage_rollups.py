@@ -24,6 +24,7 @@ from sqlalchemy import (
     delete,
     func,
     literal,
+    literal_column,
     select,
     true,
     update,
@@ -196,11 +197,11 @@ class RollupRecords(RollupReads):
         same = (*_SAME, *more)
         lines = _lines(waiting, step_ms, time, same).c
         group = [lines[name] for name in (time, *same)]
-        values = _aggregates(lines)
+        is_postgres = self._connection.dialect.name == "postgresql"
+        values = _aggregates(lines, is_postgres=is_postgres)
         chosen = select(*group, *(one.label(name) for name, one in values.items()))
         # SQLite takes ON for a join's where a SELECT has no WHERE.
         chosen = chosen.where(true()).group_by(*group)
-        is_postgres = self._connection.dialect.name == "postgresql"
         insert = postgresql.insert(table) if is_postgres else sqlite.insert(table)
         adding = insert.from_select([time, *same, *values], chosen)
         self._connection.execute(
@@ -250,7 +251,9 @@ def named(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.substr(column, 1, _CUT_CHARACTERS).label(name) if name in _CUT else column
 
 
-def _aggregates(lines: ColumnCollection[str, Any]) -> dict[str, ColumnElement[Any]]:
+def _aggregates(
+    lines: ColumnCollection[str, Any], *, is_postgres: bool
+) -> dict[str, ColumnElement[Any]]:
     """Each column of a rollup, from those of the records."""
     found: dict[str, ColumnElement[Any]] = {
         "records": func.count(),
@@ -260,17 +263,24 @@ def _aggregates(lines: ColumnCollection[str, Any]) -> dict[str, ColumnElement[An
         "unsupported": func.bit_or(lines["unsupported"]),
     }
     for meter in METERS:
-        low, upper = halves(lines[meter])
+        low, upper = halves(lines[meter], is_postgres=is_postgres)
         found[meter] = low.op("&")(literal(LOW_MASK, BigInteger))
         found[high(meter)] = upper + low.op(">>")(literal(LOW_BITS))
     return found
 
 
-def halves(column: ColumnElement[Any]) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
-    """Sums of the lower and of the upper parts: neither is too large for a whole number."""
-    low = cast(func.sum(column.op("&")(literal(LOW_MASK, BigInteger))), BigInteger)
-    upper = cast(func.sum(column.op(">>")(literal(LOW_BITS))), BigInteger)
-    return low, upper
+def halves(
+    column: ColumnElement[Any], *, is_postgres: bool
+) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
+    """Sums of the lower and of the upper parts, to be taken together by `low + (upper << 40)`:
+    neither is too large for a whole number. PostgreSQL adds whole numbers up as long ones, which
+    is quicker than to take each apart."""
+    if is_postgres:
+        total = func.sum(column)
+        step: ColumnElement[Any] = literal_column(str(LOW_MASK + 1))
+        return cast(func.mod(total, step), BigInteger), cast(func.div(total, step), BigInteger)
+    low = column.op("&")(literal(LOW_MASK, BigInteger))
+    return func.sum(low), func.sum(column.op(">>")(literal(LOW_BITS)))
 
 
 def _added(table: Table, new: ColumnCollection[str, Any]) -> dict[str, ColumnElement[Any]]:

@@ -223,8 +223,9 @@ class SumReads(RollupReads):
             source = source.join(usage_scopes, usage_scopes.c.scope_id == table.c.scope_id)
         group = [_column(table, name, time_ms).label(f"key{at}") for at, name in enumerate(by)]
         totals: list[ColumnElement[Any]] = []
+        is_postgres = self._connection.dialect.name == "postgresql"
         for meter in METERS:
-            low, upper = halves(table.c[meter])
+            low, upper = halves(table.c[meter], is_postgres=is_postgres)
             if high(meter) in table.c:
                 upper = upper + cast(func.sum(table.c[high(meter)]), BigInteger)
             totals += [low.label(meter), upper.label(high(meter))]
