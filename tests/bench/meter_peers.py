@@ -233,7 +233,7 @@ class NetHogs(Peer):
     def _command(self) -> list[str]:
         namespace, interface = self._where
         hogs = [program("nethogs"), "-t", "-v", "2", "-d", str(INTERVAL_S), interface]
-        return ["nsenter", namespace, *hogs]
+        return ["nsenter", namespace, "stdbuf", "-oL", *hogs]  # it ends without a flush
 
     def wire_of(self, prefix: str) -> int:
         """The largest sum that each process had in any line, as ended ones leave the list.
