@@ -63,6 +63,10 @@ class HostNameBook:
             self._cgroups[number] = known
         return known
 
+    def relative(self, path: str) -> str:
+        """See `HostNames`."""
+        return self._tree.relative(f"{self._tree.mount}{path}".rstrip("/")) or ""
+
     def unit(self, cgroup: str) -> str:
         """See `HostNames`."""
         known = self._units.get(cgroup)

@@ -19,6 +19,7 @@ from licagent.metering.mixed import MixedMeter
 from licagent.metering.processes import ProcessTable
 from licagent.metering.records import FLOW_METERS, WORK_METERS, Qualities
 from licagent.metering.rows import Meter as SheetMeter
+from licagent.metering.rows import WorkRow
 from licagent.metering.sampler import FALLBACK_MARK, FOOTPRINT_MARK, Sampler
 from licagent.metering.unattributed import HostTotals
 from licagent.store.ledger import Ledger, LedgerLimits
@@ -78,7 +79,8 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
         if not meter.support.work:
             fallback = _fallback(boot_id, ledger)
             closing.append(fallback.close)
-        counted: SheetMeter = meter if fallback is None else MixedMeter(meter, fallback)
+            if agent.config.metering != "off":
+                fallback.begin()  # from here on it knows how exact it is
         boot_unix_ms = _boot_unix_ms(ledger.marks.get(BOOT_MARK, b""), boot_id, agent)
         names = HostNameBook(agent.tree, boot_unix_ms, agent.names.path)
         footprints = None
@@ -90,6 +92,13 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
             )
             closing.append(footprints.close)
         counters = HostCounters(agent.tree)
+
+        def is_ours(row: WorkRow) -> bool:
+            return counters.is_whole_host or bool(names.relative(row.who.cgroup_path))  # type: ignore[attr-defined]
+
+        counted: SheetMeter = meter
+        if fallback is not None:
+            counted = MixedMeter(meter, fallback, is_ours)
         spool = LedgerSpool(ledger)
         qualities = _qualities(meter.support, fallback)
         sampler = Sampler(
@@ -105,8 +114,6 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
             more_marks={BOOT_MARK: _BOOT.pack(uuid.UUID(boot_id).bytes, boot_unix_ms)},
         )
         if agent.config.metering != "off":
-            if fallback is not None:
-                fallback.begin()
             sampler.begin(totals)
     except BaseException:
         for close in closing:

@@ -7,11 +7,13 @@ kernel's number and the fallback's baseline, so both are committed or neither is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from licagent.metering.rows import FlowRow, Meter, Sheet, WorkRow
+from licagent.domain.usage import Meter, Quality
+from licagent.metering.rows import FlowRow, Sheet, WorkRow
+from licagent.metering.rows import Meter as SheetMeter
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class MixedSheet:
     spilled_work: WorkRow | None
     spilled_flows: Sequence[FlowRow]
     baseline: bytes
+    quality: Mapping[Meter, Quality]
+    """Of this sheet's work: less than usual where the kernel dropped records."""
 
 
 class WorkSheet(Sheet, Protocol):
@@ -34,6 +38,11 @@ class WorkSheet(Sheet, Protocol):
     @property
     def baseline(self) -> bytes:
         """For the ledger's mark."""
+        ...  # pragma: no cover
+
+    @property
+    def quality(self) -> Mapping[Meter, Quality]:
+        """Of what it counted."""
         ...  # pragma: no cover
 
 
@@ -60,7 +69,11 @@ class WorkMeter(Protocol):
 class MixedMeter:
     """`rows.Meter` over the two."""
 
-    def __init__(self, kernel: Meter, work: WorkMeter) -> None:
+    def __init__(
+        self, kernel: SheetMeter, work: WorkMeter, is_ours: Callable[[WorkRow], bool]
+    ) -> None:
+        """`is_ours`: whether a row is of a process below the agent's root: not all are asked."""
+        self._is_ours = is_ours
         self._kernel = kernel
         self._work = work
         self._closed: tuple[int, int] | None = None
@@ -74,7 +87,7 @@ class MixedMeter:
         """See `rows.Meter`."""
         flows, work = self._kernel.close_sheet(), self._work.close_sheet()
         self._closed = (flows.number, work.number)
-        return _mixed(flows, work)
+        return self._mixed(flows, work)
 
     def discard(self, number: int) -> None:
         """See `rows.Meter`."""
@@ -90,17 +103,17 @@ class MixedMeter:
 
     def peek(self) -> MixedSheet:
         """See `rows.Meter`."""
-        return _mixed(self._kernel.peek(), self._work.peek())
+        return self._mixed(self._kernel.peek(), self._work.peek())
 
-
-def _mixed(flows: Sheet, work: WorkSheet) -> MixedSheet:
-    return MixedSheet(
-        number=flows.number,
-        opened_ns=flows.opened_ns,
-        closed_ns=flows.closed_ns,
-        work=work.work,
-        flows=flows.flows,
-        spilled_work=work.spilled_work,
-        spilled_flows=flows.spilled_flows,
-        baseline=work.baseline,
-    )
+    def _mixed(self, flows: Sheet, work: WorkSheet) -> MixedSheet:
+        return MixedSheet(
+            number=flows.number,
+            opened_ns=flows.opened_ns,
+            closed_ns=flows.closed_ns,
+            work=tuple(row for row in work.work if self._is_ours(row)),
+            flows=flows.flows,
+            spilled_work=work.spilled_work,
+            spilled_flows=flows.spilled_flows,
+            baseline=work.baseline,
+            quality=work.quality,
+        )

@@ -28,6 +28,10 @@ class HostNames(Protocol):
         """The path of a cgroup below the agent's root; "" where it is not known."""
         ...  # pragma: no cover
 
+    def relative(self, path: str) -> str:
+        """A cgroup's path from the root of the hierarchy, below the agent's root; "" outside."""
+        ...  # pragma: no cover
+
     def unit(self, cgroup: str) -> str:
         """Its systemd unit or container, as selectors name them; "" if it is none."""
         ...  # pragma: no cover
@@ -108,7 +112,9 @@ class OwnerBook:
 
     def _look_up(self, who: WhoRow) -> Known:
         names, charging = self._names, self.charging
-        cgroup = getattr(who, "cgroup_path", "") or names.cgroup(who.cgroup)
+        cgroup = names.cgroup(who.cgroup)
+        if not cgroup and (told := getattr(who, "cgroup_path", "")):
+            cgroup = names.relative(told)  # it is gone, and the fallback had seen it
         executable = _executable(who) or names.executable(who)
         if not executable or not cgroup:
             self._unsure.append(who)

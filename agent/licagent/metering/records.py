@@ -86,6 +86,10 @@ def read_sheet(
 ) -> SheetRecords:
     """The records of a sheet. `unix_ms`: the wall time of a reading of CLOCK_BOOTTIME."""
     start_ms, end_ms = unix_ms(sheet.opened_ns), unix_ms(sheet.closed_ns)
+    # A sheet may know better: dropped exit records make estimates of what is exact otherwise.
+    own: Mapping[Meter, Quality] = getattr(sheet, "quality", {})
+    if own:
+        qualities = Qualities({**qualities.of, **own})
     maker = _Maker(qualities, start_ms, max(start_ms, end_ms))
     maker.work(sheet.work, owners)
     maker.flows(sheet.flows, owners)

@@ -181,6 +181,9 @@ class Names:
         self.asked += 1
         return f"/c{number}" if number else ""
 
+    def relative(self, path: str) -> str:
+        return path.removeprefix("/root") if path.startswith("/root/") else ""
+
     def unit(self, cgroup: str) -> str:
         return f"{cgroup[1:]}.service" if cgroup != "/c2" else ""
 
