@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`./dev vm`: the agent's programs on other kernels, in machines that live for a minute.
+
+Each kernel boots an initramfs with Python, the package and the built objects, loads them by the
+agent's own loader, and tries: who has a license, who has none, who loses it, and what is counted.
+QEMU runs without acceleration, so that it works on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.vm import initramfs
+from tests.vm.guest.kernel_probe import BEGIN, END
+from tests.vm.kernels import KERNELS, Kernel, NoKernel, image, kernel
+
+from licagent.host.posture import kernel_version
+from licagent.kernel.hooks import HOOKS, HookKind
+
+_BOOT_S: Final = 900
+_RETVAL: Final = (5, 18)
+"""Programs choose the errno since (commit b44123b4a3dc)."""
+_DESTROY: Final = (6, 5)
+"""bpf_sock_destroy."""
+_CPU_TOLERANCE: Final = 0.02
+_PAYLOAD: Final = 50_001
+
+
+def boot(vmlinuz: Path, archive: Path) -> dict[str, Any]:
+    """What the machine told. Raises NoKernel when it told nothing."""
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max"]
+    command += ["-m", "1024", "-nographic", "-no-reboot", "-net", "none"]
+    command += ["-kernel", str(vmlinuz), "-initrd", str(archive)]
+    lsm = "lsm=lockdown,capability,landlock,yama,apparmor,bpf"
+    command += ["-append", f"console=ttyS0 quiet panic=-1 {lsm}"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_BOOT_S, check=False
+        )
+        output = done.stdout
+    except subprocess.TimeoutExpired as late:
+        output = late.stdout or b""
+    text = output.decode(errors="replace")
+    _, begun, rest = text.partition(BEGIN)
+    told, ended, _ = rest.partition(END)
+    if not begun or not ended:
+        raise NoKernel(f"the machine told nothing within {_BOOT_S} s, but: {text[-2000:]}")
+    found: dict[str, Any] = json.loads(told)
+    return found
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """What is not as it should be on this kernel."""
+    for step in ("hooks", "enforce", "meter"):
+        if "exception" in found[step]:
+            return [f"{step}: {found[step]['exception']}"]
+    release = kernel_version(found["release"])
+    wrong = [
+        f"{hook.name} should load here: {found['hooks'].get(hook.name, 'not tried')}"
+        for hook in HOOKS
+        if found["hooks"].get(hook.name, "not tried")
+        and hook.kind is not HookKind.INTERFACE
+        and release >= kernel_version(hook.kernel)
+    ]
+    denied = "ENOKEY" if release >= _RETVAL else "EPERM"
+    revoked = "EKEYREVOKED" if release >= _RETVAL else "EPERM"
+    enforced = found["enforce"]
+    wanted = {name: denied for name in enforced if name.startswith("denied")}
+    wanted |= {name: "" for name in enforced if name.startswith("licensed")}
+    wanted |= {"other port": "", "connect after revocation": revoked, "bytes after revocation": 0}
+    wrong += [
+        f"{name}: {enforced[name]!r}, expected {value!r}"
+        for name, value in wanted.items()
+        if enforced[name] != value
+    ]
+    if release >= _DESTROY and enforced["open socket after revocation"][0] != "ECONNABORTED":
+        wrong.append(f"open socket: {enforced['open socket after revocation']}")
+    return wrong + _meter_problems(found["meter"])
+
+
+def _meter_problems(meter: dict[str, Any]) -> list[str]:
+    wrong = []
+    if meter["failed"]:
+        wrong.append(f"the work that was to be measured failed: {meter['failed']}")
+    if meter["support"]["work"]:
+        measured, reference = meter["cpu_ns"], meter["cpu_reference_ns"]
+        if abs(measured - reference) > _CPU_TOLERANCE * reference:
+            wrong.append(f"CPU {measured} ns, cpu.stat {reference} ns")
+        if meter["processes"] != 1:
+            wrong.append(f"{meter['processes']} processes ended instead of 1")
+    if meter["support"]["payload"] and (
+        meter["tx_payload_bytes"] != _PAYLOAD or meter["rx_payload_bytes"] != _PAYLOAD
+    ):
+        wrong.append(f"payload {meter['tx_payload_bytes']} / {meter['rx_payload_bytes']}")
+    if meter["wire_bytes"] <= _PAYLOAD:
+        wrong.append(f"wire bytes {meter['wire_bytes']}")
+    return wrong
+
+
+def table(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """The coverage of each kernel, in Markdown."""
+    lines = ["| hook | " + " | ".join(found["release"] for _name, found in rows) + " |"]
+    lines.append("|---|" + "---|" * len(rows))
+    for hook in HOOKS:
+        cells = [
+            "no" if found["hooks"].get(hook.name, "not tried") else "yes" for _name, found in rows
+        ]
+        lines.append(f"| `{hook.name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """0 when every kernel did as it should."""
+    parser = argparse.ArgumentParser(prog="./dev vm", description=__doc__)
+    names = [each.name for each in KERNELS]
+    parser.add_argument("--kernel", action="append", help=f"one of {', '.join(names)}; default all")
+    parser.add_argument("--json", type=Path, help="write what the machines told into this file")
+    chosen = parser.parse_args(arguments)
+    told: list[tuple[str, dict[str, Any]]] = []
+    failed = False
+    with tempfile.TemporaryDirectory(prefix="licagent-vm-") as folder:
+        archive = Path(folder) / "initrd.gz"
+        (Path(folder) / "root").mkdir()
+        initramfs.build(Path(folder) / "root", Path(__file__).parents[2], archive)
+        for name in chosen.kernel or names:
+            try:
+                each: Kernel = kernel(name)
+                found = boot(image(each), archive)
+            except NoKernel as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                failed = True
+                continue
+            told.append((name, found))
+            wrong = problems(found)
+            failed = failed or bool(wrong)
+            print(f"{found['release']}: {'well' if not wrong else 'NOT WELL'}", flush=True)
+            for line in wrong:
+                print(f"  {line}", flush=True)
+    if told:
+        print(table(told))
+    if chosen.json:
+        chosen.json.write_text(json.dumps(dict(told), indent=1) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
