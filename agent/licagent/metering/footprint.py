@@ -210,7 +210,10 @@ class Footprints:
 
     def _walked(self, done: WalkDone) -> None:
         spec = self._specs[done.name]
-        at = Instant(self._clock().boot_id, done.boottime_ms, done.unix_ms)
+        # The wall time is this clock's, not the child's: the agent trusts its own.
+        now = self._clock()
+        ago_ms = now.boottime_ms - done.boottime_ms
+        at = Instant(now.boot_id, done.boottime_ms, now.unix_ms - ago_ms)
         walked = done.walked
         if walked is None:
             self._problems[spec.name] = done.problem

@@ -35,7 +35,6 @@ class WalkDone:
     """Whose bytes were asked for; ALL for everybody's."""
     boottime_ms: int
     """When it ended."""
-    unix_ms: int
     walked: Walked | None
     problem: str = ""
 
@@ -142,7 +141,6 @@ class Walker:
                 task.name,
                 task.owner,
                 answer["boottime_ms"],
-                answer["unix_ms"],
                 walked,
                 answer["problem"],
             )
@@ -152,7 +150,7 @@ class Walker:
         """The walk under way is lost; the others start anew."""
         self._end()
         task = self._left.pop(0)
-        done.append(WalkDone(task.name, task.owner, *_now(), None, problem))
+        done.append(WalkDone(task.name, task.owner, _now_ms(), None, problem))
         self.start(self._left)
 
     def _end(self) -> None:
@@ -168,8 +166,8 @@ class Walker:
             child.wait(timeout=1.0)
 
 
-def _now() -> tuple[int, int]:
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000, time.time_ns() // 1_000_000
+def _now_ms() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -202,7 +200,7 @@ def _main() -> None:
             answer["walked"] = found
         except OSError as error:
             answer["problem"] = f"{fields['path']}: {error.strerror or error}"
-        answer["boottime_ms"], answer["unix_ms"] = _now()
+        answer["boottime_ms"] = _now_ms()
         _say(answer)
 
 

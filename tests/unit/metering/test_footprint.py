@@ -29,7 +29,8 @@ class Clock:
 
     def __call__(self) -> Instant:
         boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
-        return Instant(self.boot_id, boottime + self.ahead_ms, time.time_ns() // 1_000_000)
+        unix = time.time_ns() // 1_000_000
+        return Instant(self.boot_id, boottime + self.ahead_ms, unix + self.ahead_ms)
 
 
 @contextmanager
