@@ -29,7 +29,7 @@ class Bench:
     bindings: int = 100_000
     networks: int = 10_000
     churn_minutes: float = 2.0
-    outage_hours: float = 2.0
+    outage_hours: float = 1.0
     _agents: dict[str, tuple[AgentUnderTest, Path]] = field(default_factory=dict)
     _failures: dict[str, str] = field(default_factory=dict)
     _nft_checked: bool = False

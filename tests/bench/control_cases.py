@@ -102,7 +102,7 @@ def fanout(bench: Bench) -> list[Row]:
 
 def idle(bench: Bench) -> list[Row]:
     """Memory of a server process for each host that is connected and has nothing to do."""
-    size = 500 if bench.quick else 5000
+    size = 500 if bench.quick else 3000
     with plane() as found, Fleet(PROCESSES, found.folder / "fleet.log") as fleet:
         found.apply(*filler(1))
         fleet.enroll(found.join(uses=size), size)

@@ -72,7 +72,7 @@ class Clock:
 
 def revocation(bench: Bench) -> list[Row]:
     """`license revoke` returns -> the last byte that a socket of this host got through."""
-    rounds, typed = (20, 3) if bench.quick else (200, 10)
+    rounds, typed = (20, 3) if bench.quick else (100, 10)
     clock = Clock()
     try:
         with host() as found:

@@ -140,7 +140,7 @@ def _memory_kib(pid: int, field: str) -> int:
 def daemon(bench: Bench) -> list[Row]:
     """The daemon's CPU at 1,000 connections a second, then its memory when it is quiet again."""
     agent, _ = bench.thousand()
-    seconds = 5 if bench.quick else 30
+    seconds = 5 if bench.quick else 20
     time.sleep(2)
     idle_ns, idle_at = _cpu_ns(agent.pid), time.monotonic()
     time.sleep(seconds)

@@ -87,9 +87,10 @@ OBSTACLES: Final[dict[str, str]] = {
     " which visits every process.",
     "churn-memory": "The table of `top` keeps ended processes for 60 s, and Python's allocator"
     " gives pages back only in part.",
-    "beside-cpu": "atop and psutil read some 40 us a process and write nothing that has to survive;"
-    " the agent's figure holds the names, the signature, the disk, and its duties besides metering"
-    " (licenses, network namespaces, events).",
+    "beside-cpu": "The others read their files and forget what ended; nothing of it has to survive."
+    " The agent names each owner, charges it to a license, signs it and waits for the disk, 1,000"
+    " processes and their 1,000 connections at each interval; and its figure holds its duties"
+    " besides metering (licenses, network namespaces, interfaces, events).",
     "beside-licload": "The reference is the kernel's CPU clock of each process, read when it has"
     " ended and before it is reaped. See the accuracy page for what the kernel accounts later.",
     "beside-wire": "The reference counts ARP as well, and the headers of what the other end sends"

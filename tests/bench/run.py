@@ -79,7 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bindings", type=int, default=100_000)
     parser.add_argument("--networks", type=int, default=10_000)
     parser.add_argument("--churn-minutes", type=float, default=2.0, help="of meter-churn")
-    parser.add_argument("--outage-hours", type=float, default=2.0, help="of usage-outage")
+    parser.add_argument("--outage-hours", type=float, default=1.0, help="of usage-outage")
     parser.add_argument(
         "--markdown", type=Path, help="default: docs/benchmarks.md after a full run of all cases"
     )
