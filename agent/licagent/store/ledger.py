@@ -27,10 +27,11 @@ from licagent.store.errors import StateWriteFailed
 from licagent.store.filelayer import FileLayer, OsFiles
 from licagent.store.frames import Head, encode
 from licagent.store.ledger_compose import compose
+from licagent.store.ledger_delivery import Delivery
 from licagent.store.ledger_epochs import Epochs, Findings
-from licagent.store.ledger_reading import Dropped, SegmentReader
+from licagent.store.ledger_reading import SegmentReader
 from licagent.store.ledger_recovery import Chain, recover
-from licagent.store.ledger_retention import Shelf, ends
+from licagent.store.ledger_retention import Shelf
 from licagent.store.ledger_types import (
     FRAME_RECORDS,
     PAYLOAD_MAX_BYTES,
@@ -45,9 +46,8 @@ from licagent.store.ledger_types import (
     VerifyReport,
 )
 from licagent.store.ledger_verify import verify_folder
-from licagent.store.segments import Segment, frames_of, walk
+from licagent.store.segments import Segment
 from licagent.store.spool import SpoolWriter
-from licagent.store.usagechain import chain_hash, gap_message
 
 __all__ = [
     "Batch",
@@ -65,7 +65,6 @@ __all__ = [
 
 _NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
 _MARKS_MAX_BYTES: Final = 16 * 1024 * 1024
-_DAY_MS: Final = 24 * 3600 * 1000
 
 
 class Ledger:
@@ -115,7 +114,6 @@ class Ledger:
         self._unsettled, self._torn = found.newest, found.torn
         self._settled = False
         self._trouble = ""
-        self._sent: dict[int, dict[int, bytes]] = {}
         self._writer = SpoolWriter(folder, files, found.next_serial)
         self._shelf = Shelf(
             folder,
@@ -125,8 +123,16 @@ class Ledger:
             epochs=self._epochs,
             findings=self._findings,
         )
-        self._reader = SegmentReader(
-            folder, files, offset_of=self._writer.offset_of, is_held=self._is_held
+        self._delivery = Delivery(
+            self._lock,
+            self._epochs,
+            self._shelf,
+            SegmentReader(
+                folder, files, offset_of=self._writer.offset_of, is_held=self._shelf.holds
+            ),
+            self._findings,
+            host_id=host_id,
+            unsettled=lambda: self._unsettled,
         )
         with contextlib.suppress(LedgerBlocked):
             self.settle()
@@ -323,18 +329,7 @@ class Ledger:
         A batch that holds `after` in its middle is given whole. Raises LedgerBlocked where the
         disk cannot be read.
         """
-        taken = 0
-        for item in self._items(self.epoch if epoch is None else epoch, after):
-            if isinstance(item, Gap):
-                gap = self._signed(item)
-                self._remember(gap.epoch, gap.last, gap.next_previous_hash)
-                yield gap
-            else:
-                self._remember(item.epoch, item.last, item.hash)
-                taken += sum(map(len, item.records))
-                yield item
-            if taken >= limit_bytes:
-                return
+        return self._delivery.batches(self.epoch if epoch is None else epoch, after, limit_bytes)
 
     def acknowledge(self, sequence: int, hash: bytes, *, epoch: int | None = None) -> bool:  # noqa: A002
         """Believe that the server has everything up to `sequence` (None: of `epoch`).
@@ -344,22 +339,7 @@ class Ledger:
         durable with the next commit; lost in a crash, the server says it again. Raises
         LedgerBlocked where the disk cannot be read.
         """
-        number = self.epoch if epoch is None else epoch
-        with self._lock:
-            chain = self._epochs.chains.get(number)
-            if chain is None or chain.is_closed or not 0 <= sequence < chain.next_sequence:
-                return False
-            if sequence <= chain.acked:
-                return sequence != chain.acked or hash == chain.acked_hash
-            known = self._sent.get(number, {}).get(sequence)
-        if (known or self._hash_at(number, sequence)) != hash:
-            return False
-        with self._lock:
-            if sequence > chain.acked:
-                chain.acked, chain.acked_hash = sequence, hash
-                its = self._sent.get(number, {})
-                self._sent[number] = {last: each for last, each in its.items() if last > sequence}
-        return True
+        return self._delivery.acknowledge(self.epoch if epoch is None else epoch, sequence, hash)
 
     def diverged(self, epoch: int, reason: str) -> None:
         """The server has another chain under this epoch (a folder restored from a backup).
@@ -374,7 +354,7 @@ class Ledger:
             if chain is self._epochs.current:
                 self.begin_epoch(reason)
             self._epochs.close(chain, reason)
-            self._sent.pop(epoch, None)
+            self._delivery.forget(epoch)
 
     # ---- reading
 
@@ -382,29 +362,9 @@ class Ledger:
         """(sequence, payload) of all that was committed since then and is still held, in order.
 
         By the clock at the commit. Damaged batches are passed over; they stand in `gaps`.
+        Raises LedgerBlocked where the disk cannot be read.
         """
-        with self._lock:
-            segments = list(self._shelf.segments)
-            chains = dict(self._epochs.chains)
-        for number, (segment, end) in enumerate(ends(segments, chains)):
-            following = segments[number + 1] if number + 1 < len(segments) else None
-            if following is not None and (
-                # A day's allowance for a clock that was set back in between.
-                following.name.begun_unix_ms + _DAY_MS < since_unix_ms
-            ):
-                continue
-            try:
-                for _, content, frame in frames_of([segment], self._reader, expected=1, end=end):
-                    if frame.head.at_unix_ms < since_unix_ms:
-                        continue
-                    sequence = frame.head.first
-                    for index, block in enumerate(frame.head.blocks):
-                        found = frame.records(content.data, index) or ()
-                        yield from enumerate(found, sequence)
-                        sequence += block.count
-            except Dropped:
-                continue
-        self._reader.forget()
+        return self._delivery.records(since_unix_ms)
 
     def verify(self) -> VerifyReport:
         """Check every frame: checksums, chain, signatures, continuity. Reads all segments."""
@@ -494,53 +454,3 @@ class Ledger:
     def _delivering(self) -> Chain:
         with self._lock:
             return self._epochs.delivering
-
-    def _is_held(self, segment: Segment) -> bool:
-        with self._lock:
-            return self._shelf.holds(segment)
-
-    def _items(self, epoch: int, after: int, *, to_send: bool = True) -> Iterator[Batch | Gap]:
-        with self._lock:
-            chain = self._epochs.chains.get(epoch)
-            if chain is None or chain.is_closed:
-                return
-            segments = self._shelf.of_epoch(epoch)
-            span = chain.span(max(after, 0))
-            if to_send and self._unsettled is not None:
-                # A frame that a power cut may still take must not be told of: its sequences
-                # would be given again.
-                span = self._unsettled.before(span)
-        try:
-            yield from walk(segments, self._reader, span)
-        except Dropped:
-            return  # acknowledged meanwhile: whoever asks again gets what follows
-        self._reader.forget()
-
-    def _signed(self, gap: Gap) -> Gap:
-        with self._lock:
-            key = self._epochs.key_of(gap.epoch)
-            if key is not None:
-                message = gap_message(
-                    host_id=self._host_id(),
-                    epoch=gap.epoch,
-                    first=gap.first,
-                    last=gap.last,
-                    next_previous_hash=gap.next_previous_hash,
-                    reason=gap.reason,
-                )
-                gap = replace(gap, signature=key.sign(message))
-            self._findings.add(gap)
-            return gap
-
-    def _remember(self, epoch: int, last: int, hash_: bytes) -> None:
-        with self._lock:
-            self._sent.setdefault(epoch, {})[last] = hash_
-
-    def _hash_at(self, epoch: int, sequence: int) -> bytes | None:
-        """The chain after `sequence`, from the disk; None where nobody knows it."""
-        for item in self._items(epoch, sequence - 1, to_send=False):
-            if isinstance(item, Gap):
-                return item.next_previous_hash if item.last == sequence else None
-            count = sequence - item.first + 1
-            return chain_hash(item.previous_hash, item.first, item.records[:count])
-        return None
