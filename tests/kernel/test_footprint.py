@@ -182,6 +182,29 @@ def test_what_a_container_deleted_belongs_to_the_hosts_folder(disk: Path) -> Non
         holder.communicate("\n")
 
 
+@pytest.mark.parametrize("launcher", [(), ("unshare", "--mount")])
+def test_what_a_process_with_another_root_deleted_is_found(
+    disk: Path, launcher: tuple[str, ...]
+) -> None:
+    folder = disk / f"jail{len(launcher)}"
+    folder.mkdir()
+    program = (
+        f"import os; os.chroot({str(folder)!r}); f = open('/file', 'wb')\n"
+        "f.write(os.urandom(1 << 20)); f.flush(); os.fsync(f.fileno()); os.unlink('/file')\n"
+        "print('gone', flush=True); input()\n"
+    )
+    with subprocess.Popen(
+        [*launcher, *PYTHON, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "gone\n"
+        assert walked(folder).deleted_bytes == MIB
+        holder.communicate("\n")
+
+
 def test_other_filesystems_only_when_told(disk: Path, tmp_path: Path) -> None:
     folder = disk / "crossing"
     (folder / "mounted").mkdir(parents=True)

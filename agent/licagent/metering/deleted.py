@@ -47,15 +47,54 @@ class FoundDeleted:
     """Processes whose descriptors could not be read though they live."""
 
 
+class _Views:
+    """Mount namespaces: where a path that the kernel tells is inside of its filesystem.
+
+    The text of a link begins at the reader's root where the file is in the reader's namespace,
+    and at the namespace's root where it is in another; mountinfo begins at the process's root,
+    and leaves out what is above it.
+    """
+
+    def __init__(self, proc: str) -> None:
+        self._own_name = os.readlink(f"{proc}/self/ns/mnt")
+        self._own = {place.mount_id: place for place in mounts(f"{proc}/self/mountinfo")}
+        self._folder = ""
+        self._places: dict[int, Place] = {}
+        self._root = b""
+
+    def enter(self, folder: str) -> None:
+        """The files asked for next are a process's."""
+        if folder == self._folder:
+            return
+        self._folder, self._places, self._root = folder, self._own, b""
+        if os.readlink(f"{folder}/ns/mnt") != self._own_name:
+            self._places = {place.mount_id: place for place in mounts(f"{folder}/mountinfo")}
+            self._root = os.readlink(os.fsencode(f"{folder}/root")).rstrip(b"/")
+
+    def inside(self, text: bytes, device: int, descriptor: str) -> bytes:
+        """The path of an open or mapped file inside of its filesystem; b"" if it is not known."""
+        found = b""
+        mount = _mount_id(self._folder, descriptor) if descriptor else None
+        if mount is None:
+            # A mapping does not tell its mount: the longest one that it can be.
+            found = _longest(text.removeprefix(self._root), device, self._places)
+        elif mount in self._places:
+            found = inside_filesystem(text.removeprefix(self._root), self._places[mount])
+        # Of a changed root below another namespace's mount nobody tells. A namespace begins as a
+        # copy, so the reader's own mounts are right as far as they fit.
+        return found or _longest(text, device, self._own)
+
+
 def find_deleted(devices: frozenset[int], proc: str = "/proc") -> FoundDeleted:
     """Deleted files on these devices (st_dev), each inode once."""
     found: dict[tuple[int, int], Deleted] = {}
     unreadable = 0
+    views = _Views(proc)
     for entry in os.scandir(proc):
         if not entry.name.isdecimal():
             continue
         try:
-            for deleted in _of_process(f"{proc}/{entry.name}", devices, found.keys()):
+            for deleted in _of_process(f"{proc}/{entry.name}", devices, found.keys(), views):
                 found[deleted.device, deleted.inode] = deleted
         except (FileNotFoundError, ProcessLookupError):
             continue
@@ -65,11 +104,10 @@ def find_deleted(devices: frozenset[int], proc: str = "/proc") -> FoundDeleted:
 
 
 def _of_process(
-    folder: str, devices: frozenset[int], known: Container[tuple[int, int]]
+    folder: str, devices: frozenset[int], known: Container[tuple[int, int]], views: _Views
 ) -> Iterator[Deleted]:
     links = [(f"{folder}/fd/{name}", name) for name in os.listdir(f"{folder}/fd")]
     links += [(f"{folder}/map_files/{name}", "") for name in _deleted_maps(folder)]
-    places: dict[int, Place] | None = None
     for path, descriptor in links:
         try:
             text = os.readlink(os.fsencode(path))
@@ -80,10 +118,8 @@ def _of_process(
                 continue
             if (status.st_dev, status.st_ino) in known:
                 continue
-            if places is None:
-                places = {place.mount_id: place for place in mounts(f"{folder}/mountinfo")}
-            mount = _mount_id(folder, descriptor) if descriptor else None
-            inside = _inside(text.removesuffix(_DELETED), status.st_dev, mount, places)
+            views.enter(folder)
+            inside = views.inside(text.removesuffix(_DELETED), status.st_dev, descriptor)
         except OSError:
             continue  # closed in the meantime
         yield Deleted(
@@ -122,11 +158,7 @@ def _mount_id(folder: str, descriptor: str) -> int | None:
     return None
 
 
-def _inside(text: bytes, device: int, mount: int | None, places: dict[int, Place]) -> bytes:
-    if mount is not None:
-        place = places.get(mount)
-        return b"" if place is None else inside_filesystem(text, place)
-    # A mapping does not tell its mount: the longest mount point of that filesystem it can be.
+def _longest(text: bytes, device: int, places: dict[int, Place]) -> bytes:
     fitting = [
         place for place in places.values() if place.device == device and is_below(text, place.point)
     ]
