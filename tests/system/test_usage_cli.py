@@ -87,6 +87,14 @@ def test_filters_and_windows(worked: Scene) -> None:
     assert [row["name"] for row in one["rows"]] == [str(HOLDER)]
     assert used(one, str(HOLDER)) >= used(whole, str(HOLDER))
     assert one["unattributed"]["quantities"] == {}
+    # The license is one for a network resource: what goes through it is bytes, and CPU is not.
+    licensed = worked.ask("usage", "--by", "user", "--license", "acme")
+    none = worked.ask("usage", "--by", "user", "--license", "")
+    assert used(licensed, str(HOLDER), "tx_payload_bytes") == 300_000
+    assert used(licensed, str(HOLDER)) == 0 < used(none, str(HOLDER))
+    assert used(none, str(HOLDER), "tx_payload_bytes") == 0
+    db = worked.ask("usage", "--by", "resource", "--resource", "db")
+    assert used(db, "db", "rx_payload_bytes") == 300_000
     before = worked.ask("usage", "--until", "2020-01-01T00:00:00Z")
     assert (before["rows"], before["total"], before["since"]) == ([], {}, None)
     assert worked.cli("usage", "--since", "yesterday").status == 2
