@@ -8,7 +8,9 @@ namespace, no CAP_NET_ADMIN, no CONFIG_TASKSTATS): it sees only what lives at a 
 
 from __future__ import annotations
 
+import os
 import threading
+import traceback
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -56,9 +58,13 @@ class Drainer:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._stop.wait(self._every_s):
-            with self._lock:
-                self._source.drain()
+        try:
+            while not self._stop.wait(self._every_s):
+                with self._lock:
+                    self._source.drain()
+        except Exception:  # noqa: BLE001 - whatever it is, nobody would empty the sockets
+            traceback.print_exc()
+            os._exit(1)  # the daemon starts another, and marks the interval
 
     def close(self) -> None:
         """End the thread."""
