@@ -26,6 +26,9 @@ OF_THREADS: Final = 0.05
 """wait4 knows of a thread what it had used when the kernel let it go: its last microseconds on
 the CPU, switching to the next, are in the scheduler's figures only."""
 
+EXIT_NS: Final = MS // 5
+"""perf takes its counters away while a process exits: what the rest of that costs at most."""
+
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
 
@@ -96,14 +99,18 @@ STORMS: Final = {
 def test_programs_that_end_at_once(
     metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
 ) -> None:
-    """Nearly all of what /bin/true uses is starting and ending."""
+    """Nearly all of what /bin/true uses is starting and ending.
+
+    What is shorter than a millisecond is counted when the kernel frees it, and a kernel under load
+    may free a few unseen by any program (found on a virtual machine): the tolerance is for those.
+    """
     with metered.measuring() as use:
         ran = worker.work(place, "spawn", 500, "/bin/true")
 
     found = use.work(place)
     what = "500 executions of /bin/true"
-    accuracy.check(f"{what}: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.01)
-    accuracy.check(f"{what}: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", 0.01)
+    accuracy.check(f"{what}: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.02)
+    accuracy.check(f"{what}: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", 0.02)
     accuracy.check(f"{what}: ended", "spawns and the parent", found.processes, 501, "processes")
 
 
@@ -152,6 +159,7 @@ def test_perf_task_clock(
         milliseconds * 1e6,
         "ns",
         0.01,
+        slack=61 * EXIT_NS,
     )
 
 

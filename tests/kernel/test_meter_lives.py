@@ -150,7 +150,7 @@ def test_one_process_id_for_three_processes(
     found = use.work(place)
     assert found.processes == 3 + 2, "three, the one that gave the number, and their parent"
     lives = {row.who.start_ns for row in use.work_of(place, lambda who: who.pid == pid)} - {0}
-    assert len(lives) == 3, lives
+    assert len(lives) in {3, 4}, "and that of the one before them, if it was seen alive"
     accuracy.check(
         "one process id, three processes: CPU",
         "wait4 rusage",

@@ -38,8 +38,8 @@ once = pytest.mark.skipif(
 """For compute and storage: only network use is counted by what bcc compiles, too."""
 
 _PAUSE_S: Final = 0.05
-_PATIENCE_S: Final = 10.0
-"""What still runs on purpose in the tree never settles."""
+_PATIENCE_S: Final = 5.0
+"""What still runs on purpose in the tree never settles; nor does what was freed unseen."""
 
 _Total = TypeVar("_Total", "Work", "Flow")
 
@@ -195,6 +195,7 @@ class MeterOf:
         self.pins = pins
         self.root = root
         self._meter = meter
+        self._given_up: set[int] = set()
 
     @property
     def meter(self) -> Meter:
@@ -230,6 +231,7 @@ class MeterOf:
                 return
             last = found
             time.sleep(_PAUSE_S)
+        self._given_up |= set(self._dead())
 
     def _dead(self) -> list[int]:
         """Processes of the tree that are gone, and that the kernel has not let go of yet."""
@@ -242,7 +244,9 @@ class MeterOf:
         return [
             owner.pid
             for owner in owners
-            if owner.cgroup in ids and not Path(f"/proc/{owner.pid}").exists()
+            if owner.cgroup in ids
+            and owner.pid not in self._given_up
+            and not Path(f"/proc/{owner.pid}").exists()
         ]
 
 
