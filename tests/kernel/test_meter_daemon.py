@@ -7,6 +7,7 @@ CPU time is held against the cgroup's own account.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -281,3 +282,57 @@ def test_with_metering_off_nothing_is_committed(
         assert agent.call("status")["metering"]["state"] == "off"
     agent.stop()
     assert records_of(agent) == []
+
+
+@pytest.fixture
+def small_disk(make_agent: Callable[..., AgentUnderTest]) -> Iterator[AgentUnderTest]:
+    """An agent whose state folder is a file system of 8 MiB."""
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    state = agent.folder / "state"
+    state.mkdir(mode=0o700)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "none", state], check=True)
+    try:
+        yield agent
+        agent.stop()
+    finally:
+        agent.kill()
+        subprocess.run(["umount", "-l", state], check=True)
+
+
+def test_a_full_disk_holds_usage_in_the_kernel_and_says_so(
+    small_disk: AgentUnderTest, make_sender: Callable[[Path], Sender]
+) -> None:
+    agent = small_disk
+
+    def sent() -> int:
+        rows = agent.call("usage")["rows"]
+        return sum(row["quantities"].get("tx_payload_bytes", 0) for row in rows)
+
+    def codes() -> set[str]:
+        return {reason["code"] for reason in agent.call("status")["reasons"]}
+
+    agent.start()
+    sender = make_sender(agent.cgroup)
+    sender.send(10)
+    eventually(lambda: commits(agent) > 1, "a commit")
+    filler = agent.folder / "state" / "filler"
+    with filler.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+        while True:
+            stream.write(bytes(4096))
+
+    def is_held() -> bool:
+        sender.send(5)
+        return bool(codes() & {"metering-stopped", "spool-full"})
+
+    eventually(is_held, "an alarm")
+    sender.send(20)
+    # Nothing is lost to the one who asks: what is not on the disk is counted from the kernel.
+    eventually(lambda: sent() == sender.sent, "all that was sent")
+    agent.kill()
+    filler.unlink()
+    agent.start()
+    sender.send(1)
+    eventually(lambda: not codes() & {"metering-stopped", "spool-full"}, "no alarm")
+    sender.close()
+    agent.stop()
+    assert total(records_of(agent), Meter.TX_PAYLOAD_BYTES) == sender.sent
