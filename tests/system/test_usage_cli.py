@@ -13,7 +13,7 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +214,32 @@ def test_a_ledger_can_be_verified_without_the_daemon(worked: Scene) -> None:
         assert "holds" in result.out
     finally:
         worked.agent.start()
+
+
+def test_a_footprint_is_in_usage_top_and_status(
+    make_scene: Callable[..., Scene], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"x" * (3 << 20))
+    section = f'[[footprint]]\nname = "data"\npath = "{tmp_path}"\nevery_s = 5\n'
+    scene = make_scene(settings=section)
+    scene.agent.start()
+
+    def stored() -> int:
+        rows = scene.ask("top", "--once", "--delay", "0.3", "--by", "license")["rows"]
+        return sum(row["levels"]["stored_bytes"] or 0 for row in rows)
+
+    assert 3 << 20 <= eventually(stored, "a walk") < 4 << 20
+    answer = eventually(
+        lambda: (
+            (found := scene.ask("usage", "--by", "license"))
+            and used(found, "", "stored_byte_ms")
+            and found
+        ),
+        "a record of the footprint",
+    )
+    assert "STORED" in scene.cli("usage").out
+    assert answer["total"]["stored_byte_ms"] == used(answer, "", "stored_byte_ms")
+    text = scene.cli("status", "--verbose").out
+    assert "metering:" in text
+    assert "Storage footprints" in text
+    assert str(tmp_path) in text
