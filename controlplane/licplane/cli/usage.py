@@ -234,7 +234,7 @@ def _cell(line: Mapping[str, Any], name: str) -> str:
         return str(line["hostname"] or line["host"])
     value = line[name]
     if name == "license" and not value:
-        return "(none)"
+        return "(unattributed)" if line["unattributed"] else "(none)"
     return str(value) if value not in ("", None) else "-"
 
 
@@ -248,6 +248,8 @@ def _amounts(
 
 def _marks(line: Mapping[str, Any]) -> str:
     parts = []
+    if line["unattributed"]:
+        parts.append("unattributed")
     if line["estimated"]:
         parts.append("estimated")
     if line["unsupported"]:

@@ -209,6 +209,7 @@ def usage_document(table: UsageTable) -> dict[str, Any]:
                 "last_unix_ms": line.last_ms,
                 "estimated": list(line.estimated),
                 "unsupported": list(line.unsupported),
+                "unattributed": line.unattributed,
             }
             for line in table.lines
         ],
@@ -243,12 +244,13 @@ def _usage_csv(table: UsageTable) -> str:
     first: list[str] = list(_cells(table.columns, [0] * len(table.columns)))
     if "host" in first:
         first.insert(first.index("host") + 1, "hostname")
-    columns = [*first, *METERS, "records", "estimated", "unsupported"]
+    columns = [*first, *METERS, "records", "estimated", "unsupported", "unattributed"]
     writer = csv.DictWriter(file, columns, restval=0, lineterminator="\r\n")
     writer.writeheader()
     for line in document["usage"]:
         row = {name: safe_cell(str(line[name])) for name in first}
         marks = {name: " ".join(line[name]) for name in ("estimated", "unsupported")}
+        marks["unattributed"] = "unattributed" if line["unattributed"] else ""
         writer.writerow({**row, **line["quantities"], "records": line["records"], **marks})
     return file.getvalue()
 

@@ -89,6 +89,7 @@ class UsageLine:
     last_ms: int
     estimated: tuple[str, ...]  # meters of which some was measured by other than exact means
     unsupported: tuple[str, ...]  # meters that some of the hosts cannot measure
+    unattributed: bool = False  # of what no process could be given: a line of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +124,25 @@ class UsageQueries:
             patterns.setdefault(one_of(name, "The filter", FILTERS), []).append(value)
         with self._core.store.reading() as reader:
             hostnames = {host.host_id: host.hostname for host in reader.hosts()}
-            found = _matching(reader, window, columns, patterns, hostnames)
+            has_kind = "kind" in columns
+            asked = columns if has_kind else (*columns, "kind")
+            every = _matching(reader, window, asked, patterns, hostnames)
             waiting = reader.pending_batches()
             work = reader.usage_work()
             gaps = reader.gaps()
             alarms = reader.usage_alarms()
+        kind_at = asked.index("kind")
+        told = sum(one.records for one in every if one.key[kind_at] == UsageKind.GAP)
+        found = _with_unattributed_apart(every, kind_at, len(columns))
         if len(found) > ROWS_MAX:
             raise refuse(
                 f"The answer has {len(found)} lines, more than {ROWS_MAX}",
                 "Ask for a shorter window, with fewer columns or with a filter",
             )
-        lines = sorted(map(_line, found), key=lambda one: _order(columns, one))
+        made = [_line(one, is_unattributed=flag) for (_, flag), one in found.items()]
+        lines = sorted(made, key=lambda one: _order(columns, one))
         totals: dict[str, int] = {}
-        for one in found:
+        for one in found.values():
             for meter, amount in one.quantities.items():
                 totals[meter] = totals.get(meter, 0) + amount
         return UsageTable(
@@ -147,7 +154,7 @@ class UsageQueries:
             waiting,
             (
                 *_notes(window, work.kept_until_ms, work.daily_kept_until_ms),
-                *_losses(gaps, len(alarms)),
+                *_losses(gaps, len(alarms), told),
             ),
             hostnames if "host" in columns else None,
         )
@@ -231,7 +238,26 @@ def _matching(
     return list(merged.values())
 
 
-def _line(one: UsageSum) -> UsageLine:
+def _with_unattributed_apart(
+    sums: Sequence[UsageSum], kind_at: int, columns: int
+) -> dict[tuple[Key, bool], UsageSum]:
+    """The lines of the answer: what could not be attributed is never among what was; records
+    that tell of a gap have no quantities, and are no line."""
+    found: dict[tuple[Key, bool], UsageSum] = {}
+    for one in sums:
+        kind = one.key[kind_at]
+        if kind == UsageKind.GAP:
+            continue
+        one.key = one.key[:columns]
+        key = (one.key, kind == UsageKind.UNATTRIBUTED)
+        if key in found:
+            found[key].add(one)
+        else:
+            found[key] = one
+    return found
+
+
+def _line(one: UsageSum, *, is_unattributed: bool) -> UsageLine:
     return UsageLine(
         one.key,
         one.quantities,
@@ -240,13 +266,20 @@ def _line(one: UsageSum) -> UsageLine:
         one.last_ms,
         meters_in(one.estimated),
         meters_in(one.unsupported),
+        is_unattributed,
     )
 
 
 def _order(columns: tuple[str, ...], one: UsageLine) -> tuple[Any, ...]:
     times = [value for name, value in zip(columns, one.key, strict=True) if name in ("hour", "day")]
     bytes_used = sum(amount for meter, amount in one.quantities.items() if meter.endswith("_bytes"))
-    return (times, -one.quantities.get("cpu_ns", 0), -bytes_used, tuple(map(str, one.key)))
+    return (
+        times,
+        one.unattributed,
+        -one.quantities.get("cpu_ns", 0),
+        -bytes_used,
+        tuple(map(str, one.key)),
+    )
 
 
 def _notes(window: Window, kept_ms: int, daily_kept_ms: int) -> tuple[str, ...]:
@@ -261,9 +294,14 @@ def _notes(window: Window, kept_ms: int, daily_kept_ms: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _losses(gaps: Sequence[LostRange], alarms: int) -> list[str]:
-    """What the sums lack for ever, whatever the window: a gap has no times."""
+def _losses(gaps: Sequence[LostRange], alarms: int, told: int) -> list[str]:
+    """What the sums lack for ever, whatever the window: a gap of the chain has no times."""
     found = []
+    if told:
+        found.append(
+            f"In this window hosts say in {told} records what they could not measure or keep:"
+            " `licplane export cloudevents` has the words (kind gap)"
+        )
     if gaps:
         count = sum(one.last_sequence - one.first_sequence + 1 for one in gaps)
         hosts = len({one.host_id for one in gaps})

@@ -329,7 +329,7 @@ def test_a_bad_document_is_refused_in_words(
 
 
 def test_usage_by_anything_with_filters(both: World) -> None:
-    october(both)
+    lines = october(both)
     money = both.plane.money
     window = (ms("2026-10-01"), ms("2026-11-01"))
 
@@ -346,6 +346,14 @@ def test_usage_by_anything_with_filters(both: World) -> None:
     assert ask("day", host="host-2") == [("2026-10-05T00:00:00Z", 50)]
     text = money.usage(AUDITOR, UsageQuery(("host", "kind"), *window), "csv")["text"]
     assert text.splitlines()[0].startswith("host,hostname,kind,cpu_ns,")
+    lines.add(cpu(OCTOBER, 2, license="", kind=4), cpu(OCTOBER, 0, kind=5))
+    found = money.usage(AUDITOR, UsageQuery(("license",), *window))
+    assert [(one["license"], one["unattributed"]) for one in found["usage"]] == [
+        ("acme-orders", False), ("", False), ("", True),
+    ]  # fmt: skip
+    assert found["usage"][2]["quantities"] == {"cpu_ns": 2 * H}
+    assert found["totals"] == {"cpu_ns": 120 * H}
+    assert "1 records" in found["notes"][0]
     with pytest.raises(PlaneError, match="before it begins"):
         money.usage(ROOT, UsageQuery(("license",), 5, 5))
 
