@@ -53,8 +53,8 @@ class Comparison:
         """The tolerance in words."""
         parts = [f"{self.tolerance * 100:g} %"] if self.tolerance else []
         if self.slack:
-            parts.append(f"{self.slack:g} {self.unit}")
-        return " + ".join(parts) or "none"
+            parts.append(f"{self.slack:,.0f} {self.unit}")
+        return " + ".join(parts) or "exact"
 
     def __str__(self) -> str:
         return (
@@ -92,16 +92,23 @@ ALL: Final = Accuracy()
 
 
 def table(rows: Iterable[Comparison]) -> str:
-    """As Markdown."""
+    """As Markdown: one line for all figures of one thing with one reference, by its worst error."""
+    groups: dict[tuple[str, str, str], list[Comparison]] = {}
+    for row in rows:
+        groups.setdefault((row.what.split(":", 1)[0], row.reference, row.unit), []).append(row)
     lines = [
-        "| what | reference | unit | reference's figure | meter's figure | error | tolerance |",
-        "|---|---|---|---:|---:|---:|---:|",
+        "| what was done | figures compared | reference | reference's figure "
+        "| worst error | tolerance |",
+        "|---|---|---|---:|---:|---|",
     ]
-    lines += [
-        f"| {row.what} | {row.reference} | {row.unit} | {row.expected:,.0f} "
-        f"| {row.measured:,.0f} | {row.error * 100:+.4f} % | {row.allowed} |"
-        for row in rows
-    ]
+    for (what, reference, unit), found in groups.items():
+        worst = max(found, key=lambda row: abs(row.error))
+        figures = ", ".join(dict.fromkeys(row.what.partition(": ")[2] or unit for row in found))
+        error = f"{worst.error * 100:+.4f} %" if worst.measured != worst.expected else "0"
+        expected = f"{worst.expected:,.0f} {unit}"
+        lines.append(
+            f"| {what} | {figures} | {reference} | {expected} | {error} | {worst.allowed} |"
+        )
     return "\n".join(lines)
 
 
