@@ -185,3 +185,19 @@ def test_without_a_daemon_the_screen_is_not_taken(command):
         assert b"\x1b[?1049h" not in terminal.output
     finally:
         terminal.close()
+
+
+def test_a_batch_ends_when_its_reader_leaves_or_by_interrupt(daemon, command):
+    for leave, status in ((True, 141), (False, 130)):
+        with subprocess.Popen(
+            [*command, "top", "-b", "-d", "0.3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert process.stdout.readline().startswith(b"licagent top")
+            if leave:
+                process.stdout.close()
+            else:
+                process.send_signal(signal.SIGINT)
+            assert process.wait(30) == status
+            assert process.stderr.read() == b""
