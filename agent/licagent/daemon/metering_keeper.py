@@ -17,9 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from licagent.daemon.metering_charge import PolicyCharge
+from licagent.daemon.metering_footing import specs_of
 from licagent.daemon.metering_host import HostCounters
 from licagent.daemon.metering_parts import MeteringParts, open_parts, when_full
 from licagent.domain.attribution import EMPTY, AttributionTable
+from licagent.domain.footprint import FootprintSpec
+from licagent.domain.policy_model import Resource
 from licagent.domain.tables import Tables
 from licagent.domain.usage import Meter
 from licagent.host.processes import pids
@@ -62,6 +65,7 @@ class MeteringKeeper:
         self._stepped_s = 0.0
         self._first_totals: HostTotals = {}
         self._swept_ns = 0
+        self._footprints: tuple[FootprintSpec, ...] = agent.config.footprint
         self.parts: MeteringParts | None = None
         """Ledger, meter and the rest, once they are open. Used on the metering thread."""
         self.charge: PolicyCharge | None = None
@@ -201,9 +205,14 @@ class MeteringKeeper:
         if compiled is not self._table_of:
             self._table_of = compiled
             licenses = agent.licenses()
-            self._table = (
-                EMPTY if compiled is None else agent.keeper.attribution(compiled, licenses)
-            )
+            resources: tuple[Resource, ...] = ()
+            if compiled is None:
+                self._table = EMPTY
+            else:
+                self._table = agent.keeper.attribution(compiled, licenses)
+                managed = compiled.managed.resources.values()
+                resources = (*compiled.local.resources, *managed)
+            self._footprints = specs_of(agent.config.footprint, resources)
         held = agent.licensing.held
         valid = frozenset(
             jti
@@ -246,6 +255,7 @@ class MeteringKeeper:
         parts = self._open_parts()
         began_ns = time.thread_time_ns()
         parts.ledger.set_when_full(when_full(self._agent))
+        parts.footing.follow(self._footprints)
         step = parts.sampler.step(charge)
         if step.sheet is not None:
             parts.table.take(step.sheet, parts.sampler.owners)

@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from licagent.daemon.metering_footing import Footing
 from licagent.daemon.metering_host import HostCounters
 from licagent.daemon.metering_names import HostNameBook
 from licagent.daemon.metering_spool import LedgerSpool
 from licagent.domain.usage import Meter, Quality
 from licagent.host import posture
-from licagent.metering.footprint import FootprintRow, Footprints, FootprintSample, Instant
+from licagent.metering.footprint import Instant
 from licagent.metering.mixed import MixedMeter
 from licagent.metering.processes import ProcessTable
 from licagent.metering.records import FLOW_METERS, WORK_METERS, Qualities
@@ -46,7 +47,7 @@ class MeteringParts:
     qualities: Qualities
     sources: Mapping[Meter, str]
     """What each meter is read from, in a word; "" where it is not."""
-    footprints: Footprints | None
+    footing: Footing
     started_ns: int
     """CLOCK_BOOTTIME since which the totals of `table` are counted."""
     _closing: tuple[Callable[[], None], ...]
@@ -83,14 +84,10 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
                 fallback.begin()  # from here on it knows how exact it is
         boot_unix_ms = _boot_unix_ms(ledger.marks.get(BOOT_MARK, b""), boot_id, agent)
         names = HostNameBook(agent.tree, boot_unix_ms, agent.names.path)
-        footprints = None
-        if agent.config.footprint:
-            footprints = Footprints(
-                agent.config.footprint,
-                clock=lambda: _instant(agent, boot_id),
-                baseline=ledger.marks.get(FOOTPRINT_MARK, b""),
-            )
-            closing.append(footprints.close)
+        footing = Footing(
+            lambda: _instant(agent, boot_id), lambda: ledger.marks.get(FOOTPRINT_MARK, b"")
+        )
+        closing.append(footing.close)
         counters = HostCounters(agent.tree)
 
         def is_ours(row: WorkRow) -> bool:
@@ -110,7 +107,7 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
             now_ns=posture.boottime_ns,
             totals=counters.read,
             qualities=qualities,
-            footprints=None if footprints is None else _Footing(footprints),
+            footprints=footing,
             more_marks={BOOT_MARK: _BOOT.pack(uuid.UUID(boot_id).bytes, boot_unix_ms)},
         )
         if agent.config.metering != "off":
@@ -128,7 +125,7 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
         counters=counters,
         qualities=qualities,
         sources=_sources(meter.support, fallback),
-        footprints=footprints,
+        footing=footing,
         started_ns=posture.boottime_ns(),
         _closing=tuple(closing),
     )
@@ -143,24 +140,6 @@ def _fallback(boot_id: str, ledger: Ledger) -> FallbackMeter:
     from licagent.metering.fallback.sampler import FallbackMeter
 
     return FallbackMeter(boot_id=boot_id, baseline=ledger.marks.get(FALLBACK_MARK, b""))
-
-
-class _Footing:
-    """`metering.sampler.FootprintSource`."""
-
-    def __init__(self, footprints: Footprints) -> None:
-        self._footprints = footprints
-        self._sample: FootprintSample | None = None
-
-    def take(self) -> tuple[Sequence[FootprintRow], bytes]:
-        """See `FootprintSource`."""
-        self._sample = self._footprints.sample()
-        return self._sample.rows, self._sample.baseline
-
-    def committed(self) -> None:
-        """See `FootprintSource`."""
-        if self._sample is not None:
-            self._footprints.committed(self._sample)
 
 
 def _unix_ms(agent: Agent, at_ns: int) -> int:

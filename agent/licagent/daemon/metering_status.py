@@ -116,7 +116,7 @@ def _delivery(agent: Agent) -> Report | None:
 
 
 def _footprints(parts: MeteringParts) -> list[Report]:
-    states = parts.footprints.states() if parts.footprints is not None else ()
+    states = parts.footing.states()
     return [
         {
             "name": each.name,
@@ -164,7 +164,7 @@ def reasons(agent: Agent) -> Iterator[Report]:
     for problem in list(parts.ledger.problems)[:_PROBLEMS_SHOWN]:
         if problem != keeper.problem:
             yield _reason("usage-ledger", problem, "see `licagent usage verify`")
-    for state in parts.footprints.states() if parts.footprints is not None else ():
+    for state in parts.footing.states():
         if state.problem:
             yield _reason(
                 "footprint",

@@ -68,7 +68,7 @@ def top(agent: Agent, params: Params) -> TopResult:
 def _meters(parts: MeteringParts) -> dict[str, Any]:
     found = meters(parts)
     found["memory_bytes"] = {"quality": "estimated", "source": "/proc/PID/stat"}
-    states = parts.footprints.states() if parts.footprints is not None else ()
+    states = parts.footing.states()
     sources = sorted({each.source for each in states})
     found["stored_bytes"] = {
         "quality": "estimated" if states else "unsupported",
@@ -134,10 +134,10 @@ def _gathered(
 def _stored(agent: Agent, by: str) -> dict[str, int]:
     """Footprints as last measured, by the unit of their records or their license."""
     parts, charge = agent.metering.parts, agent.metering.charge
-    if parts is None or parts.footprints is None or charge is None:
+    if parts is None or charge is None:
         return {}
     found: dict[str, int] = {}
-    for each in parts.footprints.states():
+    for each in parts.footing.states():
         name = each.name
         if by == "license":
             uid = each.uid if each.uid >= 0 else None
