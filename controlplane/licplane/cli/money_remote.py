@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from licapi.control.v1 import admin_pb2 as pb
 from licplane.cli.messages import change_message, result_of
@@ -12,6 +13,9 @@ from licplane.cli.money import FIRST_PAGE, Json
 from licplane.cli.remote import RemoteBackend
 from licplane.service.answers import ChangeResult
 from licplane.service.requests import Change, Document, PageRequest
+
+LONG_S: Final = 600.0
+"""Where much may have to be read."""
 
 
 class RemoteMoney:
@@ -37,7 +41,7 @@ class RemoteMoney:
             filters=[pb.UsageFilter(name=name, pattern=pattern) for name, pattern in where],
             form=form,
         )
-        return _json(self._call(self._admin.QueryUsage, request))
+        return _json(self._call(self._admin.QueryUsage, request, LONG_S))
 
     def explain(self, entry: int, page: PageRequest | None) -> Json:
         """Admin.ExplainUsage."""
@@ -49,7 +53,8 @@ class RemoteMoney:
 
     def verify(self, host_id: str) -> Json:
         """Admin.VerifyUsage."""
-        return _json(self._call(self._admin.VerifyUsage, pb.VerifyUsageRequest(host_id=host_id)))
+        request = pb.VerifyUsageRequest(host_id=host_id)
+        return _json(self._call(self._admin.VerifyUsage, request, LONG_S))
 
     def export(
         self,
@@ -81,7 +86,7 @@ class RemoteMoney:
             organization=organization,
             form=form,
         )
-        return _json(self._call(self._admin.GetComplianceReport, request))
+        return _json(self._call(self._admin.GetComplianceReport, request, LONG_S))
 
     def retention(self) -> Json:
         """Admin.GetRetention."""

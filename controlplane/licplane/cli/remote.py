@@ -219,10 +219,12 @@ class RemoteBackend:
         answer = self.call(self.admin.VerifyAudit, pb.VerifyAuditRequest())
         return AuditCheck(answer.entries, tuple(answer.problems))
 
-    def call(self, method: Callable[..., Response], request: object) -> Response:
+    def call(
+        self, method: Callable[..., Response], request: object, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Response:
         """Ask, and raise what goes wrong as PlaneError."""
         try:
-            return method(request, timeout=CALL_TIMEOUT_S, metadata=self._metadata)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise _failure(self._address, error) from error
 
