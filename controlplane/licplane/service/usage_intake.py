@@ -31,6 +31,8 @@ from licplane.service.usage_values import (
     UsageHello,
     UsageRefused,
 )
+from licplane.service.values import Actor, Role
+from licplane.service.work import Work, perform_once
 from licplane.store.recorder import Recorder
 from licplane.store.usage_model import (
     DAY_MS,
@@ -46,6 +48,8 @@ from lictoken.claims import I64_MAX
 
 EPOCHS_MAX: Final = 4_096
 """Chains of one host. A spool begins a new one when it is lost, or after a long outage."""
+EPOCH_ACTION: Final = "usage.epoch"
+"""In the audit log: a host began a chain, with this key."""
 _BOOT_ID_MAX: Final = 64
 _REASON_MAX: Final = 500
 _OWNERS_KEPT: Final = 100_000
@@ -54,6 +58,11 @@ _AHEAD_MS: Final = 3_600_000
 _PARTS_BEFORE: Final = 800
 _PARTS_AFTER: Final = 2
 """Days around today for which parts are made; rows of others go to the default part."""
+
+
+def epoch_detail(chain: Chain) -> dict[str, object]:
+    """What the audit log says of a new chain."""
+    return {"epoch": chain.epoch, "public_key": chain.public_key.hex()}
 
 
 class UsageIntake:
@@ -88,17 +97,31 @@ class UsageIntake:
             received_ms=now_ms,
         )
         with self._core.store.recording() as recorder:
-            is_new = recorder.chain(host_id, hello.epoch) is None
-            if is_new and recorder.count_chains(host_id) >= EPOCHS_MAX:
-                found = None
-            else:
-                found = recorder.begin_chain(wanted)
+            is_known = recorder.chain(host_id, hello.epoch) is not None
+            found = recorder.begin_chain(wanted) if is_known else None
         if found is None:
-            raise self._alarm(host_id, 0, "epochs", 0, f"The host has {EPOCHS_MAX} epochs already")
+            found = self._begin(wanted)
         if found.public_key != hello.public_key:
             raise self._alarm(
                 host_id, hello.epoch, "key", 0, "The epoch has another key than the first one seen"
             )
+        return found
+
+    def _begin(self, wanted: Chain) -> Chain:
+        """Make a chain. Its key goes into the audit log, so that nobody changes it unseen."""
+        host_id = wanted.host_id
+
+        def body(work: Work) -> Chain | None:
+            transaction = work.transaction
+            if transaction.chain(host_id, wanted.epoch) is None:
+                if transaction.count_chains(host_id) >= EPOCHS_MAX:
+                    return None
+                work.audit(EPOCH_ACTION, host_id, epoch_detail(wanted))
+            return transaction.begin_chain(wanted)
+
+        found = perform_once(self._core, Actor(f"host:{host_id}", Role.HOST), body)
+        if found is None:
+            raise self._alarm(host_id, 0, "epochs", 0, f"The host has {EPOCHS_MAX} epochs already")
         return found
 
     # --- batches

@@ -13,6 +13,7 @@ from licplane.service.access import Permission, require
 from licplane.service.billing import digest_of
 from licplane.service.core import Core
 from licplane.service.usage_chain import batch_words, chained, gap_words, is_signed
+from licplane.service.usage_intake import EPOCH_ACTION
 from licplane.service.usage_values import ReadRecords
 from licplane.service.values import Actor
 from licplane.store.money_schema import METERS
@@ -66,12 +67,29 @@ class UsageVerify:
             kept_ms = reader.usage_work().kept_until_ms
             if kept_ms:
                 check.notes.append("Records of days that were deleted cannot be checked any more")
+            noted = _noted_keys(reader)
             for chain in reader.chains(host_id):
+                if noted.get((chain.host_id, chain.epoch)) != chain.public_key.hex():
+                    name = f"host {chain.host_id} epoch {chain.epoch}"
+                    check.wrong(f"{name}: its key is not the one in the audit log")
                 _chain(reader, chain, read, check, kept_ms)
             if not host_id:
                 _sums(reader, check, kept_ms)
                 _bills(reader, check)
         return check
+
+
+def _noted_keys(reader: Reader) -> dict[tuple[str, int], str]:
+    """The key of each chain by (host, epoch), as the audit log has it."""
+    noted: dict[tuple[str, int], str] = {}
+    after = 0
+    while rows := reader.audit(after_sequence=after, limit=_AUDIT_PAGE):
+        for row in rows:
+            if row.action == EPOCH_ACTION:
+                detail = json.loads(row.detail)
+                noted.setdefault((row.target, int(detail["epoch"])), str(detail["public_key"]))
+        after = rows[-1].sequence
+    return noted
 
 
 def _chain(reader: Reader, chain: Chain, read: Read, check: UsageCheck, kept_ms: int) -> None:

@@ -13,19 +13,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
 from tests.support.usage import METERS, Spool, SpoolBatch, SpoolGap, record, sums
-from tests.unit.licplane.service.world import FakeHost, World
+from tests.unit.licplane.service.world import ROOT, FakeHost, World
 
 from licplane.api.usage_reading import RECORD_BYTES_MAX, RecordReader
 from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.service.usage_intake import UsageIntake
 from licplane.service.usage_values import Position, SentBatch, SentGap, UsageHello, UsageRefused
+from licplane.service.usage_verify import UsageVerify
 from licplane.store.database import Store
 from licplane.store.usage_model import Chain
 from licplane.store.usage_payloads import pack, unpack
 from licplane.store.usage_schema import (
     usage_batches,
+    usage_epochs,
     usage_owners,
     usage_pending,
     usage_records,
@@ -214,6 +216,34 @@ def test_the_first_key_of_an_epoch_stays(sender: Sender) -> None:
     assert sender.open().public_key == sender.spool.public_key
     other = Spool(host_id=sender.host.id, epoch=2)
     assert Sender(sender.world, sender.host, other).send(other.commit([record(1)])).sequence == 1
+
+
+def test_a_key_that_is_not_in_the_audit_log_is_found(sender: Sender) -> None:
+    """Whoever has the database could sign everything anew with a key of his own."""
+    sender.send(sender.spool.commit([record(1)]))
+    world = sender.world
+    assert world.actions().count("usage.epoch") == 1
+    verify = UsageVerify(world.plane._core).verify
+    assert verify(ROOT, RecordReader().read, sender.host.id).problems == []
+    forged = Spool(host_id=sender.host.id)
+    batch = forged.commit([record(2)])
+    with world.store.recording() as recorder:
+        for table, values in (
+            (usage_epochs, {"public_key": forged.public_key, "acked_hash": batch.hash}),
+            (
+                usage_batches,
+                {
+                    "payload": pack(batch.records),
+                    "hash": batch.hash,
+                    "signature": batch.signature,
+                    "boot_id": batch.boot_id,
+                },
+            ),
+        ):
+            recorder._connection.execute(update(table).values(**values))
+    found = verify(ROOT, RecordReader().read, sender.host.id).problems
+    assert any("its key is not the one in the audit log" in one for one in found)
+    assert not any("signature" in one for one in found)
 
 
 def test_what_was_used_before_enrolling_counts(sender: Sender) -> None:
