@@ -101,6 +101,7 @@ class Ledger:
                 EpochKeys(folder, files),
                 found.chains,
                 used=[segment.name.epoch for segment in found.segments],
+                must_renew=found.is_end_damaged,
                 now_unix_ms=now_unix_ms,
                 findings=self._findings,
             )

@@ -45,13 +45,14 @@ class Epochs:
         chains: dict[int, Chain],
         *,
         used: Iterable[int],
+        must_renew: bool,
         now_unix_ms: Callable[[], int],
         findings: Findings,
     ) -> None:
         """Choose the epoch that commits go to. Raises OSError.
 
         `chains`: oldest first, that of the newest frame last. `used`: epochs of the files that
-        are there, which no new epoch may have.
+        are there, which no new epoch may have. `must_renew`: do not go on with the newest one.
         """
         self._file = keys_file
         self._now = now_unix_ms
@@ -65,9 +66,10 @@ class Epochs:
         newest = next(reversed(chains.values()), None)
         key = self._keys.get(newest.epoch) if newest is not None else None
         if newest is not None and key is not None and key.public_key == newest.public_key:
-            self.current = newest
-            return
-        if newest is not None:
+            if not must_renew:
+                self.current = newest
+                return
+        elif newest is not None:
             findings.notes.append("the key of the ledger's epoch is lost: a new epoch is begun")
         self.current = self._add()
 

@@ -127,6 +127,9 @@ class Recovered:
     """To be written again before it is believed."""
     torn: list[Segment] = field(default_factory=list)
     """Files whose first frame was never whole: they are to be removed, durably."""
+    is_end_damaged: bool = False
+    """What the newest epoch's last frames were is not known: go on in another one, for the
+    server may have them, under hashes that nobody here knows any more."""
     next_serial: int = 1
     problems: list[str] = field(default_factory=list)
     gaps: list[Gap] = field(default_factory=list)
@@ -200,6 +203,7 @@ def _next(
         is_damaged = tail is Tail.DAMAGED
     if not is_damaged:
         return following
+    found.is_end_damaged = True
     found.problems.append(
         f"the end of the ledger is damaged: sequences {following} to "
         f"{following + FRAME_RECORDS - 1} are passed over, in case they were given"

@@ -272,3 +272,36 @@ def test_an_ack_is_believed_only_with_our_hash() -> None:
     middle = chain_hash(second.previous_hash, second.first, second.records[:1])
     assert ledger.acknowledge(second.first, middle)
     assert next(ledger.batches(second.first, limit_bytes=1)) == second
+
+
+def test_a_newest_frame_that_is_wholly_destroyed_gives_no_number_twice() -> None:
+    for has_server_seen_it in (False, True):
+        host = lived(8, delivered_at=99)
+        host.deliver(limit_bytes=10**9)
+        host.use(4)
+        host.commit()
+        assert host.ledger is not None
+        old = host.ledger.epochs()[-1]
+        if has_server_seen_it:
+            host.deliver(limit_bytes=10**9, lose_ack=True)
+        stop(host)
+        inode = host.disk.names_now[segments(host)[-1]]
+        begin = inode.content.rfind(inode.content[:8])  # the marker of the last frame
+        for content in (inode.content, inode.durable):
+            content[begin:] = b"\xff" * (len(content) - begin)
+        ledger = host.start()
+        assert "passed over" in ledger.problems[0]
+        host.use(5)
+        host.commit()
+        assert ledger.epochs()[-1].epoch > old.epoch  # the old one's chain is not known any more
+        reconcile(host)
+        host.drain()
+        host.check()
+        gaps = host.server.epochs[old.epoch].gaps
+        if has_server_seen_it:
+            assert not gaps  # it has everything; the host only cannot tell
+            assert [gap.epoch for gap in ledger.gaps] == [old.epoch]
+        else:
+            (gap,) = gaps
+            assert gap.first == old.next_sequence - 4
+            assert "perhaps none" in gap.reason
