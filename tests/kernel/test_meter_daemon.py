@@ -188,6 +188,11 @@ name = "cpu"
 kind = "compute"
 mode = "observe"
 
+[[resource]]
+name = "disk"
+kind = "storage"
+mode = "observe"
+
 [[binding]]
 name = "everybody"
 license = "wide"
@@ -200,12 +205,14 @@ selectors = ["cgroup:path:/batch"]
 """
 
 
-def test_compute_is_charged_to_the_license_of_its_cgroup(
-    make_agent: Callable[..., AgentUnderTest],
+def test_compute_and_storage_are_charged_to_the_licenses_of_their_bindings(
+    make_agent: Callable[..., AgentUnderTest], tmp_path: Path
 ) -> None:
-    agent = make_agent(mode="observe", settings=SETTINGS)
-    for jti in ("wide", "narrow"):
-        agent.issue(jti, ["cpu"], actions=("use",))
+    footprint = f'[[footprint]]\nname = "f"\npath = "{tmp_path}"\nresource = "disk"\nevery_s = 5\n'
+    (tmp_path / "file").write_bytes(bytes(65536))
+    agent = make_agent(mode="observe", settings=f"{SETTINGS}\n{footprint}")
+    agent.issue("wide", ["cpu", "disk"], actions=("use",))
+    agent.issue("narrow", ["cpu"], actions=("use",))
     agent.policy(COMPUTE)
     batch = agent.cgroup / "batch"
     batch.mkdir()
@@ -229,6 +236,10 @@ def test_compute_is_charged_to_the_license_of_its_cgroup(
     subprocess.run(["sh", "-c", f"echo 0 > {batch}/cgroup.procs; {spin}"], check=True)
     shadow = eventually(lambda: rows().get(""), "shadow usage")
     assert shadow["resource"] == "cpu"
+    stored = eventually(
+        lambda: rows()["wide"]["quantities"].get("stored_byte_ms"), "a footprint of two moments"
+    )
+    assert stored >= 65536 * 1000
     agent.stop()
     by_binding = {
         (record.binding, record.license)
