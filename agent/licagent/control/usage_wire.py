@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Final
@@ -17,7 +18,7 @@ TEXT_BYTES_MAX: Final = 1024
 """Longer texts (a cgroup's path may have 4 KiB) are cut, and end in a hash of the whole, so that
 no two become one."""
 _U64_MAX: Final = 2**64 - 1
-_METERS: Final = tuple((meter, meter.key) for meter in Meter)
+_NO_METERS: Final[frozenset[Meter]] = frozenset()
 _BY_NUMBER: Final = {int(meter): meter for meter in Meter}
 
 
@@ -69,31 +70,39 @@ def decode(data: bytes) -> UsageRecord:
         kind = UsageKind(message.kind)
     except (DecodeError, ValueError) as error:
         raise RecordDamaged(f"no usage record ({error})") from error
+    # Only what is set: a week's ledger has millions of records, and most fields of one are not.
+    quantities: dict[Meter, int] = {}
+    for field, value in message.ListFields():
+        meter = _BY_NUMBER.get(field.number)
+        if meter is not None:
+            quantities[meter] = value
     return UsageRecord(
         kind=kind,
         start_unix_ms=message.start_unix_ms,
         end_unix_ms=message.end_unix_ms,
-        quantities={
-            meter: quantity for meter, key in _METERS if (quantity := getattr(message, key))
-        },
-        owner=UsageOwner(
-            unit=message.unit,
-            cgroup=message.cgroup,
-            user=message.user,
-            uid=message.uid,
-            executable=message.executable,
-            pid=message.pid,
-            process_start_unix_ms=message.process_start_unix_ms,
+        quantities=quantities,
+        owner=_owner(
+            message.unit,
+            message.cgroup,
+            message.user,
+            message.uid,
+            message.executable,
+            message.pid,
+            message.process_start_unix_ms,
         ),
         license=message.license,
         resource=message.resource,
         binding=message.binding,
         protocol=message.protocol,
         is_loopback=message.loopback,
-        estimated=_meters(message.estimated),
-        unsupported=_meters(message.unsupported),
+        estimated=_meters(message.estimated) if message.estimated else _NO_METERS,
+        unsupported=_meters(message.unsupported) if message.unsupported else _NO_METERS,
         detail=message.detail,
     )
+
+
+_owner: Final = functools.lru_cache(maxsize=4096)(UsageOwner)
+"""One owner has many records."""
 
 
 def hello_message(epoch: EpochShape) -> telemetry_pb2.UsageUp:
