@@ -23,7 +23,9 @@ from tests.unit.licplane.service.world import (
 from licapi.control.v1 import sync_pb2
 from licplane.errors import ExitCode, PlaneError, Unauthenticated
 from licplane.service.access import PERMISSIONS, Permission
-from licplane.service.requests import Change, Machine, PageRequest, Progress
+from licplane.service.requests import Change, Document, Machine, PageRequest, Progress
+from licplane.service.usage_query import UsageQuery
+from licplane.service.usage_values import ReadRecords
 from licplane.service.values import Actor, HostStatus, Role, View
 from lictoken import base64url
 from lictoken.digest import digest_of
@@ -147,6 +149,10 @@ def test_roles(world: World) -> None:
         Permission.CHANGE_KEYS: lambda who: plane.retire_key(
             who, change, next(iter(TrustStore.from_bytes(plane.trust()))).kid
         ),
+        Permission.READ_USAGE: lambda who: plane.money.usage(who, UsageQuery()),
+        Permission.CHANGE_BILLING: lambda who: plane.money.set_retention(
+            who, change, {"records_days": 9}
+        ),
     }
     assert set(calls) == set(Permission)
     for role in Role:
@@ -169,6 +175,20 @@ def test_roles(world: World) -> None:
         lambda who: plane.shadow_usage(who, page),
         plane.verify_audit,
         plane.audit_head,
+        lambda who: plane.money.explain(who, 1, None),
+        lambda who: plane.money.verify(who, lambda _first, _records: ReadRecords((), (), 0, 0)),
+        lambda who: plane.money.documents(who, ""),
+        lambda who: plane.money.apply(who, change, [Document("plan", "x", "")], delete=True),
+        lambda who: plane.money.periods(who, ""),
+        lambda who: plane.money.bill(who, "x", ""),
+        lambda who: plane.money.close(who, change, "x", "2026-10"),
+        lambda who: plane.money.correct(who, change, "x/2026-10"),
+        lambda who: plane.money.budgets(who, ""),
+        lambda who: plane.money.deliveries(who, "", ""),
+        plane.money.retention,
+        lambda who: plane.money.report(who, 0, 0, "", "json"),
+        lambda who: plane.money.export_events(who, 0, 0, page),
+        lambda who: plane.money.export_focus(who, "x", ""),
         lambda who: plane.revoke_admin(who, change, "x"),
         lambda who: plane.renew_license(who, change, "acme-db", expires_at_s=4_200_000_000),
         lambda who: plane.create_key(who, change, issuer="x", passphrase="long enough"),
