@@ -87,6 +87,7 @@ class FallbackMeter:
         try:
             self._start()
         except _Died as error:
+            self.close()
             raise FallbackFailed(f"the fallback meter does not start: {error}") from error
 
     def collect(self) -> None:
@@ -152,6 +153,7 @@ class FallbackMeter:
             self._start()
             return self._exchange(request)
         except _Died as error:
+            self.close()
             raise FallbackFailed(f"the fallback meter ended: {error}") from error
 
     def _start(self) -> None:

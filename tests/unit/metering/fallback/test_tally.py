@@ -57,7 +57,7 @@ def run(kernel: Any, watched: Watched, rounds: int) -> None:
         watched.close_sheet()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=SEEDS, tells_process=st.booleans())
 def test_nothing_is_lost_and_nothing_twice(seed: int, tells_process: bool) -> None:
     kernel = FakeKernel(Random(seed), tells_process=tells_process)
@@ -71,7 +71,7 @@ def test_nothing_is_lost_and_nothing_twice(seed: int, tells_process: bool) -> No
         assert watched.counted.processes == kernel.ended_processes - ended_before
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(seed=SEEDS)
 def test_nor_while_it_looks(seed: int) -> None:
     """Threads begin, work and end between any two of the sampler's questions."""
