@@ -16,6 +16,7 @@ from licplane.service.values import Actor
 from licplane.store.money_schema import METERS
 from licplane.store.reader import Reader
 from licplane.store.usage_model import LostRange, UsageKind
+from licplane.store.usage_rollups import UsageWork
 from licplane.store.usage_sums import FOREVER_MS, Key, UsageSum, Window
 
 ROWS_MAX: Final = 20_000
@@ -153,7 +154,7 @@ class UsageQueries:
             query.until_ms,
             waiting,
             (
-                *_notes(window, work.kept_until_ms, work.daily_kept_until_ms),
+                *_notes(window, work),
                 *_losses(gaps, len(alarms), told),
             ),
             hostnames if "host" in columns else None,
@@ -282,14 +283,16 @@ def _order(columns: tuple[str, ...], one: UsageLine) -> tuple[Any, ...]:
     )
 
 
-def _notes(window: Window, kept_ms: int, daily_kept_ms: int) -> tuple[str, ...]:
+def _notes(window: Window, work: UsageWork) -> tuple[str, ...]:
     found = []
-    hour = 3_600_000
-    if window.since_ms < kept_ms and window.since_ms % hour:
-        found.append("Records of the window's start were deleted: it begins with a whole hour")
-    if window.until_ms < kept_ms and window.until_ms % hour:
-        found.append("Records of the window's end were deleted: it ends with a whole hour")
-    if window.since_ms < daily_kept_ms:
+    for gone_ms, step_ms, what, whole in (
+        (work.kept_until_ms, 3_600_000, "Records", "hours"),
+        (work.hourly_kept_until_ms, 86_400_000, "Sums of hours", "days"),
+    ):
+        edges = (window.since_ms, window.until_ms)
+        if any(edge < gone_ms and edge % step_ms for edge in edges):
+            found.append(f"{what} of then were deleted: the window is taken as of whole {whole}")
+    if window.since_ms < work.daily_kept_until_ms:
         found.append("Usage before the retention of daily sums was deleted, and is not in it")
     return tuple(found)
 

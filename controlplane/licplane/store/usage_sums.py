@@ -155,10 +155,15 @@ class SumReads(RollupReads):
         """Where a window is read: as coarse as it can be, as fine as it must."""
         work = self.usage_work()
         since_ms, until_ms = window.since_ms, window.until_ms
-        if since_ms < work.kept_until_ms:  # the records are gone: from the whole hour on
-            since_ms -= since_ms % HOUR_MS
-        if until_ms < work.kept_until_ms:
-            until_ms -= until_ms % HOUR_MS
+        # Where the records are gone, whole hours; where the hours are gone, whole days.
+        for gone_ms, step_ms in (
+            (work.kept_until_ms, HOUR_MS),
+            (work.hourly_kept_until_ms, DAY_MS),
+        ):
+            if since_ms < gone_ms:
+                since_ms -= since_ms % step_ms
+            if until_ms < gone_ms:
+                until_ms -= until_ms % step_ms
         first_hour = -(-since_ms // HOUR_MS) * HOUR_MS
         last_hour = until_ms // HOUR_MS * HOUR_MS
         if first_hour >= last_hour:

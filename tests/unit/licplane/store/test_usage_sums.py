@@ -128,6 +128,21 @@ def test_records_that_are_gone_are_read_from_the_hours(store: Store) -> None:
     assert total(store, T0 + HOUR_MS // 2 + 9, T0 + 2 * DAY_MS) == 1
 
 
+def test_hours_that_are_gone_are_read_from_the_days(store: Store) -> None:
+    lines = Lines(store)
+    for hour in (1, 5, 30):
+        start = T0 + hour * HOUR_MS
+        lines.add(Line(start, start + 1, quantities={"cpu_ns": hour}))
+    lines.roll_up()
+    with store.recording() as recorder:
+        recorder.note_kept(records_ms=T0 + DAY_MS, hourly_ms=T0 + DAY_MS)
+        recorder.purge_rollups(hourly_before_ms=T0 + DAY_MS, daily_before_ms=0)
+    assert total(store, T0 + 3 * HOUR_MS, T0 + 2 * DAY_MS) == 36
+    assert [one.key for one in sums(store, T0, T0 + 2 * DAY_MS, "pid", "hour")] == [
+        (0, T0), (0, T0 + 30 * HOUR_MS),
+    ]  # fmt: skip
+
+
 def test_one_leader_at_a_time(store: Store) -> None:
     def lead(name: str, now_ms: int) -> bool:
         with store.recording() as recorder:
