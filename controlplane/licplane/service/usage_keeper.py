@@ -22,9 +22,11 @@ LEAD_MS: Final = 20_000
 """A leader that does not come back for so long is replaced. Two at once do no harm: what they
 write is held together by locks and keys."""
 LOOK_MS: Final = 60_000
-"""How often triggers, budgets, drift and bills are looked at."""
+"""How often triggers, budgets and bills are looked at."""
 SOON_MS: Final = 10_000
 """The same where usage came in."""
+DRIFT_MS: Final = 300_000
+"""How often all hosts are looked at for what differs on them."""
 TIDY_MS: Final = 3_600_000
 DELIVERIES_KEPT_MS: Final = 400 * 86_400_000
 
@@ -40,6 +42,7 @@ class UsageKeeper:
         self._outbox = Outbox(core)
         self._name = secrets.token_hex(8)
         self._looked_ms = 0
+        self._drifted_ms = 0
         self._tidied_ms = 0
         self._has_new = False  # usage came in since bills and triggers were looked at
         self._earliest_ms: int | None = 0  # of what was rolled up since bills were looked at
@@ -90,7 +93,9 @@ class UsageKeeper:
             found = [*crossed(reader, now_ms), *alerts(reader, now_ms)]
         with self._core.store.recording() as recorder:
             recorder.put_deliveries(found)
-        self._note_drift(now_ms)
+        if now_ms - self._drifted_ms >= DRIFT_MS or now_ms < self._drifted_ms:
+            self._drifted_ms = now_ms
+            self._note_drift(now_ms)
 
     def tidy(self) -> None:
         """Forget what is old."""

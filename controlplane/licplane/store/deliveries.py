@@ -127,9 +127,8 @@ class DeliveryRecords(DeliveryReads):
             (host_id, _hash(what)): what for host_id, several in found.items() for what in several
         }
         for key, row in known.items():
-            changed: dict[str, Any] = (
-                {"last_unix_ms": now_ms} if key in wanted else {"ended_unix_ms": now_ms}
-            )
+            if key in wanted:
+                continue
             self._run(
                 update(table)
                 .where(
@@ -137,7 +136,7 @@ class DeliveryRecords(DeliveryReads):
                     table.c.what_hash == row.what_hash,
                     table.c.first_unix_ms == row.first_unix_ms,
                 )
-                .values(**changed)
+                .values(last_unix_ms=now_ms, ended_unix_ms=now_ms)
             )
         new = [
             {

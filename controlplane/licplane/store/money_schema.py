@@ -212,7 +212,7 @@ host_drift: Final = Table(
     Column("what_hash", LargeBinary(32), primary_key=True, nullable=False),
     _whole("first_unix_ms", key=True),
     _text("what"),
-    _whole("last_unix_ms"),
+    _whole("last_unix_ms"),  # of one that goes on: when it was first found
     _whole("ended_unix_ms", null=True),
     Index(None, "ended_unix_ms"),
 )

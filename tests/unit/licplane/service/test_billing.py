@@ -16,7 +16,7 @@ from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.service.billing import KEEPER
 from licplane.service.requests import Change, Document, PageRequest
 from licplane.service.usage_query import UsageQuery
-from licplane.service.values import Actor, Role
+from licplane.service.values import Actor, HostStatus, Role
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -417,3 +417,22 @@ def test_retention_keeps_what_is_still_to_be_billed(both: World) -> None:
     assert not money.correct(ROOT, Change(), "standard/2026-10").changed
     with pytest.raises(PlaneError, match="what they are made of"):
         money.set_retention(ROOT, Change(), {"hourly_days": 10})
+
+
+def test_what_differs_has_a_beginning_and_an_end(both: World) -> None:
+    host = both.host()
+    money = both.plane.money
+    begun_ms = both.clock.now_ms
+    for _ in range(3):
+        assert money.keep()
+        both.clock.pass_s(301)
+
+    def drift() -> list[tuple[str, bool]]:
+        report = money.report(ROOT, begun_ms - 1, 0, "", "json")
+        assert {one["host_id"] for one in report["drift"]} <= {host.id}
+        return [(one["what"], one["until"] is None) for one in report["drift"]]
+
+    assert drift() == [("has not reported yet", True)]
+    both.plane.update_host(ROOT, Change(), host.id, labels={}, status=HostStatus.EVICTED)
+    assert money.keep()
+    assert drift() == [("has not reported yet", False)]
