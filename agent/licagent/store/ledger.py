@@ -68,7 +68,11 @@ _MARKS_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class Ledger:
-    """One folder, one writer (a second one gets LedgerBusy). Methods block; any thread may call."""
+    """One folder, one writer (a second one gets LedgerBusy). Any thread may call.
+
+    Methods block, and wait for one another. Properties, `epochs` and `set_when_full` do neither:
+    a status is told while a slow disk syncs.
+    """
 
     def __init__(
         self,
@@ -227,36 +231,32 @@ class Ledger:
         Each is a stream of its own for the control plane: a client that delivers them side by
         side keeps the newest from waiting behind a backlog (see `begin_epoch`).
         """
-        with self._lock:
-            return tuple(
-                chain.state(self._shelf.first_held(chain), is_current=chain is self._epochs.current)
-                for chain in self._epochs.chains.values()
-                if not chain.is_done or chain is self._epochs.current
-            )
+        current = self._epochs.current
+        return tuple(
+            chain.state(self._shelf.first_held(chain), is_current=chain is current)
+            for chain in tuple(self._epochs.chains.values())
+            if not chain.is_done or chain is current
+        )
 
     @property
     def backlog_records(self) -> int:
         """Records that are not acknowledged, in all epochs."""
-        with self._lock:
-            return sum(c.next_sequence - 1 - c.acked for c in self._epochs.waiting())
+        return sum(chain.next_sequence - 1 - chain.acked for chain in self._epochs.waiting())
 
     @property
     def size_bytes(self) -> int:
         """Of all segment files."""
-        with self._lock:
-            return self._shelf.size_bytes
+        return self._shelf.size_bytes
 
     @property
     def gaps(self) -> Sequence[Gap]:
         """What is known to be lost so far; damage in the middle is found when it is read."""
-        with self._lock:
-            return self._findings.gaps
+        return self._findings.gaps
 
     @property
     def problems(self) -> Sequence[str]:
         """For `status`: what is wrong now, and what was found since the open; for people."""
-        with self._lock:
-            return tuple([self._trouble] if self._trouble else []) + tuple(self._findings.notes)
+        return tuple(each for each in (self._trouble, *self._findings.notes) if each)
 
     @property
     def trouble(self) -> str:
@@ -270,13 +270,11 @@ class Ledger:
         It doubles each time that half of what was left of the bound is gone, so that a spool
         that nobody empties becomes coarser instead of full. Always 1 with "drop_oldest".
         """
-        with self._lock:
-            return self._shelf.interval_factor
+        return self._shelf.interval_factor
 
     def set_when_full(self, what: Literal["hold", "drop_oldest"]) -> None:
         """Follow a host that joined a control plane, or left it; see `LedgerLimits`."""
-        with self._lock:
-            self._shelf.limits = replace(self._shelf.limits, when_full=what)
+        self._shelf.limits = replace(self._shelf.limits, when_full=what)
 
     # ---- writing
 
@@ -453,5 +451,4 @@ class Ledger:
         return LedgerBlocked(self._trouble)
 
     def _delivering(self) -> Chain:
-        with self._lock:
-            return self._epochs.delivering
+        return self._epochs.delivering

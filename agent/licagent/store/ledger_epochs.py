@@ -84,7 +84,7 @@ class Epochs:
 
     def waiting(self) -> Iterator[Chain]:
         """Those with something to deliver, oldest first."""
-        return (chain for chain in self.chains.values() if not chain.is_done)
+        return (chain for chain in tuple(self.chains.values()) if not chain.is_done)
 
     def entries(self) -> tuple[ChainEntry, ...]:
         """For a frame to remember."""

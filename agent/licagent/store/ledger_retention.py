@@ -26,6 +26,7 @@ _NO_END: Final = 2**63
 def ends(segments: Sequence[Segment], chains: Mapping[int, Chain]) -> list[tuple[Segment, int]]:
     """Each segment, and the sequence before which its records end."""
     by_epoch: dict[int, list[Segment]] = {}
+    segments = tuple(segments)  # a writer may add one meanwhile
     for segment in segments:
         by_epoch.setdefault(segment.name.epoch, []).append(segment)
     limit: dict[int, int] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from licagent.store.errors import StateWriteFailed
+from licagent.store.filelayer import OsFiles
 from licagent.store.frames import SMALL_MARK_BYTES
 from licagent.store.ledger import Batch, Gap, Ledger, LedgerBusy, LedgerFull, LedgerLimits
 from licagent.store.ledger_types import FRAME_RECORDS, PAYLOAD_MAX_BYTES
@@ -374,3 +375,45 @@ def test_killed_at_any_moment_on_a_real_disk(tmp_path: Path) -> None:
         assert ledger.verify().is_intact
         assert not ledger.problems
         ledger.close()
+
+
+class SlowFiles(OsFiles):
+    """Its fsync waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+        self.waits = threading.Event()
+
+    def fsync(self, handle: int) -> None:
+        self.waits.set()
+        assert self.may_go_on.wait(60)
+        super().fsync(handle)
+
+
+def test_a_status_does_not_wait_for_a_slow_disk(tmp_path: Path) -> None:
+    files = SlowFiles()
+    ledger = Ledger(tmp_path / "ledger", boot_id="b", files=files)
+    ledger.commit([b"one"], {})
+    files.may_go_on.clear()
+    files.waits.clear()
+    thread = threading.Thread(target=ledger.commit, args=([b"two"], {}))
+    thread.start()
+    try:
+        assert files.waits.wait(60)
+        told: list[object] = []
+        reader = threading.Thread(
+            target=lambda: told.extend(
+                [ledger.size_bytes, ledger.problems, ledger.gaps, ledger.epochs(), ledger.epoch,
+                 ledger.backlog_records, ledger.interval_factor, ledger.marks, ledger.settled,
+                 ledger.next_sequence, ledger.set_when_full("hold"), ledger.trouble]
+            )
+        )  # fmt: skip
+        reader.start()
+        reader.join(60)
+        assert len(told) == 12
+    finally:
+        files.may_go_on.set()
+        thread.join()
+    assert ledger.next_sequence == 3
+    ledger.close()
