@@ -60,8 +60,8 @@ def test_one_process_read_many_times(
         ran = runs.finish()
 
     found = use.work(place)
-    assert sheets > 3
-    assert len([row for row in use.work_of(place) if row.who.pid]) >= 3, "it had no row of its own"
+    assert sheets > 1
+    assert len([row for row in use.work_of(place) if row.who.pid]) > 1, "it had no row of its own"
     assert found.processes == 1
     accuracy.check(
         "one process in many sheets: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", EXACT
@@ -92,7 +92,7 @@ STORMS: Final = {
     "threads": ("--pthread", "2", "--pthread-ops", "6000", "--pthread-max", "64"),
     "forks": ("--fork", "2", "--fork-ops", "3000"),
     "forks by vfork": ("--vfork", "2", "--vfork-ops", "3000"),
-    "clones": ("--clone", "1", "--clone-ops", "300"),
+    "clones": ("--clone", "1", "--clone-ops", "150"),
 }
 
 
@@ -121,7 +121,7 @@ def test_storms(
     assert has("stress-ng"), "stress-ng is not installed: ./dev setup"
     with metered.measuring() as use:
         ran = worker.run(
-            place, "stress-ng", "--temp-path", "/tmp", "--timeout", "20", *STORMS[storm]
+            place, "stress-ng", "--temp-path", "/tmp", "--timeout", "10", *STORMS[storm]
         )
 
     assert ran.status == 0, ran

@@ -97,8 +97,7 @@ def table(rows: Iterable[Comparison]) -> str:
     for row in rows:
         groups.setdefault((row.what.split(":", 1)[0], row.reference, row.unit), []).append(row)
     lines = [
-        "| what was done | figures compared | reference | reference's figure "
-        "| worst error | tolerance |",
+        "| what was done | compared | reference | reference's figure | worst error | tolerance |",
         "|---|---|---|---:|---:|---|",
     ]
     for (what, reference, unit), found in groups.items():

@@ -7,6 +7,7 @@
     traffic.py tcp-shorts HOST PORT COUNT BYTES    make them
     traffic.py tcp-early HOST TAKE REPLY           reply, read at least TAKE, close with the rest
     traffic.py tcp-cut HOST PORT BYTES SIDE        read the reply; send until SIDE ends it
+    traffic.py tcp-parts HOST PORT BYTES PARTS     tcp-send that waits for a line after each part
     traffic.py udp-sink HOST                       read datagrams until an empty line comes in
     traffic.py udp-send HOST PORT COUNT SIZE HOW   send datagrams, one size
     traffic.py give HOST PORT BYTES PATH           connect, pass the socket on over PATH, end
@@ -255,6 +256,18 @@ def tcp_shorts(host: str, port: str, count: str, size: str) -> None:
     say(total)
 
 
+def tcp_parts(host: str, port: str, size: str, parts: str) -> None:
+    with stream(host) as sock:
+        sock.connect((host, int(port)))
+        sock.settimeout(None)
+        for _ in range(int(parts)):
+            sock.sendall(bytes(int(size) // int(parts)))
+            say("sent")
+            sys.stdin.readline()
+        sock.shutdown(socket.SHUT_WR)
+        say(read(sock))
+
+
 def read_reply(sock: socket.socket) -> None:
     """The first line; it says how long it is."""
     length = int(sock.recv(10, socket.MSG_WAITALL))
@@ -388,6 +401,7 @@ COMMANDS = {
     "tcp-send": tcp_send,
     "tcp-short": tcp_short,
     "tcp-shorts": tcp_shorts,
+    "tcp-parts": tcp_parts,
     "tcp-early": tcp_early,
     "tcp-cut": tcp_cut,
     "udp-sink": udp_sink,
