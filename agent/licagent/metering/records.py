@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from licagent.domain.attribution import Attribution
 from licagent.domain.usage import Meter, Quality, UsageKind, UsageOwner, UsageRecord
 from licagent.metering.footprint import FootprintRow
-from licagent.metering.owners import Charging, OwnerBook
+from licagent.metering.owners import Charging, Known, OwnerBook
 from licagent.metering.rows import FlowRow, Sheet, WorkRow
 
 WORK_METERS: Final = (
@@ -106,13 +106,16 @@ class _Maker:
         self.attributed: dict[Meter, int] = {}
 
     def work(self, rows: Sequence[WorkRow], owners: OwnerBook) -> None:
-        sums: dict[tuple[UsageOwner, Attribution], list[int]] = {}
+        sums: dict[int, list[int]] = {}
+        lines: dict[int, Known] = {}
         for row in rows:
             known = owners.of(row.who)
-            _add(sums, (known.owner, known.compute), work_amounts(row))
+            lines[known.line] = known
+            _add(sums, known.line, work_amounts(row))
         estimated = self._qualities.among(WORK_METERS, Quality.ESTIMATED)
         unsupported = self._qualities.among(WORK_METERS, Quality.UNSUPPORTED)
-        for (owner, charge), amounts in sums.items():
+        for line, amounts in sums.items():
+            owner, charge = lines[line].owner, lines[line].compute
             quantities = _named(WORK_METERS, amounts)
             if not quantities:
                 continue
