@@ -104,6 +104,8 @@ def table(rows: Iterable[Comparison]) -> str:
         worst = max(found, key=lambda row: abs(row.error))
         figures = ", ".join(dict.fromkeys(row.what.partition(": ")[2] or unit for row in found))
         error = f"{worst.error * 100:+.4f} %" if worst.measured != worst.expected else "0"
+        if worst.slack and not worst.tolerance:
+            error = f"{worst.measured - worst.expected:+,.0f} {unit}"
         expected = f"{worst.expected:,.0f} {unit}"
         lines.append(
             f"| {what} | {figures} | {reference} | {expected} | {error} | {worst.allowed} |"
