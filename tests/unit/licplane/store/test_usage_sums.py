@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 from tests.unit.licplane.usage_lines import DAY_MS, Line, Lines, at
@@ -141,6 +142,37 @@ def test_hours_that_are_gone_are_read_from_the_days(store: Store) -> None:
     assert [one.key for one in sums(store, T0, T0 + 2 * DAY_MS, "pid", "hour")] == [
         (0, T0), (0, T0 + 30 * HOUR_MS),
     ]  # fmt: skip
+
+
+def test_rollups_beside_intake_and_beside_each_other_count_once(store: Store) -> None:
+    lines = Lines(store)
+    done = threading.Event()
+    failures: list[BaseException] = []
+
+    def roll() -> None:
+        try:
+            while not done.is_set():
+                lines.roll_up(1)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    rollers = [threading.Thread(target=roll) for _ in range(2)]
+    for one in rollers:
+        one.start()
+    for number in range(12):
+        host = f"host-{number % 3}"
+        lines.add(*[Line(T0, T0 + 5_000, host=host, quantities={"cpu_ns": 1})] * 5)
+        # An answer has all that was stored before it was asked for, rolled up or not.
+        assert total(store, T0, T0 + DAY_MS) == 5 * (number + 1)
+    done.set()
+    for one in rollers:
+        one.join()
+    assert failures == []
+    lines.roll_up()
+    assert total(store, T0, T0 + DAY_MS) == 60
+    with store.reading() as reader:
+        assert {one.sequence for one in reader.rolled_positions()} == {20}
 
 
 def test_one_leader_at_a_time(store: Store) -> None:
