@@ -199,8 +199,13 @@ def test_two_servers_over_one_database(
     for number in range(3):
         at = dataclasses.replace(settings, control=servers[number % 2].control)
         with start_agent(at) as process:
-            before = acked(plane, identity.host_id)
-            _until(lambda: acked(plane, identity.host_id) >= min(before + 4_000, 20_000))  # noqa: B023
+            wanted = min(acked(plane, identity.host_id) + 4_000, 20_000)
+            _until(
+                lambda process=process, wanted=wanted: (
+                    process.poll() is not None or acked(plane, identity.host_id) >= wanted
+                )
+            )
+            assert not process.poll(), "the agent's side failed"
             process.kill()
     run_agent(settings, 300)
     check_exactly_once(plane.database, identity.host_id, 20_000)
