@@ -33,11 +33,15 @@ def operations() -> int:
     return host.disk.operations
 
 
-@pytest.mark.parametrize("fault", list(Fault))
-@pytest.mark.parametrize("power", [False, True], ids=["process", "power"])
+WAYS = [(fault, False) for fault in Fault] + [(fault, True) for fault in Fault if fault.kills]
+
+
+@pytest.mark.parametrize(
+    ("fault", "power"),
+    WAYS,
+    ids=[f"{fault.name}-{'power' if cut else 'process'}" for fault, cut in WAYS],
+)
 def test_each_operation_fails_once(fault: Fault, power: bool) -> None:
-    if power and not fault.kills:
-        pytest.skip("the power goes where the process is killed")
     count = operations()
     for number in range(1, count + 1):
         for seed in range(2 if power else 1):
