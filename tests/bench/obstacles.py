@@ -95,8 +95,9 @@ OBSTACLES: Final[dict[str, str]] = {
     " ended and before it is reaped. See the accuracy page for what the kernel accounts later.",
     "beside-wire": "The reference counts ARP as well, and the headers of what the other end sends"
     " after our socket is gone (a reset has no owner here).",
-    "beside-brief": "The kernel's release of a process is where its last word is taken. A release"
-    " that the kernel does not show to programs is missed, see the accuracy page.",
+    "beside-brief": "The kernel's release of a process is where its last word is taken: what it did"
+    " since the scheduler last brought its time up to date. Where a kernel runs no program at some"
+    " releases, that is missed.",
     "usage-throughput": "Server, database and the agent's side share the machine's CPUs; the spread"
     " says what each of them takes for a record.",
 }
