@@ -52,7 +52,8 @@ class Times(click.ParamType[int] if TYPE_CHECKING else click.ParamType):  # type
     "--by",
     multiple=True,
     type=click.Choice(list(SPLITS)),
-    help="Split by this (repeatable).  [default: license]",
+    metavar="WHAT",
+    help=f"Split by this (repeatable): {', '.join(SPLITS)}.  [default: license]",
 )
 @click.option("--since", "since_ms", type=Times(), metavar="TIME",
     help="From then on: 2026-10-01, 2026-10-01T12:00:00Z or -24h.  [default: the full hour 24 h"
