@@ -43,6 +43,7 @@ act_metering() {
     note 'curl says how much it sent and received:'
     try "$LICENSED" curl -sS -o /dev/null -w '%{size_request} out %{size_header}+%{size_download} in\n' \
         "$URL/hello"
+    # shellcheck disable=SC2154 # try has set it
     if [[ $output =~ ^([0-9]+)' out '([0-9]+)'+'([0-9]+) ]]; then
         sent=$((sent + BASH_REMATCH[1]))
         received=$((received + BASH_REMATCH[2] + BASH_REMATCH[3]))
