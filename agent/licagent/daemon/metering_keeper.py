@@ -41,6 +41,7 @@ _AGAIN_S: Final = 30.0
 _SETTLE_S: Final = 0.05
 _APART_S: Final = 1.0
 """Changes of policy that come within this time close one sheet."""
+_OPEN_S: Final = 10.0
 _LAST_STEP_S: Final = 5.0
 _SWEEP_NS: Final = 30_000_000_000
 _MERGED_MAX_S: Final = 3600
@@ -60,6 +61,7 @@ class MeteringKeeper:
         self._on_kernel: OnKernel | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
+        self._tried = asyncio.Event()
         self._table: AttributionTable = EMPTY
         self._table_of: Compiled | None = None
         self._stepped_s = 0.0
@@ -98,6 +100,7 @@ class MeteringKeeper:
             try:
                 await self._live()
             except Exception as error:  # noqa: BLE001 - no fault of a meter may end enforcement
+                self._tried.set()
                 _log.exception("metering failed; it is begun again in %s s", _AGAIN_S)
                 await self._say(f"metering failed: {error}")
             await asyncio.sleep(_AGAIN_S)
@@ -105,6 +108,7 @@ class MeteringKeeper:
     async def _live(self) -> None:
         if self.parts is None:
             await self.on_thread(self._open)
+            self._tried.set()
         if self.is_off:
             await asyncio.Event().wait()
         self.charge = await self._kernel(self._take_charge)
@@ -171,6 +175,12 @@ class MeteringKeeper:
         """Commit what there is now; the caller is about to take the meter away."""
         if self.parts is not None and not self.is_off:
             await self._commit()
+
+    async def wait_open(self) -> None:
+        """Return once the ledger is open, or is known not to be; at most a few seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_OPEN_S):
+                await self._tried.wait()
 
     async def on_thread(self, action: Callable[[], T]) -> T:
         """Run `action` on the metering thread, after what waits there."""

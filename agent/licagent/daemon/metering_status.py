@@ -28,8 +28,10 @@ def state_of(agent: Agent) -> str:
     if metering.is_off:
         return "off"
     parts = metering.parts
-    if parts is None or metering.problem:
+    if metering.problem:
         return "degraded"
+    if parts is None:
+        return "on"  # the kernel counts already; the ledger is being opened
     qualities = parts.qualities.of
     lacking = [meter for meter in WORK_METERS if qualities.get(meter) is Quality.UNSUPPORTED]
     return "degraded" if lacking else "on"

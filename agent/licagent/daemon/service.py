@@ -117,6 +117,7 @@ class Service:
         return await self._shared("doctor", lambda: doctor(self._agent))
 
     async def _usage(self, params: Params, _peer: Peer) -> Result:
+        await self._agent.metering.wait_open()
         found = await metering_reports.usage(self._agent, params, self._on_kernel)
         return {"schema_version": 1, **found}
 
@@ -126,6 +127,7 @@ class Service:
 
     async def _top(self, params: Params, _peer: Peer) -> Result:
         metering = self._agent.metering
+        await metering.wait_open()
         found = await metering.on_thread(lambda: metering_top.top(self._agent, params))
         return {"schema_version": 1, **found}
 
