@@ -382,7 +382,7 @@ struct lic_flow_key {
 	__u32 license; /* 0: none */
 	__u32 resource;
 	__u32 protocol; /* enum lic_protocol */
-	__u32 reserved;
+	__u32 is_free;  /* of a meter: it waits in free_meters; of a key: 0 */
 };
 
 struct lic_flow_count {

@@ -100,6 +100,7 @@ static __always_inline __u32 take_meter(const struct lic_flow_key *key)
 	}
 	handle = meter->generation << LIC_METER_BITS | index;
 	if (bpf_map_update_elem(MAP(flows), key, &handle, BPF_NOEXIST)) {
+		meter->key.is_free = 1;
 		bpf_map_push_elem(MAP(free_meters), &index, BPF_ANY);
 		return 0;
 	}

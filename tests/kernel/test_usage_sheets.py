@@ -15,8 +15,8 @@ from tests.kernel.harness.meter import MeterUnderTest, open_meter
 from tests.kernel.harness.probes import eventually
 
 from licagent.kernel import flows
-from licagent.kernel.layout import METERS, METERS_SPILLED
-from licagent.kernel.maps import Map, Queue
+from licagent.kernel.layout import METERS, METERS_SPILLED, Meter
+from licagent.kernel.maps import Map, MappedArray, Queue
 from licagent.kernel.usage import FlowRow, Sheet
 from licagent.kernel.usage_meter import UsageMeter
 
@@ -261,16 +261,20 @@ def _turn(meter: UsageMeter) -> Sheet:
 def test_the_queue_of_free_meters_is_mended(own: MeterUnderTest, meter: UsageMeter) -> None:
     in_cgroup(own.tree.root, SEND.format(count=1))
     queue = Queue(own.pins.maps / "free_meters")
+    meters: MappedArray[Meter] = MappedArray(own.pins.maps / "meters", Meter)
     try:
-        for _ in range(100):  # a daemon that ended between taking and giving back
-            queue.pop()
+        for _ in range(100):  # taken back by a daemon that ended before it gave them away
+            value = queue.pop()
+            assert value is not None
+            meters[struct.unpack("=I", value)[0]].key.is_free = 0
+        meter.begin()
         meter.begin()
         free = []
         while (value := queue.pop()) is not None:
             free.append(struct.unpack("=I", value)[0])
-        meter.begin()
     finally:
         queue.close()
+        meters.close()
     index = Map(own.pins.maps / "flows")
     try:
         used = [struct.unpack("=I", value)[0] & (METERS - 1) for _key, value in index.items()]

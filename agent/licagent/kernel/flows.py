@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import METER_BITS, METERS, METERS_SPILLED, Meter
+from licagent.kernel.layout import METER_BITS, METERS, METERS_SPILLED, FlowKey, Meter
 from licagent.kernel.maps import Map, MappedArray, Queue
 from licagent.kernel.rcu import wait_for_readers
 from licagent.kernel.usage import FlowRow, Who
@@ -32,6 +32,9 @@ _GENERATIONS: Final = (1 << (32 - METER_BITS)) - 1
 _PRESSED: Final = METERS // 2
 _IDLE_WHEN_PRESSED: Final = 2
 _NONE: Final = bytes(_COUNTS.size)
+_ZERO: Final = bytes(4)
+_INDICES: Final = range(METERS_SPILLED + 1, METERS)
+_IS_FREE_AT: Final = FlowKey.is_free.offset
 
 
 class FlowMeters:
@@ -47,22 +50,28 @@ class FlowMeters:
         self._nonzero: tuple[int, list[int]] = (0, [])
 
     def begin(self) -> None:
-        """Bring the queue of free meters in line with the index, whatever was interrupted.
-
-        While the queue is empty, sockets that need a meter share one; a moment.
-        """
-        while self._free.pop() is not None:
-            pass
+        """Put meters that nobody has into the queue: all of them at first, later those that a
+        daemon took back and did not live to give away."""
+        used = set(self._indexed())
+        lost = [index for index in _INDICES if index not in used and not self._is_free(index)]
+        if not lost:
+            return
         wait_for_readers()  # who has taken one has put it into the index now
         used = set(self._indexed())
-        for index in range(METERS_SPILLED + 1, METERS):
-            if index in used:
+        for index in lost:
+            if index in used or self._is_free(index):
                 continue
-            if self._meters.copy(index, _HEADER.size, 2 * _COUNTS.size) != bytes(2 * _COUNTS.size):
-                # Retired by a daemon that ended then: read it with the next two sheets.
-                self._retired[index] = 0
+            if self._meters.copy(index, _HEADER.size, 2 * _COUNTS.size) != 2 * _NONE:
+                self._retired[index] = 0  # read it with the next two sheets
             else:
-                self._free.push(_U32.pack(index))
+                self._set_free(index)
+
+    def _is_free(self, index: int) -> bool:
+        return self._meters.copy(index, _IS_FREE_AT, 4) != _ZERO
+
+    def _set_free(self, index: int) -> None:
+        self._meters[index].key.is_free = 1
+        self._free.push(_U32.pack(index))
 
     def _indexed(self) -> dict[int, bytes]:
         """Meters that sockets may find, and by which key."""
@@ -99,16 +108,16 @@ class FlowMeters:
         for index in nonzero:
             self._meters.clear(index, offset, _COUNTS.size)
         self._nonzero = (0, [])
-        self._set_free(number)
+        self._free_retired(number)
         self._retire(number, frozenset(nonzero))
 
-    def _set_free(self, number: int) -> None:
+    def _free_retired(self, number: int) -> None:
         for index, after in list(self._retired.items()):
             if after == 0:
                 self._retired[index] = number + 1
             elif number >= after:
                 del self._retired[index]
-                self._free.push(_U32.pack(index))
+                self._set_free(index)
 
     def _retire(self, number: int, busy: frozenset[int]) -> None:
         patience = _IDLE_WHEN_PRESSED if len(self._in_use) > _PRESSED else IDLE_SHEETS
@@ -144,7 +153,7 @@ def _rows(header: bytes, counts: bytes) -> Iterable[FlowRow]:
         license,
         resource,
         protocol,
-        _reserved,
+        _is_free,
         start_ns,
         inode,
         device,

@@ -310,7 +310,7 @@ class FlowKey(Structure):
         ("license", c_uint32),
         ("resource", c_uint32),
         ("protocol", c_uint32),
-        ("reserved", c_uint32),
+        ("is_free", c_uint32),
     ]
 
 
