@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
@@ -20,6 +20,7 @@ no two become one."""
 _U64_MAX: Final = 2**64 - 1
 _NO_METERS: Final[frozenset[Meter]] = frozenset()
 _BY_NUMBER: Final = {int(meter): meter for meter in Meter}
+_KEYS: Final = {meter: meter.key for meter in Meter}
 
 
 class RecordDamaged(ValueError):
@@ -32,14 +33,50 @@ def encode(record: UsageRecord) -> bytes:
     Raises ValueError for a quantity or a time that the format cannot hold (negative, or beyond
     64 bits): such a number is a fault of ours, and must not be sent as another one.
     """
-    owner = record.owner
-    message = telemetry_pb2.UsageRecord(
-        kind=int(record.kind),  # type: ignore[arg-type]
-        start_unix_ms=record.start_unix_ms,
-        end_unix_ms=record.end_unix_ms,
-        license=_text(record.license),
-        resource=_text(record.resource),
-        binding=_text(record.binding),
+    fields: dict[str, int] = {}
+    for meter, quantity in record.quantities.items():
+        if not 0 <= quantity <= _U64_MAX:
+            raise ValueError(f"{meter.key} is {quantity}")
+        fields[_KEYS[meter]] = quantity
+    parts = [
+        _head(record.kind, record.start_unix_ms, record.end_unix_ms),
+        _whose(record.owner, record.license, record.resource, record.binding),
+    ]
+    if any((record.protocol, record.is_loopback, record.detail)) or (
+        record.estimated or record.unsupported
+    ):
+        parts.append(
+            _serialized(
+                protocol=record.protocol,
+                loopback=record.is_loopback,
+                detail=_text(record.detail),
+                estimated=sorted(record.estimated),
+                unsupported=sorted(record.unsupported),
+            )
+        )
+    parts.append(_serialized(**fields))
+    return b"".join(parts)
+
+
+def _serialized(**fields: Any) -> bytes:
+    return telemetry_pb2.UsageRecord(**fields).SerializeToString(deterministic=True)
+
+
+# A message is the bytes of its fields one after the other, in the order of their numbers
+# (protobuf's encoding, "message structure"): what many records share is made once.
+
+
+@functools.lru_cache(maxsize=64)
+def _head(kind: UsageKind, start_unix_ms: int, end_unix_ms: int) -> bytes:
+    return _serialized(kind=int(kind), start_unix_ms=start_unix_ms, end_unix_ms=end_unix_ms)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _whose(owner: UsageOwner, license_: str, resource: str, binding: str) -> bytes:
+    return _serialized(
+        license=_text(license_),
+        resource=_text(resource),
+        binding=_text(binding),
         unit=_text(owner.unit),
         cgroup=_text(owner.cgroup),
         user=_text(owner.user),
@@ -47,17 +84,7 @@ def encode(record: UsageRecord) -> bytes:
         executable=_text(owner.executable),
         pid=owner.pid,
         process_start_unix_ms=owner.process_start_unix_ms,
-        protocol=record.protocol,
-        loopback=record.is_loopback,
-        detail=_text(record.detail),
-        estimated=sorted(record.estimated),
-        unsupported=sorted(record.unsupported),
     )
-    for meter, quantity in record.quantities.items():
-        if not 0 <= quantity <= _U64_MAX:
-            raise ValueError(f"{meter.key} is {quantity}")
-        setattr(message, meter.key, quantity)
-    return message.SerializeToString(deterministic=True)
 
 
 def decode(data: bytes) -> UsageRecord:

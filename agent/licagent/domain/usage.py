@@ -16,6 +16,9 @@ from enum import IntEnum, StrEnum
 class Meter(IntEnum):
     """What is measured. The number is the field of `licapi.control.v1.UsageRecord`."""
 
+    # Enum's own hash is a call in Python, and a sheet of 10,000 rows asks for it 200,000 times.
+    __hash__ = int.__hash__
+
     CPU_NS = 20
     """Time on a CPU, nanoseconds, from the scheduler (sum_exec_runtime)."""
     READ_BYTES = 21

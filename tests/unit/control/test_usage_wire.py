@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from licagent.control.usage_wire import TEXT_BYTES_MAX, RecordDamaged, decode, encode
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
+from licapi.control.v1 import telemetry_pb2
 from licplane.api.usage_reading import RECORD_BYTES_MAX, RecordReader
 from licplane.store import usage_model
 
@@ -49,6 +50,13 @@ def records(draw: st.DrawFn) -> UsageRecord:
 def test_what_goes_in_comes_out(record: UsageRecord) -> None:
     assert decode(encode(record)) == record
     assert encode(decode(encode(record))) == encode(record)
+
+
+@given(records())
+def test_the_parts_are_one_message_in_the_usual_form(record: UsageRecord) -> None:
+    data = encode(record)
+    message = telemetry_pb2.UsageRecord.FromString(data)
+    assert message.SerializeToString(deterministic=True) == data
 
 
 @given(records())
