@@ -89,6 +89,7 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 			fill_subject(tag, &subject);
 			tag->protocol = flow.protocol;
 			tag->since_s = now_s();
+			tag->metered = metered_mark(ctl, 0);
 		}
 		return 1;
 	}
@@ -103,6 +104,7 @@ static __always_inline int bound_service(struct bpf_sock *ctx)
 		tag->since_s = now_s();
 	fill_subject(tag, &subject);
 	tag->protocol = flow.protocol;
+	tag->metered = metered_mark(ctl, 0);
 	tag->local_port = flow.port;
 	fill_half(&tag->service, &decision);
 	tag->meter = 0;

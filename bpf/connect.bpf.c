@@ -85,6 +85,7 @@ static __always_inline int use_network(struct bpf_sock_addr *ctx, struct lic_flo
 	if (hook == LIC_HOOK_CONNECT && flow->protocol == LIC_PROTO_TCP) {
 		tag->tx_bytes = 1;
 		tag->rx_bytes = 0;
+		tag->metered = metered_mark(ctl, 0);
 	}
 	return 1;
 }

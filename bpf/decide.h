@@ -197,10 +197,12 @@ static __always_inline struct lic_rule *find_rule(const struct lic_control *ctl,
 		.scope = forget(ctl, 0),
 		.zero = forget(ctl, 0),
 	};
+	/* On the stack: 6.1 takes no key out of a global function's argument. */
+	__u64 cgroup_id = subject->cgroup;
 	struct lic_cgroup *cgroup;
 
 	if (policy->flags & LIC_POLICY_HAS_SCOPES) {
-		cgroup = bpf_map_lookup_elem(MAP(cgroups), &subject->cgroup);
+		cgroup = bpf_map_lookup_elem(MAP(cgroups), &cgroup_id);
 		if (cgroup) {
 			search.scope_count = cgroup->count;
 			__builtin_memcpy(search.scopes, cgroup->scopes, sizeof(search.scopes));

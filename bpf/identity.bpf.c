@@ -159,6 +159,7 @@ static __always_inline void add_scope(struct lic_cgroup *entry, struct lic_scope
 	__u32 at = entry->count;
 
 	if (number && at < LIC_MAX_SCOPES) {
+		LIC_BOUND(at, LIC_MAX_SCOPES - 1);
 		entry->scopes[at] = *number;
 		entry->count = at + 1;
 	}
@@ -208,6 +209,7 @@ int BPF_PROG(licagent_cgroup_mkdir, struct cgroup *cgroup, const char *path)
 
 			if (i >= above->count || at >= LIC_MAX_SCOPES)
 				break;
+			LIC_BOUND(at, LIC_MAX_SCOPES - 1); /* 6.1 forgets the comparison */
 			scratch->entry.scopes[at] = above->scopes[i];
 			scratch->entry.count = at + 1;
 		}

@@ -100,7 +100,8 @@ struct lic_control {
 	__u32 sheet;                /* usage adds up in this one; 0: nothing is metered */
 	__u32 discarded;            /* the last sheet that was billed and emptied */
 	__u32 page_bytes;
-	__u32 reserved;
+	__u32 era;              /* moves when metering is begun anew: marks of before are void */
+	__u64 metered_since_ns; /* CLOCK_BOOTTIME; what older threads used before is nobody's */
 };
 
 /* CLOCK_BOOTTIME, read once a tick: see clock.h. Written by the programs only. */
@@ -256,7 +257,7 @@ struct lic_tag {
 	__u8 is_ipv6;
 	__u16 local_port; /* host order; of the service half */
 	__u8 kept;        /* older than the policy and unlicensed, but kept by its owner's wish */
-	__u8 is_loopback; /* of its last TCP packet */
+	__u8 metered; /* LIC_METERED_LOOPBACK of its last TCP packet, and the era of its marks */
 	/* the subject at the time of the decision */
 	__u32 pid;
 	__u32 uid;
@@ -363,6 +364,8 @@ enum lic_fault {
  * billed it. See licagent.kernel.usage.
  */
 #define LIC_METERS 16384
+#define LIC_METERED_LOOPBACK 1
+#define LIC_METERED_ERA_SHIFT 1
 #define LIC_METER_BITS 14    /* of a handle: the index; above it, the meter's generation */
 #define LIC_METERS_SPILLED 5 /* meters 1..5 have no owner: one for each enum lic_protocol */
 
@@ -457,6 +460,8 @@ struct lic_taken {
 	__u64 read_bytes;
 	__u64 write_bytes;
 	__u64 cancelled_bytes;
+	__u32 era;
+	__u32 reserved;
 };
 
 /* A socket as an iterator reports it. */

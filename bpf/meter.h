@@ -29,6 +29,11 @@
 #define LIC_TCP_LISTEN 10
 #define LIC_LOOPBACK_IFINDEX 1 /* in every network namespace (net/core/dev.c, loopback first) */
 
+static __always_inline int is_of_era(const struct lic_control *ctl, const struct lic_tag *tag)
+{
+	return !((tag->metered ^ ctl->era << LIC_METERED_ERA_SHIFT) & 0xff & ~LIC_METERED_LOOPBACK);
+}
+
 static __always_inline __u32 spilled_meter(__u32 protocol)
 {
 	switch (protocol) {
@@ -130,8 +135,9 @@ static __always_inline struct lic_meter *find_meter(struct lic_tag *tag)
 		if (known) {
 			handle = *known;
 		} else {
+			/* Not remembered: its next packet may find one. */
 			note_fault(LIC_FAULT_METER_SPILLED);
-			handle = spilled_meter(tag->protocol);
+			return meter_of(spilled_meter(tag->protocol));
 		}
 	}
 	tag->meter = handle;
@@ -152,6 +158,7 @@ static __always_inline struct lic_tag *tag_stranger(struct __sk_buff *skb, struc
 {
 	struct lic_subject subject;
 	struct bpf_tcp_sock *tcp;
+	struct lic_control *ctl;
 	struct lic_tag *tag;
 
 	sk = bpf_sk_fullsock(sk);
@@ -165,6 +172,9 @@ static __always_inline struct lic_tag *tag_stranger(struct __sk_buff *skb, struc
 	fill_subject(tag, &subject);
 	tag->protocol = fold_protocol(sk->protocol);
 	tag->since_s = now_s();
+	ctl = get_control();
+	if (ctl)
+		tag->metered = metered_mark(ctl, 0);
 	tcp = bpf_tcp_sock(sk);
 	if (tcp) { /* what it did before is nobody's; see connect.bpf.c for the one */
 		tag->tx_bytes = sk->state == LIC_TCP_SYN_SENT ? 1 : tcp->bytes_acked;
@@ -216,7 +226,8 @@ static __always_inline __u64 header_bytes(struct __sk_buff *skb, __u32 segments,
 static __always_inline void add_tcp_payload(struct lic_tag *tag, struct lic_meter *meter,
 					    __u32 bank, __u64 acked, __u64 received)
 {
-	struct lic_flow_count *counts = meter->counts[bank & 1][tag->is_loopback & 1];
+	__u32 loopback = tag->metered & LIC_METERED_LOOPBACK;
+	struct lic_flow_count *counts = meter->counts[bank & 1][loopback & 1];
 
 	if (acked > tag->tx_bytes) {
 		__sync_fetch_and_add(&counts[LIC_DIRECTION_TX].payload_bytes,
@@ -276,8 +287,13 @@ static __always_inline void meter_packet(const struct lic_control *ctl, struct _
 			acked -= acked ? 1 : 0;
 			received -= received ? 1 : 0;
 		}
-		if (tag->is_loopback != loopback)
-			tag->is_loopback = loopback;
+		if (unlikely(!is_of_era(ctl, tag))) {
+			/* Nothing was metered for a while: what went by then is nobody's. */
+			tag->tx_bytes = acked;
+			tag->rx_bytes = received;
+		}
+		if (tag->metered != metered_mark(ctl, loopback))
+			tag->metered = metered_mark(ctl, loopback);
 		add_tcp_payload(tag, meter, bank, acked, received);
 	} else {
 		__u32 header = network + (protocol == LIC_IPPROTO_UDP ? 8 : 0);

@@ -102,7 +102,8 @@ struct {
 	__type(value, struct lic_socket_record);
 } record_scratch SEC(".maps");
 
-static __always_inline struct lic_tag *need_tag(struct sock *sk, struct lic_tag *tag,
+static __always_inline struct lic_tag *need_tag(const struct lic_control *ctl, struct sock *sk,
+						struct lic_tag *tag,
 						const struct lic_subject *subject)
 {
 	struct tcp_sock *tcp = (struct tcp_sock *)sk;
@@ -121,6 +122,7 @@ static __always_inline struct lic_tag *need_tag(struct sock *sk, struct lic_tag 
 		/* Whole from its first moment: a packet may be sent meanwhile. */
 		__builtin_memset(&scratch->tag, 0, sizeof(scratch->tag));
 		scratch->tag.since_s = now_s();
+		scratch->tag.metered = metered_mark(ctl, 0);
 		fill_subject(&scratch->tag, subject);
 		scratch->tag.protocol = fold_protocol(BPF_CORE_READ(sk, sk_protocol));
 		if (BPF_CORE_READ(sk, sk_protocol) == LIC_IPPROTO_TCP) {
@@ -179,7 +181,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 
 	if (BPF_CORE_READ(sk, sk_type) == LIC_SOCK_RAW ||
 	    (flow.protocol != LIC_PROTO_TCP && flow.protocol != LIC_PROTO_UDP)) {
-		tag = need_tag(sk, tag, &subject);
+		tag = need_tag(ctl, sk, tag, &subject);
 		if (tag) {
 			tag->protocol = flow.protocol;
 			tag->network.kind = LIC_TAG_PACKET;
@@ -201,7 +203,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 		kept = keep_existing(policy, &decision);
 		if (decision.kind != LIC_TAG_FREE) {
 			report(&decision, &subject, 0, &offered, LIC_HOOK_ADOPT, 0, 0);
-			tag = need_tag(sk, tag, &subject);
+			tag = need_tag(ctl, sk, tag, &subject);
 			if (!tag)
 				return 0;
 			tag->protocol = flow.protocol;
@@ -212,7 +214,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 		}
 	}
 	if (ctl->sheet) {
-		tag = need_tag(sk, tag, &subject);
+		tag = need_tag(ctl, sk, tag, &subject);
 		if (!tag)
 			return 0;
 	}
@@ -226,7 +228,7 @@ int licagent_adopt(struct bpf_iter__task_file *ctx)
 	lic_decide(&flow, &subject, &decision);
 	kept = keep_existing(policy, &decision);
 	report(&decision, &subject, 0, &flow, LIC_HOOK_ADOPT, 0, 0);
-	tag = need_tag(sk, tag, &subject);
+	tag = need_tag(ctl, sk, tag, &subject);
 	if (!tag)
 		return 0;
 	tag->kept |= kept;

@@ -63,6 +63,12 @@ static __always_inline void tag_flow(const struct lic_tag *tag, struct lic_flow 
 	flow->is_service = is_service;
 }
 
+/* What stands in a tag's `metered`: that its marks are of this era of metering. */
+static __always_inline __u8 metered_mark(const struct lic_control *ctl, __u32 loopback)
+{
+	return ctl->era << LIC_METERED_ERA_SHIFT | loopback;
+}
+
 static __always_inline __u32 now_s(void)
 {
 	return now_ns() / LIC_NSEC_PER_SEC;

@@ -202,6 +202,15 @@ static __always_inline void used_so_far(struct task_struct *task, struct lic_tak
 	now->cancelled_bytes = BPF_CORE_READ(task, ioac.cancelled_write_bytes);
 }
 
+/* What of a thread is in the books; null for nothing, or for what an earlier era wrote there. */
+static __always_inline struct lic_taken *taken_of(const struct lic_control *ctl,
+						  struct task_struct *task)
+{
+	struct lic_taken *found = bpf_task_storage_get(MAP(taken), task, 0, 0);
+
+	return found && found->era == ctl->era ? found : 0;
+}
+
 /*
  * What a thread used since it was last asked. `before` is what is in the books, null for nothing:
  * that is zero for a thread of the account's own time, and all of it for an older one.
@@ -230,14 +239,15 @@ static __always_inline int is_nothing(const struct lic_taken *used)
  * What a live thread used since the last time, and that it is in the books now. 0 where there is
  * no memory to remember that: it is counted later then, and not twice.
  */
-static __always_inline int take_from_thread(struct task_struct *task,
+static __always_inline int take_from_thread(const struct lic_control *ctl, struct task_struct *task,
 					    const struct lic_account *account,
 					    struct lic_taken *used)
 {
-	struct lic_taken now, *before;
+	struct lic_taken now = {}, *before;
 
 	used_so_far(task, &now);
-	before = bpf_task_storage_get(MAP(taken), task, 0, 0);
+	now.era = ctl->era;
+	before = taken_of(ctl, task);
 	used_since(task, account, &now, before, used);
 	if (!before)
 		before = bpf_task_storage_get(MAP(taken), task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
@@ -248,13 +258,13 @@ static __always_inline int take_from_thread(struct task_struct *task,
 }
 
 /* Put it into the open sheet. */
-static __always_inline void settle_thread(__u32 sheet, struct task_struct *task,
+static __always_inline void settle_thread(const struct lic_control *ctl, struct task_struct *task,
 					  struct lic_account *account)
 {
 	struct lic_taken used;
 
-	if (take_from_thread(task, account, &used) && !is_nothing(&used))
-		charge(sheet, account, &used, 0, 0);
+	if (take_from_thread(ctl, task, account, &used) && !is_nothing(&used))
+		charge(ctl->sheet, account, &used, 0, 0);
 }
 
 SEC("tp_btf/sched_process_fork")
@@ -330,7 +340,7 @@ int BPF_PROG(licagent_leave, struct task_struct *task)
 	else
 		execs = BPF_CORE_READ(old, group_exit_task);
 	if ((execs && execs != task) || BPF_CORE_READ(task, se.sum_exec_runtime) > LIC_YOUNG_NS)
-		settle_thread(ctl->sheet, task, account);
+		settle_thread(ctl, task, account);
 	if (BPF_CORE_READ(group, live.counter) == 0) /* do_exit has counted this one out already */
 		charge(ctl->sheet, account, &nothing, 0, 1);
 	return 0;
@@ -353,7 +363,7 @@ int BPF_PROG(licagent_segment, struct task_struct *task, int old_pid, struct lin
 	 * number up to date once a tick, so the cut is as exact as that; nothing is lost by it.
 	 */
 	if (account->sampled || BPF_CORE_READ(task, se.sum_exec_runtime) > LIC_YOUNG_NS)
-		settle_thread(ctl->sheet, task, account);
+		settle_thread(ctl, task, account);
 	account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
 	account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 	file_of(BPF_CORE_READ(bprm, file), account);
@@ -372,7 +382,7 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 		return 0;
 	account = find_account(task, key);
 	if (account)
-		settle_thread(ctl->sheet, task, account);
+		settle_thread(ctl, task, account);
 	if (!in_root(task, ctl->root_cgroup)) {
 		bpf_map_delete_elem(MAP(accounts), &key);
 		return 0;
@@ -383,7 +393,7 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 	}
 	account = open_account(task, key);
 	if (account)
-		settle_thread(ctl->sheet, task, account); /* what it did outside is not ours */
+		settle_thread(ctl, task, account); /* what it did outside is not ours */
 	return 0;
 }
 
@@ -403,7 +413,7 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 	struct lic_control *ctl = get_control();
 	struct lic_account *account, stranger = {};
 	__u64 key = account_key(task), memory = 0;
-	struct lic_taken now, used, *before;
+	struct lic_taken now = {}, used, *before;
 	int is_known;
 
 	if (!ctl || !ctl->sheet)
@@ -413,6 +423,7 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 	if (!account) {
 		if (!in_root(task, ctl->root_cgroup))
 			return 0;
+		stranger.since_ns = ctl->metered_since_ns;
 		stranger.owner.cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 		BPF_CORE_READ_INTO(&stranger.comm, task, comm);
 		account = &stranger;
@@ -423,7 +434,7 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 	}
 	used_so_far(task, &now);
-	before = bpf_task_storage_get(MAP(taken), task, 0, 0);
+	before = taken_of(ctl, task);
 	used_since(task, account, &now, before, &used);
 	if (is_leader && account->resident_pages)
 		memory = (__u64)account->resident_pages * ctl->page_bytes *
@@ -508,7 +519,7 @@ int licagent_collect(struct bpf_iter__task *ctx)
 		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 		BPF_CORE_READ_INTO(&account->comm, task, comm);
 	}
-	if (!take_from_thread(task, account, &used))
+	if (!take_from_thread(ctl, task, account, &used))
 		return 0;
 	memory = memory_since(task, account, ctl->page_bytes, is_nothing(&used));
 	if (memory || !is_nothing(&used))
@@ -546,7 +557,7 @@ int BPF_PROG(licagent_settle, const struct sock *sk, const int before, const int
 		acked -= 1; /* our FIN */
 	if (received && BPF_CORE_READ(sk, __sk_common.skc_flags) & (1UL << SOCK_DONE))
 		received -= 1; /* the peer's FIN (tcp_fin) */
-	meter = get_meter(tag);
+	meter = is_of_era(ctl, tag) ? get_meter(tag) : 0;
 	if (meter)
 		add_tcp_payload(tag, meter, *(volatile __u32 *)&ctl->sheet, acked, received);
 	/* The socket may connect again, and its counters begin anew (tcp_disconnect). */

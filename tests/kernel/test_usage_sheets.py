@@ -142,15 +142,61 @@ def test_nothing_is_lost_while_sheets_change(own: MeterUnderTest, meter: UsageMe
     assert total + sent(last.flows) == 20_000 * 100
 
 
+TALK = """
+import socket, sys
+taker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+taker.bind(("127.0.0.1", 0))
+sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sender.connect(taker.getsockname())
+for line in sys.stdin:
+    for _ in range(int(line)):
+        sender.send(bytes(100))
+    print("sent", flush=True)
+"""
+
+
+class Talker:
+    """A process that sends so many datagrams of 100 bytes whenever it is told to."""
+
+    def __init__(self, cgroup: Path, code: str = TALK) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-c", code],
+            preexec_fn=lambda: (cgroup / "cgroup.procs").write_text("0"),  # noqa: PLW1509
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, count: int) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(count, file=self.process.stdin, flush=True)
+        assert self.process.stdout.readline() == "sent\n"
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=10)
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def talker(own: MeterUnderTest) -> Iterator[Talker]:
+    found = Talker(own.tree.root)
+    yield found
+    found.close()
+
+
 def test_without_a_free_meter_the_bytes_are_counted_all_the_same(
-    own: MeterUnderTest, meter: UsageMeter
+    own: MeterUnderTest, meter: UsageMeter, talker: Talker
 ) -> None:
     queue = Queue(own.pins.maps / "free_meters")
     taken = []
     try:
         while (value := queue.pop()) is not None:
             taken.append(value)
-        in_cgroup(own.tree.root, SEND.format(count=9))
+        talker.send(9)
         sheet = meter.close_sheet()
     finally:
         for value in taken:
@@ -160,7 +206,72 @@ def test_without_a_free_meter_the_bytes_are_counted_all_the_same(
     assert sent(sheet.spilled_flows) == 900
     assert sent(sheet.flows) == 0
     meter.discard(sheet.number)
-    assert sent(meter.close_sheet().spilled_flows) == 0
+    talker.send(4)  # the same socket has its own as soon as there is one
+    after = meter.close_sheet()
+    assert sent(after.spilled_flows) == 0
+    assert sent(after.flows) == 400
+
+
+BURN = """
+import socket, sys, time
+taker = socket.create_server(("127.0.0.1", 0))
+sender = socket.create_connection(taker.getsockname())
+peer, _ = taker.accept()
+for line in sys.stdin:
+    end = time.process_time() + float(line) / 1000
+    while time.process_time() < end:
+        pass
+    sender.sendall(bytes(100 * int(line)))
+    left = 100 * int(line)
+    while left:
+        left -= len(peer.recv(65536))
+    print("sent", flush=True)
+"""
+
+
+def test_what_is_used_while_nothing_is_metered_stays_out(
+    own: MeterUnderTest, meter: UsageMeter
+) -> None:
+    burner = Talker(own.tree.root, BURN)
+    try:
+        burner.send(20)
+        first = _turn(meter)
+        meter.end()
+        assert meter.open_number == 0
+        burner.send(400)
+        meter.end()
+        meter.begin()
+        burner.send(30)
+        second = _turn(meter)
+    finally:
+        burner.close()
+    assert second.number > first.number
+    assert sum(row.cpu_ns for row in second.work) < 300_000_000
+    tcp = [row for row in second.flows if row.protocol == 6]
+    # What its first packet finds acknowledged is not told from what went by before.
+    assert sum(row.tx_payload_bytes for row in tcp) <= 3000
+    assert sum(row.tx_wire_bytes for row in tcp) > 3000
+
+
+def test_a_life_before_the_meter_is_nobodys(own: MeterUnderTest, meter: UsageMeter) -> None:
+    meter.end()
+    burner = Talker(own.tree.root, BURN)
+    burner.send(500)
+    # Its account is taken away, as if the table had been full when it was met.
+    meter.begin()
+    work = Map(own.pins.maps / "accounts")
+    try:
+        work.delete_many(list(work.keys()))
+    finally:
+        work.close()
+    burner.close()
+    eventually(lambda: not _alive(burner.process.pid), "it is gone")
+    sheet = meter.close_sheet()
+    assert sum(row.cpu_ns for row in sheet.work) < 400_000_000
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def test_a_full_table_of_work_loses_no_nanosecond(own: MeterUnderTest, meter: UsageMeter) -> None:
@@ -198,31 +309,11 @@ def test_a_meter_that_was_taken_back_counts_for_its_new_owner_only(
     own: MeterUnderTest, meter: UsageMeter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flows, "IDLE_SHEETS", 1)
-    code = """
-import socket, sys
-taker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-taker.bind(("127.0.0.1", 0))
-sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-sender.connect(taker.getsockname())
-for line in sys.stdin:
-    for _ in range(int(line)):
-        sender.send(bytes(100))
-    print("sent", flush=True)
-"""
-    old = subprocess.Popen(
-        [sys.executable, "-I", "-c", code],
-        preexec_fn=lambda: (own.tree.root / "cgroup.procs").write_text("0"),  # noqa: PLW1509
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert old.stdin is not None
-    assert old.stdout is not None
+    old = Talker(own.tree.root)
     try:
-        print(3, file=old.stdin, flush=True)
-        old.stdout.readline()
+        old.send(3)
         first = _turn(meter)
-        assert {row.who.pid for row in first.flows if row.tx_packets} == {old.pid}
+        assert {row.who.pid for row in first.flows if row.tx_packets} == {old.process.pid}
         for _ in range(4):
             _turn(meter)
         index = Map(own.pins.maps / "flows")
@@ -240,16 +331,13 @@ for line in sys.stdin:
         finally:
             queue.close()
         in_cgroup(own.tree.root, SEND.format(count=4))
-        print(5, file=old.stdin, flush=True)
-        old.stdout.readline()
+        old.send(5)
         last = _turn(meter)
         by_pid = {row.who.pid: row.tx_payload_bytes for row in last.flows if row.tx_packets}
-        assert by_pid.pop(old.pid) == 500
+        assert by_pid.pop(old.process.pid) == 500
         assert list(by_pid.values()) == [400]
     finally:
-        old.stdin.close()
-        old.wait(timeout=10)
-        old.stdout.close()
+        old.close()
 
 
 def _turn(meter: UsageMeter) -> Sheet:

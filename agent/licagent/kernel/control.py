@@ -60,6 +60,11 @@ class ControlWord:
         self._array[0].page_bytes = page_bytes
         self._array[0].sheet = number
 
+    def begin_metering(self, now_ns: int) -> None:
+        """A new era, before its first sheet is opened: no mark of an earlier one holds."""
+        self._array[0].metered_since_ns = now_ns
+        self._array[0].era = (self._array[0].era + 1) & 0xFFFFFFFF
+
     @property
     def discarded_sheet(self) -> int:
         """The last sheet that was emptied."""

@@ -103,7 +103,8 @@ class Control(Structure):
         ("sheet", c_uint32),
         ("discarded", c_uint32),
         ("page_bytes", c_uint32),
-        ("reserved", c_uint32),
+        ("era", c_uint32),
+        ("metered_since_ns", c_uint64),
     ]
 
 
@@ -211,7 +212,7 @@ class Tag(Structure):
         ("is_ipv6", c_uint8),
         ("local_port", c_uint16),
         ("kept", c_uint8),
-        ("is_loopback", c_uint8),
+        ("metered", c_uint8),
         ("pid", c_uint32),
         ("uid", c_uint32),
         ("gid", c_uint32),
@@ -395,6 +396,8 @@ class Taken(Structure):
         ("read_bytes", c_uint64),
         ("write_bytes", c_uint64),
         ("cancelled_bytes", c_uint64),
+        ("era", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 

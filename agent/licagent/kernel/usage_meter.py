@@ -55,8 +55,29 @@ class UsageMeter:
         """
         self._flows.begin()
         if self._control.sheet == 0:
-            self._open(1)
+            self._control.begin_metering(_now_ns())
+            self._open(self._control.discarded_sheet + 1)
         self.collect()
+
+    def end(self) -> None:
+        """Count no more. What is in the open sheet is lost: commit it before.
+
+        `begin` begins anew: what is used until then is nobody's. Idempotent.
+        """
+        number = self._control.sheet
+        if number == 0:
+            return
+        self._control.open_sheet(0, mmap.PAGESIZE)
+        wait_for_readers()
+        for each in (number - 1, number):
+            if each > self._control.discarded_sheet:
+                if self._work is not None:
+                    self._work.discard(each)
+                self._flows.discard(each)
+        if self._work is not None:
+            self._work.clear_accounts()
+        self._control.discarded_sheet = number
+        self._closed = None
 
     def _open(self, number: int) -> None:
         self._times[number & 1].opened_ns = _now_ns()

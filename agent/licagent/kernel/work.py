@@ -70,6 +70,10 @@ class WorkTable:
         self._keys = (0, [])
         self._spilled.update(_U32.pack(number & 1), bytes(_VALUE.size))
 
+    def clear_accounts(self) -> None:
+        """Forget all processes; nothing may be metered now."""
+        self._accounts.delete_many(list(self._accounts.keys()))
+
     def sweep(self) -> int:
         """Drop the accounts of processes that are gone; how many there were.
 
