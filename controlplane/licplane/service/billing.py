@@ -19,6 +19,7 @@ from typing import Any, Final
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.access import Permission, require
 from licplane.service.billing_documents import current, plan_of
+from licplane.service.billing_periods import check_final, is_final, overlapped, unbilled
 from licplane.service.core import Core
 from licplane.service.periods import Period, period_at, period_of
 from licplane.service.pricing import (
@@ -152,22 +153,19 @@ class Billing:
         with self._core.store.reading() as reader:
             for document in reader.billing_documents("plan"):
                 plan = plan_of(document)
-                first_ms = reader.billing_versions("plan", document.name)[0].at_unix_ms
-                closed = {one.start_ms for one in reader.closed_periods(plan.name)}
-                period = period_at(plan.period, max(first_ms, now_ms - 400 * 86_400_000))
-                while period.end_ms + plan.close_after_ms <= now_ms:
-                    if period.start_ms not in closed:
-                        found.append((period.start_ms, plan.name, period.label))
-                    period = period_at(plan.period, period.end_ms)
+                for period in unbilled(reader, document, now_ms):
+                    if period.end_ms + plan.close_after_ms > now_ms:
+                        break
+                    found.append((period.start_ms, plan.name, period.label))
         return [(plan, label) for _, plan, label in sorted(found)]
 
     def late(self, since_ms: int = 0) -> list[str]:
         """Closed periods into which usage came that is in none of their entries, of those that
-        ended after `since_ms`."""
+        ended after `since_ms` and that are not final."""
         found = []
         with self._core.store.reading() as reader:
             for one in reader.closed_periods():
-                if one.end_ms <= since_ms:
+                if one.end_ms <= since_ms or is_final(reader, one):
                     continue
                 plan = plan_version(reader, one.plan, one.plan_version)
                 if _difference(reader, plan, one):
@@ -274,6 +272,13 @@ def _close(work: Work, name: str, label: str) -> RunResult:
     key = f"{plan.name}/{period.label}"
     if transaction.closed_period(key) is not None:
         return RunResult(key, False, work.change.dry_run, 0, 0, "0", plan.currency, "")
+    other = overlapped(period, transaction.closed_periods(plan.name))
+    if other is not None:
+        raise PlaneError(
+            ExitCode.REFUSED,
+            f"A part of {shown(key)} is billed already, in {shown(other.period)}",
+            "Nothing is billed twice under one plan; make a new plan for other periods",
+        )
     _roll_all(transaction)
     found = ClosedPeriod(
         key,
@@ -297,6 +302,7 @@ def _correct(work: Work, key: str) -> RunResult:
             f"The period {shown(key)} was not closed",
             "`licplane billing list` shows those that were",
         )
+    check_final(transaction, period)
     plan = plan_version(transaction, period.plan, period.plan_version)
     _roll_all(transaction)
     found = _difference(transaction, plan, period)

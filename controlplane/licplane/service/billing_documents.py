@@ -126,6 +126,8 @@ def _apply(work: Work, wanted: Mapping[tuple[str, str], str]) -> ChangeResult:
             continue
         new = BillingDocument(kind, name, len(versions) + 1, kept, work.actor.name, work.now_ms)
         _check_references(transaction, kind, kept, wanted)
+        if kind == "plan" and kept:
+            _check_period(transaction, plan_of(new), versions)
         transaction.put_billing_document(new)
         action = "delete" if not kept else ("create" if before is None else "update")
         work.audit(
@@ -172,6 +174,20 @@ def _check_references(
     budget: Budget = READERS["budget"](parsed(text))
     if budget.plan and not wanted.get(("plan", budget.plan)):
         current(reader, "plan", budget.plan)
+
+
+def _check_period(reader: BillingReads, plan: Plan, versions: Sequence[BillingDocument]) -> None:
+    """Weeks and months have no common bounds: after a change, days would be billed twice or not
+    at all. So the kind of period stays from the first one that is closed."""
+    closed = reader.closed_periods(plan.name)
+    number = closed[-1].plan_version if closed else 0
+    for one in versions:
+        if one.version == number and one.document and plan_of(one).period != plan.period:
+            raise PlaneError(
+                ExitCode.REFUSED,
+                f"The plan {shown(plan.name)} has been billed by the {plan_of(one).period}",
+                "Its period cannot change any more: make a plan with another name",
+            )
 
 
 def etag_of(one: BillingDocument) -> str:

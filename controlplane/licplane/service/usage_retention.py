@@ -11,9 +11,8 @@ from typing import Any, Final
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.access import Permission, require
 from licplane.service.answers import ChangeResult, Difference
-from licplane.service.billing_documents import plan_of
+from licplane.service.billing_periods import unbilled
 from licplane.service.core import Core
-from licplane.service.periods import period_at
 from licplane.service.requests import Change
 from licplane.service.results import change_from, change_to
 from licplane.service.texts import refuse
@@ -96,8 +95,8 @@ def retention(reader: Reader) -> Retention:
 
 
 def purge(store: Store, now_ms: int) -> int:
-    """Delete what is older, but no record of a period that is still to be billed, and none that
-    no rollup has. How many rows and parts went."""
+    """Delete what is older, but no record and no sum of a period that is still to be billed, and
+    no record that no rollup has. How many rows and parts went."""
     with store.reading() as reader:
         keep = retention(reader)
         bound_ms = _unbilled_ms(reader, now_ms)
@@ -113,9 +112,10 @@ def purge(store: Store, now_ms: int) -> int:
             records_ms = max(0, records_ms)
             gone += recorder.purge_records(records_ms // _DAY_MS)
         if keep.hourly_days:
-            hourly_ms = max(0, _floor(now_ms - keep.hourly_days * _DAY_MS))
+            hourly_ms = max(0, _floor(min(now_ms - keep.hourly_days * _DAY_MS, bound_ms)))
         if keep.daily_days:
-            daily_ms = max(0, _floor(now_ms - keep.daily_days * _DAY_MS))
+            # Bills are made of these.
+            daily_ms = max(0, _floor(min(now_ms - keep.daily_days * _DAY_MS, bound_ms)))
         gone += recorder.purge_rollups(hourly_before_ms=hourly_ms, daily_before_ms=daily_ms)
         recorder.note_kept(records_ms=records_ms, hourly_ms=hourly_ms, daily_ms=daily_ms)
     return gone
@@ -125,13 +125,7 @@ def _unbilled_ms(reader: Reader, now_ms: int) -> int:
     """The start of the earliest period that is not closed, or may not be."""
     found = now_ms
     for document in reader.billing_documents("plan"):
-        plan = plan_of(document)
-        closed = {one.start_ms for one in reader.closed_periods(plan.name)}
-        first_ms = reader.billing_versions("plan", document.name)[0].at_unix_ms
-        period = period_at(plan.period, first_ms)
-        while period.start_ms in closed:
-            period = period_at(plan.period, period.end_ms)
-        found = min(found, period.start_ms)
+        found = min(found, next(unbilled(reader, document, now_ms)).start_ms)
     return found
 
 
