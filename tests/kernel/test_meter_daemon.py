@@ -23,6 +23,8 @@ from tests.kernel.harness.cgroups import CgroupTree
 from licagent.control.usage_wire import decode
 from licagent.domain.usage import Meter, UsageKind, UsageRecord
 from licagent.host import posture
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.control import ControlWord
 from licagent.store.ledger import Ledger
 
 SETTINGS: Final = "metering_interval_s = 1"
@@ -119,6 +121,14 @@ def wait_commit(agent: AgentUnderTest) -> None:
 def commits(agent: AgentUnderTest) -> int:
     spool = agent.call("status")["metering"]["spool"]
     return 0 if spool is None else int(spool["next_sequence"])
+
+
+def sheet_of(agent: AgentUnderTest) -> int:
+    control = ControlWord(PinFolder(agent.bpffs))
+    try:
+        return control.sheet
+    finally:
+        control.close()
 
 
 def start_dying(agent: AgentUnderTest, place: str, count: int) -> None:
@@ -295,6 +305,38 @@ def test_with_metering_off_nothing_is_committed(
         assert agent.call("status")["metering"]["state"] == "off"
     agent.stop()
     assert records_of(agent) == []
+
+
+def test_switched_off_and_on_again_what_was_used_between_is_nobodys(
+    make_agent: Callable[..., AgentUnderTest], make_sender: Callable[[Path], Sender]
+) -> None:
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    agent.start()
+    sender = make_sender(agent.cgroup)
+    sender.send(10)
+    agent.kill()
+    sender.send(10)  # used under the settings that wanted it metered
+    wanted = sender.sent
+    agent.settings = 'metering = "off"'
+    agent.start()
+    eventually(lambda: commits(agent) > 1 and not sheet_of(agent), "that counting has ended")
+    sender.send(500)
+    agent.stop()
+    sender.send(500)
+    assert total(records_of(agent), Meter.TX_PAYLOAD_BYTES) == wanted
+    agent.settings = SETTINGS
+    agent.start()
+    before = sender.sent
+    sender.send(10)
+    wanted += sender.sent - before
+    eventually(lambda: commits(agent) > 1, "a commit")
+    sender.close()
+    agent.stop()
+    records = records_of(agent)
+    assert total(records, Meter.TX_PAYLOAD_BYTES) == wanted
+    assert total(records, Meter.RX_PAYLOAD_BYTES) == wanted
+    gaps = [record.detail for record in records if record.kind is UsageKind.GAP]
+    assert gaps == ["metering was off"]
 
 
 @pytest.fixture

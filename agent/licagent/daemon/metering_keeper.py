@@ -20,7 +20,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from licagent.daemon.metering_charge import PolicyCharge
 from licagent.daemon.metering_footing import specs_of
 from licagent.daemon.metering_host import HostCounters
-from licagent.daemon.metering_parts import MeteringParts, open_parts, when_full
+from licagent.daemon.metering_parts import (
+    MeteringParts,
+    is_counting,
+    open_parts,
+    when_full,
+)
 from licagent.domain.attribution import EMPTY, AttributionTable
 from licagent.domain.footprint import FootprintSpec
 from licagent.domain.policy_model import Resource
@@ -76,7 +81,6 @@ class MeteringKeeper:
         self.problem = ""
         """Why nothing is metered or committed now; empty while all is well."""
         self.refusal: Refusal | None = None
-        self.last_step: Step | None = None
         self.committed_at_s = 0.0
         """Unix time of the last commit; 0: none yet."""
         self.step_s = 0.0
@@ -111,6 +115,7 @@ class MeteringKeeper:
             await self.on_thread(self._open)
             self._tried.set()
         if self.is_off:
+            await self._switch_off()
             await asyncio.Event().wait()
         self.charge = await self._kernel(self._take_charge)
         interval_s = float(self._agent.config.metering_interval_s)
@@ -126,6 +131,19 @@ class MeteringKeeper:
                 continue
             held = 0
             await self._commit()
+
+    async def _switch_off(self) -> None:
+        """Commit what an earlier daemon had counted, and let the kernel count no more."""
+        self.charge = charge = await self._kernel(self._take_charge)
+        while True:
+            refusal = await self.on_thread(lambda: self._end(charge))
+            parts = self._open_parts()
+            if refusal is None:
+                await self._say("")
+                return
+            # Until then the kernel goes on: what it holds is not ours to throw away.
+            await self._say(parts.spool.problem or str(refusal), refusal)
+            await asyncio.sleep(float(self._agent.config.metering_interval_s))
 
     async def _pause(self, wait_s: float) -> bool:
         """Until then, or until the policy changes; whether it did."""
@@ -205,7 +223,7 @@ class MeteringKeeper:
 
     def begin(self) -> None:
         """Let the kernel count, before the daemon says that it is ready."""
-        if not self.is_off:
+        if is_counting(self._agent):
             self._first_totals = HostCounters(self._agent.tree).read()
             self._agent.kernel.usage.begin()
 
@@ -280,13 +298,23 @@ class MeteringKeeper:
         if step.sheet is not None:
             parts.table.take(step.sheet, parts.sampler.owners)
             self._sweep(step.sheet.closed_ns)
-            self.last_step = step
             self.committed_at_s = time.time()
             self.records += len(step.records)
             _add(self.attributed, step.quantities)
             _add(self.unattributed, step.unattributed)
         self.step_s = (time.thread_time_ns() - began_ns) / 1e9
         return step
+
+    def _end(self, charge: PolicyCharge) -> Refusal | None:
+        parts = self._open_parts()
+        parts.ledger.set_when_full(when_full(self._agent))
+        if not is_counting(self._agent):
+            return parts.sampler.note_off()
+        parts.footing.follow(self._footprints)
+        refusal = parts.sampler.end(charge)
+        if refusal is None:
+            parts.footing.follow(())
+        return refusal
 
     def _sweep(self, now_ns: int) -> None:
         """Note now and then which processes are gone: idle ones end without a row."""

@@ -80,7 +80,7 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
         if not meter.support.work:
             fallback = _fallback(boot_id, ledger)
             closing.append(fallback.close)
-            if agent.config.metering != "off":
+            if is_counting(agent):
                 fallback.begin()  # from here on it knows how exact it is
         boot_unix_ms = _boot_unix_ms(ledger.marks.get(BOOT_MARK, b""), boot_id, agent)
         names = HostNameBook(agent.tree, boot_unix_ms, agent.names.path)
@@ -110,7 +110,7 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
             footprints=footing,
             more_marks={BOOT_MARK: _BOOT.pack(uuid.UUID(boot_id).bytes, boot_unix_ms)},
         )
-        if agent.config.metering != "off":
+        if is_counting(agent):
             sampler.begin(totals)
     except BaseException:
         for close in closing:
@@ -129,6 +129,14 @@ def open_parts(agent: Agent, totals: HostTotals) -> MeteringParts:
         started_ns=posture.boottime_ns(),
         _closing=tuple(closing),
     )
+
+
+def is_counting(agent: Agent) -> bool:
+    """Whether the kernel counts: also where an earlier daemon's settings wanted it, and ours not.
+
+    What is there then is committed once, and counting ends (`MeteringKeeper`).
+    """
+    return agent.config.metering != "off" or agent.kernel.usage.open_number != 0
 
 
 def when_full(agent: Agent) -> Literal["hold", "drop_oldest"]:

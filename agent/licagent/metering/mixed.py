@@ -65,6 +65,10 @@ class WorkMeter(Protocol):
         """As `rows.Meter`."""
         ...  # pragma: no cover
 
+    def close(self) -> None:
+        """Count no more."""
+        ...  # pragma: no cover
+
 
 class MixedMeter:
     """`rows.Meter` over the two."""
@@ -104,6 +108,12 @@ class MixedMeter:
     def peek(self) -> MixedSheet:
         """See `rows.Meter`."""
         return self._mixed(self._kernel.peek(), self._work.peek())
+
+    def end(self) -> None:
+        """See `rows.Meter`."""
+        self._kernel.end()
+        self._work.close()
+        self._closed = None
 
     def _mixed(self, flows: Sheet, work: WorkSheet) -> MixedSheet:
         return MixedSheet(

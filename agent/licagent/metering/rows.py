@@ -120,3 +120,7 @@ class Meter(Protocol):
     def peek(self) -> Sheet:
         """The open sheet as it stands; nothing changes."""
         ...  # pragma: no cover
+
+    def end(self) -> None:
+        """Count no more; what is in the open sheet is lost. Counting begins anew, if ever."""
+        ...  # pragma: no cover

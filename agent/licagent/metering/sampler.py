@@ -31,6 +31,11 @@ SHEET_MARK: Final = "sheet"
 BALANCE_MARK: Final = "host"
 FOOTPRINT_MARK: Final = "footprint"
 FALLBACK_MARK: Final = "fallback"
+OFF_MARK: Final = "off"
+"""Stands in the newest frame while nothing is metered because nobody wants it."""
+
+
+_RESTARTED: Final = "the host was restarted: what was used since the last commit is not known"
 
 
 class Refusal(StrEnum):
@@ -238,6 +243,41 @@ class Sampler:
         self._meter.discard(sheet.number)
         return Step(sheet, records, is_late, None, merged, found.attributed, published)
 
+    def end(self, charging: Charging) -> Refusal | None:
+        """Commit what is there, and count no more: nobody wants it metered.
+
+        What is used from now on is nobody's, also when it is metered again. All baselines go:
+        a later one would count from them. None once it is done; may be called again.
+        """
+        while True:
+            step = self.step(charging)
+            if step.refusal is not None:
+                return step.refusal
+            if not step.is_late:
+                break
+        refusal = self.note_off()
+        if refusal is None:
+            # After the frame: killed in between, the next one commits what was used meanwhile.
+            self._meter.end()
+        return refusal
+
+    def note_off(self) -> Refusal | None:
+        """Put on record that nothing is metered from now on, if something ever was."""
+        marks = self._spool.marks
+        if SHEET_MARK not in marks or OFF_MARK in marks:
+            return None
+        now_ns = self._now_ns()
+        off = SheetMark(self._boot_id, 0, now_ns, now_ns, self._unix_ms(now_ns))
+        mark = SheetMark.from_bytes(marks[SHEET_MARK])
+        records = []
+        if mark.boot_id and mark.boot_id != self._boot_id:
+            records.append(_gap(mark.end_unix_ms, off.end_unix_ms, _RESTARTED))
+        kept = {**self._more_marks, OFF_MARK: off.to_bytes()}
+        refusal = self._spool.commit(records, kept)
+        if refusal is None:
+            self._balance = Balance.from_bytes(b"", self._boot_id)
+        return refusal
+
     def hold(self) -> None:
         """Let the open sheet grow: this interval is committed together with the next."""
         self._meter.collect()
@@ -282,21 +322,27 @@ class Sampler:
 
     def _unseen(self, sheet: Sheet, mark: SheetMark) -> list[UsageRecord]:
         """A line for time that no sheet has, since the last one that was committed."""
-        if not mark.boot_id:
+        off = SheetMark.from_bytes(self._spool.marks.get(OFF_MARK, b""))
+        if off.boot_id:
+            if off.boot_id == self._boot_id and sheet.opened_ns <= off.closed_ns:
+                return []  # killed before it was ended: this sheet goes on from the last one
+            mark, detail = off, "metering was off"
+        elif not mark.boot_id:
             return []
-        if mark.boot_id != self._boot_id:
-            detail = "the host was restarted: what was used since the last commit is not known"
+        elif mark.boot_id != self._boot_id:
+            detail = _RESTARTED
         elif sheet.number <= mark.number:
             detail = "nothing was metered: the programs were not loaded"
         else:
             return []
-        end_ms = self._unix_ms(sheet.opened_ns)
-        return [
-            UsageRecord(
-                kind=UsageKind.GAP,
-                start_unix_ms=min(mark.end_unix_ms, end_ms),
-                end_unix_ms=end_ms,
-                quantities={},
-                detail=detail,
-            )
-        ]
+        return [_gap(mark.end_unix_ms, self._unix_ms(sheet.opened_ns), detail)]
+
+
+def _gap(start_unix_ms: int, end_unix_ms: int, detail: str) -> UsageRecord:
+    return UsageRecord(
+        kind=UsageKind.GAP,
+        start_unix_ms=min(start_unix_ms, end_unix_ms),
+        end_unix_ms=end_unix_ms,
+        quantities={},
+        detail=detail,
+    )

@@ -70,6 +70,9 @@ class Counter:
         if self._closed is not None and self._closed.number == number:
             self._closed = None
 
+    def close(self) -> None:
+        return
+
     def peek(self) -> CountedSheet:
         now = sum(self._used)
         return CountedSheet(

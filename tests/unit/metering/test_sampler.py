@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from tests.unit.metering.worlds import (
 from licagent.domain.usage import Meter, Quality, UsageKind
 from licagent.metering.footprint import FootprintRow
 from licagent.metering.records import Qualities
-from licagent.metering.sampler import FOOTPRINT_MARK, Refusal, Sampler, SheetMark
+from licagent.metering.sampler import FOOTPRINT_MARK, OFF_MARK, Refusal, Sampler, SheetMark
 
 PLACES = ("close", "closed", "commit", "committed", "discard", "discarded")
 
@@ -199,6 +200,74 @@ def test_programs_that_were_taken_away_leave_a_gap_and_no_sheet_is_taken_for_ano
     assert cpu_of(disk.records) == 17
     (gap,) = [each for each in disk.records if each.kind is UsageKind.GAP]
     assert "not loaded" in gap.detail
+
+
+@pytest.mark.parametrize("die", ["", *PLACES, "end", "ended"])
+def test_what_is_used_while_metering_is_off_is_nobodys(die: str) -> None:
+    kernel, disk = Kernel(), Disk()
+    sampler(kernel, disk).step(Charge())
+    kernel.use(who(1), 10)
+    with contextlib.suppress(Killed):
+        sampler(kernel, disk, die=die).end(Charge())
+    if not kernel.is_off:
+        assert sampler(kernel, disk).end(Charge()) is None
+    kernel.now_ns += 5_000_000
+    kernel.use(who(1), 1_000)
+    assert sampler(kernel, disk).note_off() is None
+    end_ms = SheetMark.from_bytes(disk.marks[OFF_MARK]).end_unix_ms
+    kernel.begin()
+    daemon = sampler(kernel, disk)
+    kernel.use(who(1), 7)
+    for _ in range(3):
+        daemon.step(Charge())
+    assert cpu_of(disk.records) == 17
+    (gap,) = [each for each in disk.records if each.kind is UsageKind.GAP]
+    assert gap.detail == "metering was off"
+    assert (gap.start_unix_ms, gap.end_unix_ms) == (end_ms, end_ms + 5_000)
+    assert OFF_MARK not in disk.marks
+
+
+def test_a_ledger_that_refuses_keeps_the_meter_on() -> None:
+    kernel, disk = Kernel(), Disk()
+    spool = FakeSpool(disk)
+    daemon = sampler(kernel, disk, spool=spool)
+    daemon.step(Charge())
+    kernel.use(who(1), 10)
+    spool.refusal = Refusal.BLOCKED
+    assert daemon.end(Charge()) is Refusal.BLOCKED
+    assert not kernel.is_off
+    kernel.use(who(1), 5)
+    spool.refusal = None
+    assert daemon.end(Charge()) is None
+    assert cpu_of(disk.records) == 15
+
+
+def test_no_baseline_outlives_the_time_that_metering_is_off() -> None:
+    kernel, disk = Kernel(), Disk()
+    daemon = sampler(kernel, disk, footprints=Footing())
+    daemon.step(Charge())
+    assert FOOTPRINT_MARK in disk.marks
+    daemon.end(Charge())
+    assert disk.marks.keys() == {OFF_MARK}
+
+
+def test_off_after_a_restart_of_the_host_is_two_gaps() -> None:
+    kernel, disk = Kernel(), Disk()
+    kernel.use(who(1), 10)
+    sampler(kernel, disk).step(Charge())
+    other = "11111111-5f4f-4f0e-9a55-8f4a3a6d1b11"
+    kernel.restart()
+    kernel.now_ns += 50_000
+    daemon = sampler(kernel, disk, boot_id=other)
+    assert daemon.note_off() is None
+    assert daemon.note_off() is None
+    kernel.now_ns += 50_000
+    kernel.restart()
+    sampler(kernel, disk, boot_id=other).step(Charge())
+    gaps = [each.detail for each in disk.records if each.kind is UsageKind.GAP]
+    assert len(gaps) == 2
+    assert "restarted" in gaps[0]
+    assert gaps[1] == "metering was off"
 
 
 def test_the_totals_of_a_sheet_that_was_closed_long_ago_are_not_read() -> None:

@@ -77,10 +77,17 @@ class Kernel:
     """CPU time of everybody: the host's own total."""
     nobody_ns: int = 0
     """Of it, what no process is given."""
+    is_off: bool = False
 
     def use(self, owner: Who, cpu_ns: int) -> None:
-        self.open[owner] = self.open.get(owner, 0) + cpu_ns
+        if not self.is_off:
+            self.open[owner] = self.open.get(owner, 0) + cpu_ns
         self.total_ns += cpu_ns
+
+    def begin(self) -> None:
+        """Count, if that was ended."""
+        if self.is_off:
+            self.is_off, self.opened_ns = False, self.now_ns
 
     def use_unseen(self, cpu_ns: int) -> None:
         self.total_ns += cpu_ns
@@ -125,6 +132,13 @@ class FakeMeter:
 
     def peek(self) -> Sheet:
         return self.kernel.sheet()
+
+    def end(self) -> None:
+        self._perhaps("end")
+        self.kernel.closed = None
+        self.kernel.open = {}
+        self.kernel.is_off = True
+        self._perhaps("ended")
 
     def _perhaps(self, where: str) -> None:
         if self.die == where:
