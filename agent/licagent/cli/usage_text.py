@@ -45,6 +45,12 @@ def usage_blocks(result: Mapping[str, Any], *, wire: bool = False) -> Iterator[B
         pending = ", and what is not committed yet" if result.get("pending") else ""
         records = count(result.get("records", 0), "record")
         yield Line(f"{result['since']} to {result.get('until')}: {records}{pending}", "dim")
+    if result.get("counted_from"):
+        yield Line(
+            f"the ledger is long: only what was committed since {safe(result['counted_from'])} is "
+            "counted; ask for parts of it with --since and --until",
+            "warn",
+        )
     meters = [(meter.format("wire" if wire else "payload"), title) for meter, title in _COLUMNS]
     rows = _objects(result.get("rows"))
     total = _object(result.get("total"))

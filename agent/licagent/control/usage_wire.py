@@ -18,6 +18,7 @@ TEXT_BYTES_MAX: Final = 1024
 """Longer texts (a cgroup's path may have 4 KiB) are cut, and end in a hash of the whole, so that
 no two become one."""
 _U64_MAX: Final = 2**64 - 1
+_HEAD_BYTES: Final = 16
 _NO_METERS: Final[frozenset[Meter]] = frozenset()
 _BY_NUMBER: Final = {int(meter): meter for meter in Meter}
 _KEYS: Final = {meter: meter.key for meter in Meter}
@@ -126,6 +127,28 @@ def decode(data: bytes) -> UsageRecord:
         unsupported=_meters(message.unsupported) if message.unsupported else _NO_METERS,
         detail=message.detail,
     )
+
+
+def interval(data: bytes) -> tuple[int, int] | None:
+    """Start and end of a record that `encode` made, at a tenth of the cost of `decode`.
+
+    None where that cannot be told from its beginning: then decode it.
+    """
+    return _interval(data[:_HEAD_BYTES])
+
+
+@functools.lru_cache(maxsize=64)
+def _interval(head: bytes) -> tuple[int, int] | None:
+    # A kind of one byte and two times of six: of 1971 to 2109.
+    if len(head) != _HEAD_BYTES or (head[0], head[2], head[9]) != (0x08, 0x10, 0x18):
+        return None
+    if head[8] & 0x80 or head[15] & 0x80:
+        return None
+    try:
+        message = telemetry_pb2.UsageRecord.FromString(head)
+    except DecodeError:
+        return None
+    return message.start_unix_ms, message.end_unix_ms
 
 
 _owner: Final = functools.lru_cache(maxsize=4096)(UsageOwner)

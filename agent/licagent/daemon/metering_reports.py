@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
-from licagent.control.usage_wire import RecordDamaged, decode
+from licagent.control.usage_wire import RecordDamaged, decode, interval
 from licagent.daemon import reports
 from licagent.daemon.decisions import rfc3339
 from licagent.daemon.metering_status import keyed, state_of
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Params = Mapping[str, Any]
 
+PATIENCE_S: Final = 10.0
+"""So long the ledger is read for one answer, and then to the end of the segment: a full one has
+tens of millions of records, and whoever asks waits for half a minute at the most."""
 _SAME_MS: Final = 5
 """Two readings of the trusted clock may tell one moment this much apart."""
 _TICK_NS: Final = 20_000_000
@@ -69,7 +72,7 @@ async def usage(agent: Agent, params: Params, on_kernel: OnKernel) -> UsageResul
     tally = Tally(wanted)
     pending = await agent.metering.on_thread(lambda: _pending(agent, parts))
     # On a thread of its own: a week's ledger must hold up neither a commit nor a revocation.
-    await asyncio.to_thread(_count, tally, parts, pending, wanted)
+    counted_from_ms = await asyncio.to_thread(_count, tally, parts, pending, wanted)
     sockets: dict[str, dict[str, int]] = {}
     if wanted.by == "license" and wanted.since_unix_ms is None and wanted.until_unix_ms is None:
         sockets = await on_kernel(lambda: _sockets(agent))
@@ -78,6 +81,8 @@ async def usage(agent: Agent, params: Params, on_kernel: OnKernel) -> UsageResul
     result["metering"] = state_of(agent)
     result["pending"] = bool(pending)
     result["gaps"] = [gap_row(gap) for gap in parts.ledger.gaps]
+    if counted_from_ms is not None:
+        result["counted_from"] = rfc3339(counted_from_ms / 1000)
     return result
 
 
@@ -91,27 +96,43 @@ def _pending(agent: Agent, parts: MeteringParts) -> list[UsageRecord]:
     return found
 
 
-def _count(tally: Tally, parts: MeteringParts, pending: list[UsageRecord], wanted: Wanted) -> None:
+def _count(
+    tally: Tally, parts: MeteringParts, pending: list[UsageRecord], wanted: Wanted
+) -> int | None:
+    """Count, the newest first. From when on all is counted; None: all that was asked for."""
     begun_ms = min((record.start_unix_ms for record in pending), default=None)
-    for number, record in enumerate(_records(parts, wanted.since_unix_ms or 0), 1):
-        # Committed since the open sheet was read: it is counted from there.
-        is_seen = (
-            begun_ms is not None
-            and record.start_unix_ms >= begun_ms - _SAME_MS
-            and record.kind in (UsageKind.COMPUTE, UsageKind.NETWORK)
-        )
-        if not is_seen:
-            tally.add(record)
-        if number % _YIELD_RECORDS == 0:
-            time.sleep(_YIELD_S)  # lets others have the interpreter
+    end_s = time.monotonic() + PATIENCE_S
+    counted_from_ms = None
+    for segment_ms, payloads in parts.ledger.newest_first(wanted.since_unix_ms or 0):
+        if counted_from_ms is not None and time.monotonic() > end_s:
+            break
+        for record in _records(payloads, wanted):
+            # Committed since the open sheet was read: it is counted from there.
+            is_seen = (
+                begun_ms is not None
+                and record.start_unix_ms >= begun_ms - _SAME_MS
+                and record.kind in (UsageKind.COMPUTE, UsageKind.NETWORK)
+            )
+            if not is_seen:
+                tally.add(record)
+        counted_from_ms = segment_ms
+    else:
+        counted_from_ms = None
     committed = tally.records
     for record in pending:
         tally.add(record)
     tally.records = committed
+    return counted_from_ms
 
 
-def _records(parts: MeteringParts, since_unix_ms: int) -> Iterator[UsageRecord]:
-    for _sequence, payload in parts.ledger.records(since_unix_ms):
+def _records(payloads: Iterable[bytes], wanted: Wanted) -> Iterator[UsageRecord]:
+    """Those that may be of the window."""
+    for number, payload in enumerate(payloads, 1):
+        if number % _YIELD_RECORDS == 0:
+            time.sleep(_YIELD_S)  # lets others have the interpreter
+        times = interval(payload)
+        if times is not None and not wanted.overlaps(*times):
+            continue
         try:
             yield decode(payload)
         except RecordDamaged:
@@ -167,6 +188,7 @@ def _amounts(
         "records": tally.records,
         "metering": "off",
         "pending": False,
+        "counted_from": None,
         "gaps": [],
     }
 

@@ -12,7 +12,6 @@ from licagent.store.filelayer import OsFiles
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_types import Gap
 from licagent.store.ledger_verify import verify_folder
-from licagent.store.segments import DAMAGED, MISSING
 
 if TYPE_CHECKING:
     from licagent.local.usage_shapes import EpochRow, GapRow, VerifyResult
@@ -36,9 +35,9 @@ def verified(folder: Path) -> VerifyResult:
     except (StoreError, OSError) as error:
         raise LocalError(ErrorCode.PERMISSION, str(error), "read it as root") from error
     newest = max(chains, default=0)
-    problems = [*report.problems, *map(_altered, filter(_is_altered, report.gaps))]
+    problems = [*report.problems, *map(_lacking, report.gaps)]
     return {
-        "good": not problems,
+        "good": report.is_intact,
         "folder": str(folder),
         "segments": report.segments,
         "frames": report.frames,
@@ -50,15 +49,7 @@ def verified(folder: Path) -> VerifyResult:
     }
 
 
-def _is_altered(gap: Gap) -> bool:
-    """Whether somebody or a bad disk took records away that were whole, and should be here.
-
-    What the spool's bound or a loss of power took was named when it happened.
-    """
-    return gap.reason in (DAMAGED, MISSING)
-
-
-def _altered(gap: Gap) -> str:
+def _lacking(gap: Gap) -> str:
     return f"records {gap.first} to {gap.last} of epoch {gap.epoch} are {gap.reason}"
 
 

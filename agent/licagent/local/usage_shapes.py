@@ -95,6 +95,9 @@ class UsageResult(TypedDict):
     """Records of the ledger that were added up."""
     pending: bool
     """Whether the kernel's open sheet is in it, too: not committed and not signed yet."""
+    counted_from: str | None
+    """null: all that was asked for is counted. Else the ledger is too long to be read for one
+    answer: what was committed before this moment is not in it; ask with since and until."""
     gaps: Sequence[GapRow]
     """Of the whole ledger."""
 
@@ -205,8 +208,8 @@ class VerifyResult(TypedDict):
     """`usage.verify`: the ledger read anew from disk, every hash and signature checked."""
 
     good: bool
-    """No problem. A gap that was named when it happened is none: what the spool's bound or a
-    loss of power took. Records that are damaged or missing on the disk are a problem, too."""
+    """No problem. Records that should be here and are damaged or missing are one, also where the
+    daemon named them itself. What the spool's bound took from the beginning is none."""
     folder: str
     segments: int
     frames: int

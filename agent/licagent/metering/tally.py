@@ -36,13 +36,13 @@ class Wanted:
         """Whether only some owners are asked for."""
         return any(each is not None for each in (self.license, self.resource, self.unit, self.user))
 
-    def overlaps(self, record: UsageRecord) -> bool:
-        """Whether a record is of the window."""
+    def overlaps(self, start_unix_ms: int, end_unix_ms: int) -> bool:
+        """Whether a record of this interval is of the window."""
         since, until = self.since_unix_ms, self.until_unix_ms
-        if until is not None and record.start_unix_ms >= until:
+        if until is not None and start_unix_ms >= until:
             return False
         # The instant at which one interval ends and the next begins belongs to the next.
-        return since is None or record.end_unix_ms > since
+        return since is None or end_unix_ms > since
 
     def matches(self, record: UsageRecord) -> bool:
         """Whether a record is of the owners asked for."""
@@ -82,7 +82,7 @@ class Tally:
     def add(self, record: UsageRecord) -> None:
         """Count a record, if it was asked for."""
         wanted = self._wanted
-        if not wanted.overlaps(record):
+        if not wanted.overlaps(record.start_unix_ms, record.end_unix_ms):
             return
         if record.kind in (UsageKind.UNATTRIBUTED, UsageKind.GAP):
             if not wanted.is_filtered:

@@ -365,6 +365,15 @@ class Ledger:
         """
         return self._delivery.records(since_unix_ms)
 
+    def newest_first(self, since_unix_ms: int = 0) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """The payloads of `records` by segment, the newest segment first.
+
+        With the time (Unix ms) at which the segment was begun, so that whoever cannot wait for
+        all of it knows from when on he has everything. Within a segment they are in order.
+        Raises LedgerBlocked where the disk cannot be read.
+        """
+        return self._delivery.newest_first(since_unix_ms)
+
     def verify(self) -> VerifyReport:
         """Check every frame: checksums, chain, signatures, continuity. Reads all segments."""
         return verify_folder(self._folder, self._files)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,7 +14,7 @@ from licagent.store.ledger_reading import Dropped, SegmentReader
 from licagent.store.ledger_recovery import Newest
 from licagent.store.ledger_retention import Shelf, ends
 from licagent.store.ledger_types import Batch, Gap
-from licagent.store.segments import frames_of, walk
+from licagent.store.segments import Segment, frames_of, walk
 from licagent.store.usagechain import chain_hash, gap_message
 
 _DAY_MS: Final = 24 * 3600 * 1000
@@ -83,28 +84,42 @@ class Delivery:
 
     def records(self, since_unix_ms: int) -> Iterator[tuple[int, bytes]]:
         """See `Ledger.records`."""
+        for segment, end in self._since(since_unix_ms):
+            yield from self._records_of(segment, end, since_unix_ms)
+        self._reader.forget()
+
+    def newest_first(self, since_unix_ms: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """See `Ledger.newest_first`."""
+        for segment, end in reversed(self._since(since_unix_ms)):
+            its = self._records_of(segment, end, since_unix_ms)
+            yield segment.name.begun_unix_ms, (payload for _sequence, payload in its)
+        self._reader.forget()
+
+    def _since(self, since_unix_ms: int) -> list[tuple[Segment, int]]:
         with self._lock:
             segments = list(self._shelf.segments)
             chains = dict(self._epochs.chains)
-        for number, (segment, end) in enumerate(ends(segments, chains)):
-            following = segments[number + 1] if number + 1 < len(segments) else None
-            if following is not None and (
-                # A day's allowance for a clock that was set back in between.
-                following.name.begun_unix_ms + _DAY_MS < since_unix_ms
-            ):
-                continue
-            try:
-                for _, content, frame in frames_of([segment], self._reader, expected=1, end=end):
-                    if frame.head.at_unix_ms < since_unix_ms:
-                        continue
-                    sequence = frame.head.first
-                    for index, block in enumerate(frame.head.blocks):
-                        found = frame.records(content.data, index) or ()
-                        yield from enumerate(found, sequence)
-                        sequence += block.count
-            except Dropped:
-                continue
-        self._reader.forget()
+        # A day's allowance for a clock that was set back in between.
+        oldest_ms = since_unix_ms - _DAY_MS
+        begun = [segment.name.begun_unix_ms for segment in segments[1:]]
+        return [
+            each
+            for number, each in enumerate(ends(segments, chains))
+            if number == len(begun) or begun[number] >= oldest_ms
+        ]
+
+    def _records_of(
+        self, segment: Segment, end: int, since_unix_ms: int
+    ) -> Iterator[tuple[int, bytes]]:
+        with contextlib.suppress(Dropped):
+            for _, content, frame in frames_of([segment], self._reader, expected=1, end=end):
+                if frame.head.at_unix_ms < since_unix_ms:
+                    continue
+                sequence = frame.head.first
+                for index, block in enumerate(frame.head.blocks):
+                    found = frame.records(content.data, index) or ()
+                    yield from enumerate(found, sequence)
+                    sequence += block.count
 
     def _items(self, epoch: int, after: int, *, to_send: bool = True) -> Iterator[Batch | Gap]:
         with self._lock:

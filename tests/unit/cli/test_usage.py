@@ -33,7 +33,7 @@ def answer(*rows: dict[str, Any], by: str = "user", **more: Any) -> dict[str, An
         "by": by, "metering": "on", "since": "2026-03-02T08:00:00.000Z",
         "until": "2026-03-02T12:00:00.000Z", "rows": list(rows), "total": total,
         "rest": {"rows": 0, "quantities": {}}, "unattributed": {"quantities": {}, "details": []},
-        "records": 3, "pending": False, "gaps": [],
+        "records": 3, "pending": False, "counted_from": None, "gaps": [],
     } | more  # fmt: skip
 
 
@@ -100,6 +100,14 @@ def test_metering_that_is_not_well_is_said(daemon, run, state, words):
     output = run("usage").stdout
     assert words in output
     assert "nothing used in this time" in output
+
+
+def test_what_a_long_ledger_left_out_is_said(daemon, run):
+    daemon.answers["usage"] = answer(row("a", cpu_ns=5), counted_from="2026-03-02T09:00:00.000Z")
+    assert "since 2026-03-02T09:00:00.000Z is counted" in run("usage").stdout
+    result = run("usage", "--csv")
+    assert "counted" not in result.stdout
+    assert "counted only since 2026-03-02T09:00:00.000Z" in result.stderr
 
 
 def test_csv_has_every_meter_and_tells_nothing_from_not_measured(daemon, run):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from licagent.daemon.usage_verify import verified
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.local.usage_shapes import EpochRow, GapRow, VerifyResult
-from licagent.store.ledger import Ledger
+from licagent.store.ledger import Ledger, LedgerLimits
 
 
 @pytest.fixture
@@ -51,6 +52,31 @@ def test_no_record_is_altered_unseen(folder: Path) -> None:
     assert found_bad > 5
     segment.write_bytes(whole)
     assert verified(folder)["good"]
+
+
+def test_a_damaged_end_is_not_good_because_the_daemon_has_named_it(folder: Path) -> None:
+    [segment] = folder.glob("*.usage")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-3000] + b"\xff" * 3000)
+    ledger = Ledger(folder, boot_id="one")  # goes on behind the damage, and says so
+    ledger.commit([b"more"], {"sheet": b"11"})
+    ledger.close()
+    found = verified(folder)
+    assert found["gaps"]
+    assert not found["good"]
+    assert len(found["problems"]) >= len(found["gaps"])
+
+
+def test_what_the_spools_bound_took_is_no_problem(tmp_path: Path) -> None:
+    limits = LedgerLimits(spool_max_bytes=40_000, when_full="drop_oldest")
+    ledger = Ledger(tmp_path / "usage", boot_id="one", limits=limits)
+    for number in range(40):
+        ledger.commit([random.Random(number).randbytes(3000)], {})
+    assert ledger.gaps
+    ledger.close()
+    found = verified(tmp_path / "usage")
+    assert 0 < found["records"] < 40
+    assert (found["good"], found["problems"]) == (True, [])
 
 
 def test_it_reads_beside_a_daemon_and_changes_nothing(folder: Path) -> None:

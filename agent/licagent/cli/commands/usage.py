@@ -15,7 +15,7 @@ from licagent.cli.words import Moment
 from licagent.local.usage_shapes import USAGE_BY
 
 USAGE_TIMEOUT_S: Final = 30.0
-"""A week's ledger is read from disk for an answer."""
+"""Three times what the daemon reads the ledger for an answer."""
 
 VERIFY_TIMEOUT_S: Final = 600.0
 
@@ -60,6 +60,8 @@ def usage_group(session: Session, *, wire: bool, as_csv: bool, **wanted: Any) ->
 
     Records are not cut: one counts if it overlaps --since and --until, so the window shown may
     begin a few seconds before the one asked for. How long the ledger is kept is in the settings.
+    Of one that is too long for an answer the newest part is counted, and the answer says from
+    when on (`counted_from`): give a window then.
     In CSV a text that a spreadsheet would take for a formula begins with an apostrophe.
     """
     context = click.get_current_context()
@@ -73,6 +75,8 @@ def usage_group(session: Session, *, wire: bool, as_csv: bool, **wanted: Any) ->
         from licagent.cli.usage_csv import write_csv
 
         write_csv(result)
+        if result.get("counted_from"):
+            click.echo(f"licagent: counted only since {result['counted_from']}", err=True)
         return
     from licagent.cli.usage_text import usage_blocks
 
@@ -99,8 +103,8 @@ def verify(session: Session, *, offline: bool) -> None:
     Each batch of records is signed by this host and chained to the one before, so what was
     altered, left out or put in afterwards is found. The control plane keeps the public key of
     each epoch, and checks the same: `licplane usage verify`. The exit status is 0 if all
-    holds, 150 if something does not. A gap that was named when it happened, by the spool's bound
-    or a loss of power, is shown and is no error. Without the daemon: --offline, as root.
+    holds, 150 if something does not. What the spool's bound took from the beginning is no
+    error; whatever else is missing is one. Without the daemon: --offline, as root.
     """
     if offline:
         # By name, as the daemon is: nothing else of the command line reads the state folder.
