@@ -60,6 +60,9 @@ class Limits:
     """Batches that a host may have on their way unacknowledged."""
     usage_batches: int = 2
     """Batches being committed at the same time; the others wait."""
+    usage_rows: int = 50_000
+    """Records that are read and not stored yet, over all streams, at about 2 KiB; the others wait,
+    unread."""
     usage_held_bytes: int = 128 * MIB
     """Of batches in memory, over all streams; beyond it hosts are told to come back."""
     connections: int = 20_000

@@ -20,10 +20,12 @@ from google.protobuf.message import DecodeError
 
 from licapi.control.v1 import telemetry_pb2
 from licplane.api.peers import Refused, fingerprint, refusal
+from licplane.api.rooms import Room
 from licplane.api.site import FAULTS, Site
 from licplane.api.telemetry import SERVICE
 from licplane.api.usage_reading import RecordReader
 from licplane.errors import PlaneError
+from licplane.service.usage_intake import RECORDS_MAX
 from licplane.service.usage_values import (
     Position,
     ReadRecords,
@@ -61,6 +63,9 @@ class UsageService:
         self._turns = asyncio.Semaphore(site.settings.limits.usage_batches)
         self._of_certificate: Counter[str] = Counter()
         self._held_bytes = 0
+        self.rows = Room(site.settings.limits.usage_rows)
+        """For records that are read and not stored yet."""
+        self.reader = RecordReader()
         self._streams = 0
         site.metrics.gauge("licplane_usage_streams", lambda: self._streams)
 
@@ -118,9 +123,9 @@ class _Stream:
         self._limits = site.settings.limits
         self._context = context
         self._shown = shown
-        self._reader = RecordReader()
         self._chain = Chain("", 0, b"")
         self._held = 0
+        self._rows = 0
         self._storing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -129,11 +134,19 @@ class _Stream:
             at = await self._begin()
             while (message := await self._next()) is not None:
                 began_s = time.monotonic()
+                if len(message.batch.records) > RECORDS_MAX:
+                    raise Refused(
+                        grpc.StatusCode.INVALID_ARGUMENT,
+                        f"A batch has at most {RECORDS_MAX} records",
+                        "malformed",
+                    )
+                self._rows = await self._service.rows.take(len(message.batch.records))
                 checked = await self._call("check", self._check, at, message)
                 at = checked.after
                 await self._stored()
                 held, self._held = self._held, 0
-                self._storing = asyncio.ensure_future(self._store(checked, held, began_s))
+                rows, self._rows = self._rows, 0
+                self._storing = asyncio.ensure_future(self._store(checked, held, rows, began_s))
             await self._stored()
         finally:
             if self._storing is not None:
@@ -141,6 +154,7 @@ class _Stream:
                 with contextlib.suppress(Refused, asyncio.CancelledError):
                     await asyncio.shield(self._storing)
             self._service.release(self._held)
+            self._service.rows.give(self._rows)
 
     async def _next(self) -> telemetry_pb2.UsageUp | None:
         """The next message. Raises as soon as the commit that is under way fails: a host that
@@ -245,7 +259,7 @@ class _Stream:
             plane.repeated(chain, batch)
             return _Checked(at, at, lambda: at, is_repeated=True)
         signed = plane.check(chain, at, batch)
-        read: ReadRecords = self._reader.read(batch.first, batch.records)
+        read: ReadRecords = self._service.reader.read(batch.first, batch.records)
         return _Checked(
             at,
             Position(batch.last, batch.hash),
@@ -256,7 +270,7 @@ class _Stream:
 
     # --- on the loop
 
-    async def _store(self, checked: _Checked, held: int, began_s: float) -> None:
+    async def _store(self, checked: _Checked, held: int, rows: int, began_s: float) -> None:
         metrics = self._site.metrics
         try:
             waited_s = time.monotonic()
@@ -265,6 +279,7 @@ class _Stream:
                 after = await self._call("store", checked.store)
         finally:
             self._service.release(held)
+            self._service.rows.give(rows)
         result = "repeated" if checked.is_repeated else "stored"
         metrics.count("licplane_usage_batches_total", result=result)
         metrics.count("licplane_usage_records_total", checked.records, result="stored")

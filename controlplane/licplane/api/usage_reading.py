@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Final
@@ -11,6 +12,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from licapi.control.v1 import telemetry_pb2
+from licplane.service.remembering import Remembered
 from licplane.service.usage_values import ReadRecords
 from licplane.store.usage_model import METER_FIRST, METERS, Owner, SetAside, UsageKind, UsageRow
 from lictoken.claims import I64_MAX
@@ -22,7 +24,9 @@ _UID_MAX: Final = 2**32 - 1
 _PROTOCOL_MAX: Final = 255
 _MASK_BITS: Final = 62
 _KINDS: Final = frozenset(map(int, UsageKind))
-_KNOWN_MAX: Final = 100_000
+_KNOWN_BYTES: Final = 32 * 1024 * 1024
+_ENTRY_BYTES: Final = 600
+"""What an entry takes besides its texts."""
 
 _texts = attrgetter(
     "unit", "cgroup", "user", "uid", "executable", "license", "resource", "binding", "detail"
@@ -36,18 +40,16 @@ _Texts = tuple[str, str, str, int, str, str, str, str, str]
 
 
 class RecordReader:
-    """Reads batches. It remembers texts that it has found to be well. One thread at a time."""
+    """Reads batches. It remembers texts that it has judged. Threads may share it."""
 
-    def __init__(self) -> None:
-        self._known: dict[_Texts, Owner | str] = {}
+    def __init__(self, known_bytes: int = _KNOWN_BYTES) -> None:
+        self._known: Remembered[_Texts, Owner | str] = Remembered(known_bytes)
 
     def read(self, first: int, records: Sequence[bytes]) -> ReadRecords:
         """The rows of these records, the first of which has sequence `first`."""
         rows: list[UsageRow] = []
         refused: list[SetAside] = []
         known = self._known
-        if len(known) > _KNOWN_MAX:
-            known.clear()
         parse = telemetry_pb2.UsageRecord.FromString
         sha256 = hashlib.sha256
         for sequence, data in enumerate(records, first):
@@ -62,7 +64,8 @@ class RecordReader:
             texts: _Texts = _texts(message)
             owner = known.get(texts)
             if owner is None:
-                known[texts] = owner = _judged(texts)
+                owner = _judged(texts)
+                known.put(texts, owner, _ENTRY_BYTES + sum(map(sys.getsizeof, texts)))
             kind, start_ms, end_ms, pid, began_ms, protocol, loopback = _numbers(message)
             quantities: tuple[int, ...] = _quantities(message)
             why = (

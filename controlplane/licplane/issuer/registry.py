@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from licplane.errors import ExitCode, PlaneError
@@ -149,6 +149,18 @@ def _record(row: LicenseRecord) -> Record:
         raise PlaneError(
             ExitCode.INTERNAL,
             f"The record of the license {row.jti} is damaged: {error}",
+            "Restore the database from a backup",
+        ) from error
+
+
+def issues_of(jti: str, rows: Iterable[LicenseIssue]) -> list[License]:
+    """What was issued of one license. Raises PlaneError INTERNAL for rows that are damaged."""
+    try:
+        return [_issue(row).license for row in rows]
+    except (KeyError, TypeError, ValueError, TokenError) as error:
+        raise PlaneError(
+            ExitCode.INTERNAL,
+            f"The record of the license {jti} is damaged: {error}",
             "Restore the database from a backup",
         ) from error
 

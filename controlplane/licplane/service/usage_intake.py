@@ -8,13 +8,15 @@ acknowledgement is sent after that.
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.service.core import Core
-from licplane.service.texts import tidy
+from licplane.service.remembering import Remembered
+from licplane.service.texts import shown, tidy
 from licplane.service.usage_chain import (
     HASH_BYTES,
     KEY_BYTES,
@@ -23,6 +25,7 @@ from licplane.service.usage_chain import (
     gap_words,
     is_signed,
 )
+from licplane.service.usage_licenses import UsageLicenses, without
 from licplane.service.usage_values import (
     Position,
     ReadRecords,
@@ -36,11 +39,13 @@ from licplane.service.work import Work, perform_once
 from licplane.store.recorder import Recorder
 from licplane.store.usage_model import (
     DAY_MS,
+    METERS,
     Batch,
     Chain,
     LostRange,
     Owner,
     UsageAlarm,
+    UsageRow,
     UsageScope,
 )
 from licplane.store.usage_payloads import pack
@@ -48,13 +53,21 @@ from lictoken.claims import I64_MAX
 
 EPOCHS_MAX: Final = 4_096
 """Chains of one host. A spool begins a new one when it is lost, or after a long outage."""
+RECORDS_MAX: Final = 1_000
+"""Of one batch: as many as licagent.store.ledger puts into one."""
 EPOCH_ACTION: Final = "usage.epoch"
 """In the audit log: a host began a chain, with this key."""
 _BOOT_ID_MAX: Final = 64
 _REASON_MAX: Final = 500
-_OWNERS_KEPT: Final = 100_000
+_OWNERS_BYTES: Final = 32 * 1024 * 1024
+_OWNER_BYTES: Final = 300
+"""What an owner takes besides its texts."""
 _AHEAD_MS: Final = 3_600_000
 """A record that ends so much after its receipt comes from a host whose clock is wrong."""
+_CPU: Final = [name for name, _ in METERS].index("cpu_ns")
+_CORES_MAX: Final = 10_000
+_SLACK_MS: Final = 60_000
+"""No machine gives a record more CPU time than so many cores in its interval and this."""
 _PARTS_BEFORE: Final = 800
 _PARTS_AFTER: Final = 2
 """Days around today for which parts are made; rows of others go to the default part."""
@@ -71,7 +84,8 @@ class UsageIntake:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._lock = threading.Lock()
-        self._owners: dict[Owner, int] = {}
+        self._owners: Remembered[Owner, int] = Remembered(_OWNERS_BYTES)
+        self._licenses = UsageLicenses()
         self._scopes: dict[UsageScope, int] = {}
         self._parts: set[int] = set()
 
@@ -131,6 +145,8 @@ class UsageIntake:
         with. Raises Conflict for one that does not follow, UsageRefused for a false one."""
         self._in_chain(chain, sent.epoch, sent.first, sent.last)
         _boot_id(sent.boot_id)
+        if len(sent.records) > RECORDS_MAX:
+            raise _malformed(f"The batch has more than {RECORDS_MAX} records")
         if sent.first != at.sequence + 1:
             raise _out_of_order(at, sent.first)
         if sent.previous_hash != at.hash:
@@ -155,6 +171,8 @@ class UsageIntake:
     ) -> Position:
         """Commit a checked batch. Raises Conflict where the chain is no longer at `at`."""
         now_ms = self._core.now_ms()
+        scope_id, kept_ms, alien = self._place(chain.host_id, {row.license for row in read.rows})
+        read, noted = without(read, alien) if alien else (read, ())
         batch = Batch(
             host_id=chain.host_id,
             epoch=chain.epoch,
@@ -169,10 +187,9 @@ class UsageIntake:
             start_ms=read.start_ms,
             end_ms=read.end_ms,
             rows=read.rows,
-            refused=read.refused,
+            refused=[*read.refused, *noted],
         )
         owners = self._owner_ids({row.owner for row in read.rows})
-        scope_id = self._scope_of(chain.host_id)
         self._make_parts({row.end_ms // DAY_MS for row in read.rows}, now_ms)
         after = Position(sent.last, sent.hash)
         with self._core.store.recording() as recorder:
@@ -186,6 +203,16 @@ class UsageIntake:
                 recorder.put_alarm(
                     _alarm(chain, "refused", last.sequence, detail, now_ms, count=count)
                 )
+            if noted:
+                detail = (
+                    f"Records name {shown(min(alien))}, which is no license that was issued for"
+                    " this host; they are counted under none"
+                )
+                recorder.put_alarm(
+                    _alarm(chain, "license", noted[-1].sequence, detail, now_ms, count=len(noted))
+                )
+            for code, sequence, count, detail in _doubts(read, kept_ms):
+                recorder.put_alarm(_alarm(chain, code, sequence, detail, now_ms, count=count))
             if read.end_ms > now_ms + _AHEAD_MS:
                 detail = f"Usage ends {(read.end_ms - now_ms) // 1000} s after it came in"
                 recorder.put_alarm(_alarm(chain, "clock", sent.last, detail, now_ms))
@@ -252,26 +279,27 @@ class UsageIntake:
     # --- what the rows refer to
 
     def _owner_ids(self, owners: set[Owner]) -> Mapping[Owner, int]:
-        with self._lock:
-            known = {one: self._owners[one] for one in owners if one in self._owners}
+        known = {one: number for one in owners if (number := self._owners.get(one)) is not None}
         missing = owners - known.keys()
         if missing:
             # Committed before it is remembered, and before a row refers to it.
             with self._core.store.recording() as recorder:
                 made = recorder.owner_ids(missing)
-            with self._lock:
-                if len(self._owners) + len(made) > _OWNERS_KEPT:
-                    self._owners.clear()
-                self._owners |= made
+            for one, number in made.items():
+                self._owners.put(one, number, _OWNER_BYTES + sum(map(sys.getsizeof, one)))
             known |= made
         return known
 
-    def _scope_of(self, host_id: str) -> int:
+    def _place(self, host_id: str, licenses: set[str]) -> tuple[int, int, set[str]]:
+        """The host's scope, until when sums are deleted, and those of `licenses` that were never
+        issued for it."""
         with self._core.store.reading() as reader:
             host = reader.host(host_id)
-        if host is None:
-            raise Conflict("The host is gone", "Enrol it again")
-        view = host.view
+            if host is None:
+                raise Conflict("The host is gone", "Enrol it again")
+            view = host.view
+            alien = self._licenses.not_given(reader, view, licenses)
+            kept_ms = reader.usage_work().daily_kept_until_ms
         scope = UsageScope(view.org, view.project, view.environment, view.region)
         with self._lock:
             found = self._scopes.get(scope)
@@ -280,7 +308,7 @@ class UsageIntake:
                 found = recorder.scope_id(scope)
             with self._lock:
                 self._scopes[scope] = found
-        return found
+        return found, kept_ms, alien
 
     def _make_parts(self, days: Iterable[int], now_ms: int) -> None:
         today = now_ms // DAY_MS
@@ -336,6 +364,27 @@ def _alarm(
     chain: Chain, code: str, sequence: int, detail: str, now_ms: int, *, count: int = 1
 ) -> UsageAlarm:
     return UsageAlarm(chain.host_id, chain.epoch, code, sequence, detail, now_ms, now_ms, count)
+
+
+def _doubts(read: ReadRecords, kept_ms: int) -> Iterator[tuple[str, int, int, str]]:
+    """Alarms for rows that are stored and nobody should believe: code, last sequence, how many,
+    and words."""
+    beyond = [row for row in read.rows if row.quantities[_CPU] > _cpu_most_ns(row)]
+    if beyond:
+        row = beyond[-1]
+        detail = (
+            f"Record {row.sequence} has {row.quantities[_CPU] // 10**9} s of CPU time in"
+            f" {(row.end_ms - row.start_ms) / 1000:g} s"
+        )
+        yield "implausible", row.sequence, len(beyond), detail
+    late = [row for row in read.rows if row.end_ms <= kept_ms] if read.start_ms < kept_ms else []
+    if late:
+        detail = "Usage of days whose sums were deleted as old is on no bill"
+        yield "late", late[-1].sequence, len(late), detail
+
+
+def _cpu_most_ns(row: UsageRow) -> int:
+    return (row.end_ms - row.start_ms + _SLACK_MS) * 1_000_000 * _CORES_MAX
 
 
 def _out_of_order(at: Position, first: int) -> Conflict:

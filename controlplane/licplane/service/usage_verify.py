@@ -14,6 +14,7 @@ from licplane.service.billing import digest_of
 from licplane.service.core import Core
 from licplane.service.usage_chain import batch_words, chained, gap_words, is_signed
 from licplane.service.usage_intake import EPOCH_ACTION
+from licplane.service.usage_licenses import NOT_GIVEN
 from licplane.service.usage_values import ReadRecords
 from licplane.service.values import Actor
 from licplane.store.money_schema import METERS
@@ -41,6 +42,7 @@ class UsageCheck:
     records: int = 0
     gaps: int = 0
     entries: int = 0
+    unlicensed: int = 0  # records counted under none, for theirs was not issued for their host
     problems: list[str] = field(default_factory=list)
     untold: int = 0  # problems beyond PROBLEMS_MAX
     notes: list[str] = field(default_factory=list)
@@ -189,6 +191,9 @@ def _batch(
             chain.host_id, chain.epoch, batch.first_sequence, batch.last_sequence
         )
     }
+    bare = reader.noted_records(
+        chain.host_id, chain.epoch, batch.first_sequence, batch.last_sequence, NOT_GIVEN
+    )
     for sequence in sorted({*wanted, *stored}):
         row, line = wanted.get(sequence), stored.get(sequence)
         place = f"host {chain.host_id} epoch {chain.epoch} record {sequence}"
@@ -200,6 +205,9 @@ def _batch(
             why = "was set aside" if sequence in refused else "was not sent"
             check.wrong(f"{place}: it has a row, and {why}")
         else:
+            if sequence in bare:
+                check.unlicensed += 1
+                row = row._replace(license="")
             for what in _different(row, line, batch.boot_id):
                 check.wrong(f"{place}: its row has another {what} than the host signed")
 

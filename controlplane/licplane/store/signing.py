@@ -41,6 +41,18 @@ class SigningReads(Session):
         """The ids of all licenses, sorted."""
         return list(self._connection.scalars(select(licenses.c.jti).order_by(licenses.c.jti)))
 
+    def license_issues(self, ids: Sequence[str]) -> dict[str, list[LicenseIssue]]:
+        """All issues of these licenses, in the order of signing; those without are left out."""
+        found: dict[str, list[LicenseIssue]] = {}
+        for part in chunks(ids):
+            table = license_tokens
+            statement = select(table).where(table.c.license.in_(part), table.c.type == _ISSUE)
+            for row in self._all(statement.order_by(table.c.license, table.c.position)):
+                one = _signed(row)
+                if isinstance(one, LicenseIssue):
+                    found.setdefault(row.license, []).append(one)
+        return found
+
     def key(self, key_id: str) -> SealedKey | None:
         """A sealed private key."""
         row = self._one(select(keys).where(keys.c.key_id == key_id))

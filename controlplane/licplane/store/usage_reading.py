@@ -63,6 +63,23 @@ class UsageReads(UsageParts):
         )
         return None if row is None else blob(row[0])
 
+    def noted_records(
+        self, host_id: str, epoch: int, first: int, last: int, reason: str
+    ) -> set[int]:
+        """The sequences of records in this part of a chain that are set aside for this reason."""
+        table = usage_refused.c
+        return set(
+            self._connection.scalars(
+                select(table.sequence).where(
+                    table.host_id == host_id,
+                    table.epoch == epoch,
+                    table.sequence >= first,
+                    table.sequence <= last,
+                    table.reason == reason,
+                )
+            )
+        )
+
     def set_aside(self, host_id: str = "", *, limit: int = 0) -> tuple[tuple[Any, ...], ...]:
         """(host_id, epoch, sequence, received_ms, reason) of records that were set aside."""
         table = usage_refused.c

@@ -9,7 +9,13 @@ from licplane.store.money_schema import usage_purged
 from licplane.store.session import blob
 from licplane.store.usage_model import DAY_MS
 from licplane.store.usage_parts import UsageParts
-from licplane.store.usage_schema import usage_batches, usage_epochs, usage_pending, usage_records
+from licplane.store.usage_schema import (
+    usage_batches,
+    usage_epochs,
+    usage_pending,
+    usage_records,
+    usage_refused,
+)
 
 
 class RetentionReads(UsageParts):
@@ -36,7 +42,7 @@ class RetentionRecords(RetentionReads):
 
     def purge_records(self, before_day: int) -> int:
         """Delete records of days before, and from the beginning of each chain the batches all of
-        whose records ended before then.
+        whose records ended before then, with what of them was set aside.
 
         Parts of PostgreSQL are dropped whole. How many rows and parts went.
         """
@@ -81,6 +87,14 @@ class RetentionRecords(RetentionReads):
             ],
             newer=usage_purged.c.sequence,
         )
-        return self._run(
+        aside = usage_refused.c
+        gone = self._run(
+            delete(usage_refused).where(
+                aside.host_id == host_id,
+                aside.epoch == epoch,
+                aside.sequence <= last.last_sequence,
+            )
+        )
+        return gone + self._run(
             delete(table).where(*of_chain, table.c.first_sequence <= last.last_sequence)
         )

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from tests.unit.licplane.service.test_billing import (
     OCTOBER,
@@ -83,7 +85,7 @@ def test_no_moment_is_billed_twice_whatever_the_plan_became(both: World, kind: s
     with both.store.reading() as reader:
         periods = sorted(reader.closed_periods(), key=lambda one: one.start_ms)
     assert len(periods) > 1
-    for one, after in zip(periods, periods[1:], strict=False):
+    for one, after in itertools.pairwise(periods):
         assert one.end_ms <= after.start_ms
     label = {"week": "2026-W41", "day": "2026-10-01"}[kind]
     with pytest.raises(PlaneError, match="standard/2026-10") as found:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text, update
 from tests.support.usage import METERS, Spool, SpoolBatch, SpoolGap, record, sums
-from tests.unit.licplane.service.world import ROOT, FakeHost, World
+from tests.unit.licplane.service.world import ROOT, FakeHost, World, license, resource
 
 from licplane.api.usage_reading import RECORD_BYTES_MAX, RecordReader
 from licplane.errors import Conflict, ExitCode, PlaneError
@@ -96,6 +96,7 @@ def alarms(store: Store) -> dict[str, int]:
 
 @pytest.fixture
 def sender(both: World) -> Sender:
+    both.apply(resource(), license())
     return Sender(both, both.host(org="acme", project="shop", environment="prod", region="eu"))
 
 

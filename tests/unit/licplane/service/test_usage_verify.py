@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 from tests.support.usage import BASE_MS, Spool, record
 from tests.unit.licplane.service.test_usage_intake import Sender
-from tests.unit.licplane.service.world import ROOT, World
+from tests.unit.licplane.service.world import ROOT, World, license, resource
 
 from licplane.api.usage_reading import RecordReader
 from licplane.service.money import Money
@@ -40,6 +40,7 @@ def money(both: World) -> Money:
     both.clock.now_ms = BASE_MS
     made = both.plane.money
     made.apply(ROOT, Change(), [Document("plan", "p", PLAN)], delete=False)
+    both.apply(resource(), license())
     host = both.host(org="acme")
     sender = Sender(both, host, Spool(host_id=host.id))
     sender.send(sender.spool.commit([record(1), record(2), b"\xff\xff not a record"]))
