@@ -354,8 +354,9 @@ def small_disk(make_agent: Callable[..., AgentUnderTest]) -> Iterator[AgentUnder
         subprocess.run(["umount", "-l", state], check=True)
 
 
+@pytest.mark.parametrize("is_detached", [False, True], ids=["mended", "detached"])
 def test_a_full_disk_holds_usage_in_the_kernel_and_says_so(
-    small_disk: AgentUnderTest, make_sender: Callable[[Path], Sender]
+    small_disk: AgentUnderTest, make_sender: Callable[[Path], Sender], is_detached: bool
 ) -> None:
     agent = small_disk
 
@@ -381,6 +382,12 @@ def test_a_full_disk_holds_usage_in_the_kernel_and_says_so(
 
     eventually(is_held, "an alarm")
     sender.send(20)
+    if is_detached:
+        # The way out stays open, and says what it costs.
+        answer = agent.call("detach")
+        assert answer["changed"]
+        assert "space" in answer["usage_lost"].lower()
+        return
     # Nothing is lost to the one who asks: what is not on the disk is counted from the kernel.
     eventually(lambda: sent() == sender.sent, "all that was sent")
     agent.kill()

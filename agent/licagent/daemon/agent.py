@@ -543,14 +543,20 @@ class Agent:
         """The state of a license now."""
         return self.licensing.judge(license_).state
 
-    def detach(self) -> list[dict[str, Any]]:
-        """Remove everything of ours from the kernel; what was attached."""
+    def detach(self, *, usage_lost: str = "") -> list[dict[str, Any]]:
+        """Remove everything of ours from the kernel; what was attached.
+
+        `usage_lost`: why the kernel's usage goes with it, for the record.
+        """
         hooks = [
             {"hook": hook.name, "link_id": hook.link_id}
             for hook in self.kernel.hooks()
             if hook.attached
         ]
         self.emit("detach", f"{len(hooks)} programs detached: nothing is enforced any more")
+        if usage_lost:
+            message = f"what was used since the last commit is lost: {usage_lost}"
+            self.emit("metering", message, problem=usage_lost)
         self.kernel.interfaces.close()  # it would attach again
         self.kernel.pins.remove()
         return hooks

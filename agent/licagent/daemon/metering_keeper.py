@@ -190,10 +190,28 @@ class MeteringKeeper:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def flush(self) -> None:
-        """Commit what there is now; the caller is about to take the meter away."""
-        if self.parts is not None and not self.is_off:
-            await self._commit()
+    async def flush(self) -> str:
+        """Commit what there is now; the caller is about to take the meter away.
+
+        Why usage is lost with it; "" if none is. Never raises, and takes seconds at the most:
+        neither a full disk nor one that hangs may keep somebody from taking enforcement away.
+        """
+        if not is_counting(self._agent):
+            return ""
+        charge = self.charge
+        if self.parts is None or charge is None:
+            return self.problem or "the ledger is not open"
+        try:
+            async with asyncio.timeout(_LAST_STEP_S):
+                step = await self.on_thread(lambda: self._step(charge))
+        except TimeoutError:
+            return f"the disk took nothing in {_LAST_STEP_S:.0f} s"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not be in the way
+            _log.exception("the last usage could not be committed")
+            return str(error) or type(error).__name__
+        if step.refusal is None:
+            return ""
+        return self.parts.spool.problem or str(step.refusal)
 
     async def wait_open(self) -> None:
         """Return once the ledger is open, or is known not to be; at most a few seconds."""

@@ -361,12 +361,17 @@ class Service:
 
     async def _detach(self, _params: Params, _peer: Peer) -> Result:
         agent = self._agent
-        await agent.metering.flush()
-        rows = await self._on_kernel(agent.detach)
+        lost = await agent.metering.flush()
+        rows = await self._on_kernel(lambda: agent.detach(usage_lost=lost))
         await self._on_kernel(lambda: run_scopes.remove(agent.tree.root))
         # The answer must leave first; then the daemon ends.
         asyncio.get_running_loop().call_later(0.2, self._stop.set)
-        return {"schema_version": 1, "changed": bool(rows), "detached": rows}
+        return {
+            "schema_version": 1,
+            "changed": bool(rows),
+            "detached": rows,
+            "usage_lost": lost or None,
+        }
 
 
 def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:

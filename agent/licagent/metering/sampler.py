@@ -36,6 +36,9 @@ OFF_MARK: Final = "off"
 
 
 _RESTARTED: Final = "the host was restarted: what was used since the last commit is not known"
+_NOT_LOADED: Final = (
+    "the programs were not loaded: what was used since the last commit is not known"
+)
 
 
 class Refusal(StrEnum):
@@ -332,7 +335,9 @@ class Sampler:
         elif mark.boot_id != self._boot_id:
             detail = _RESTARTED
         elif sheet.number <= mark.number:
-            detail = "nothing was metered: the programs were not loaded"
+            detail = (
+                "the programs were not loaded: what was used since the last commit is not known"
+            )
         else:
             return []
         return [_gap(mark.end_unix_ms, self._unix_ms(sheet.opened_ns), detail)]

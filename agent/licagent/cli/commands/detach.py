@@ -25,6 +25,9 @@ def detach(session: Session, yes: bool) -> None:
 
     Nothing of any other agent is touched. A running daemon removes them and ends; without one
     this command does it, as root. Running the daemon again brings enforcement back.
+
+    Usage that the kernel holds is committed before. Where that fails, or there is no daemon, it
+    is lost, and the answer says so (`usage_lost`): start the daemon first if it matters.
     """
     if not yes:
         if not sys.stdin.isatty():
@@ -53,11 +56,13 @@ def _directly(session: Session) -> Mapping[str, Any]:
 
 def _blocks(result: Mapping[str, Any]) -> Iterator[Block]:
     from licagent.cli.output import Line, Table
-    from licagent.cli.words import count
+    from licagent.cli.words import count, safe
 
     rows = result.get("detached") or ()
     if not result.get("changed", bool(rows)):
         yield Line("nothing of licagent was attached")
         return
     yield Line(f"detached: {count(len(rows), 'program')}", "warn")
+    if result.get("usage_lost"):
+        yield Line(f"usage since the last commit is lost: {safe(result['usage_lost'])}", "warn")
     yield Table(("hook", ">link"), [(row.get("hook"), row.get("link_id")) for row in rows])
