@@ -17,6 +17,7 @@ import logging
 import os
 import random
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,10 +30,14 @@ from licplane.store.deliveries import Delivery
 from licplane.store.reader import Reader
 
 if TYPE_CHECKING:
-    import httpx
+    pass
 
 AT_ONCE: Final = 20
 """Deliveries that are tried one after the other, before other work is looked at."""
+ROUND_S: Final = 5.0
+"""After so long the rest waits for the next round: bills and sums are made by the same thread."""
+LONGEST_TRY_MS: Final = 40_000
+"""One try takes no longer, as a rule."""
 FIRST_RETRY_MS: Final = 5_000
 LONGEST_RETRY_MS: Final = 3_600_000
 GIVEN_UP_MS: Final = 3 * 86_400_000
@@ -62,16 +67,22 @@ class Outbox:
         self._now_ms: Callable[[], int] = core.now_ms
         self._commands = core.settings.commands_folder
 
-    def deliver(self) -> int:
-        """Try what is due; how many were tried."""
+    def deliver(self, leads: Callable[[], bool] = lambda: True) -> int:
+        """Try what is due, for ROUND_S at most and as long as `leads` says that this replica does
+        the regular work; how many were tried."""
+        end_s = time.monotonic() + ROUND_S
+        tried = 0
         with self._store.reading() as reader:
             due = reader.due_deliveries(self._now_ms(), AT_ONCE)
             notify = {one.delivery: _notify_of(reader, one) for one in due}
         for one in due:
-            tried = self._tried(one, notify[one.delivery])
+            if (tried and time.monotonic() >= end_s) or not leads():
+                break
+            done = self._tried(one, notify[one.delivery])
+            tried += 1
             with self._store.recording() as recorder:
-                recorder.mark_delivery(tried)
-        return len(due)
+                recorder.mark_delivery(done)
+        return tried
 
     def _tried(self, one: Delivery, notify: Notify | None) -> Delivery:
         attempts = one.attempts + 1
@@ -120,16 +131,18 @@ class Outbox:
             **signed_headers(secret, one.delivery, self._now_ms() // 1000, body),
         }
         try:
-            with httpx.Client(
-                timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False
-            ) as client:
-                answer: httpx.Response = client.post(one.target, content=body, headers=headers)
+            # What it says besides its status is not read: that could take for ever.
+            with (
+                httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client,
+                client.stream("POST", one.target, content=body, headers=headers) as answer,
+            ):
+                status: int = answer.status_code
         except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             raise Undelivered(f"{type(error).__name__}: {error}") from error
-        if answer.status_code == 410:
+        if status == 410:
             raise Undelivered("it answered 410: nobody wants it any more", final=True)
-        if not 200 <= answer.status_code < 300:
-            raise Undelivered(f"it answered {answer.status_code}")
+        if not 200 <= status < 300:
+            raise Undelivered(f"it answered {status}")
 
     def _run(self, one: Delivery) -> None:
         if not self._commands:

@@ -12,7 +12,7 @@ from licplane.service.billing import KEEPER, Billing
 from licplane.service.budgets import alerts
 from licplane.service.core import Core
 from licplane.service.drift import drift_of
-from licplane.service.outbox import Outbox
+from licplane.service.outbox import LONGEST_TRY_MS, Outbox
 from licplane.service.requests import Change
 from licplane.service.usage_retention import purge
 from licplane.service.usage_triggers import crossed
@@ -58,19 +58,24 @@ class UsageKeeper:
             is_idle = not is_time and not self._has_new and not reader.pending_batches()
             if is_idle and not reader.due_deliveries(now_ms, 1):
                 return work.leader == self._name
-        with self._core.store.recording() as recorder:
-            if not recorder.take_lead(self._name, now_ms, now_ms + LEAD_MS):
-                return False
+        if not self._lead(LEAD_MS):
+            return False
         self._has_new = self.roll_up() or self._has_new
         if is_time or (self._has_new and now_ms - self._looked_ms >= SOON_MS):
             self._looked_ms = now_ms
             self._has_new = False
             self.look()
-        self._outbox.deliver()
+        # The lead outlives what may take long, or another one would deliver the same meanwhile.
+        self._outbox.deliver(lambda: self._lead(LEAD_MS + LONGEST_TRY_MS))
         if now_ms - self._tidied_ms >= TIDY_MS or now_ms < self._tidied_ms:
             self._tidied_ms = now_ms
             self.tidy()
         return True
+
+    def _lead(self, for_ms: int) -> bool:
+        now_ms = self._core.now_ms()
+        with self._core.store.recording() as recorder:
+            return recorder.take_lead(self._name, now_ms, now_ms + for_ms)
 
     def roll_up(self) -> bool:
         """Add up what came in; whether there was something."""

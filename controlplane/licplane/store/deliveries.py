@@ -96,10 +96,13 @@ class DeliveryRecords(DeliveryReads):
         )
 
     def mark_delivery(self, one: Delivery) -> None:
-        """How a try went."""
+        """How a try went; one that is delivered or given up stays so."""
         self._run(
             update(trigger_deliveries)
-            .where(trigger_deliveries.c.delivery == one.delivery)
+            .where(
+                trigger_deliveries.c.delivery == one.delivery,
+                trigger_deliveries.c.state == "waiting",
+            )
             .values(
                 state=one.state,
                 attempts=one.attempts,

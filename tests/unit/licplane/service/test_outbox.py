@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.licplane.service.world import ROOT, World
@@ -118,6 +121,71 @@ def test_nobody_there_is_tried_until_it_is_given_up(world: World, receiver: Rece
     world.clock.pass_s(GIVEN_UP_MS / 1000)
     box.deliver()
     assert state(world).state == "failed"
+
+
+def test_what_is_delivered_stays_so_whoever_is_slower(world: World, receiver: Receiver) -> None:
+    made = waiting(world, {"webhook": receiver.url, "secret": SECRET})
+    sender(world).deliver()
+    with world.store.recording() as recorder:
+        recorder.mark_delivery(replace(made, attempts=1, problem="no answer"))
+    assert (state(world).state, state(world).problem) == ("delivered", "")
+
+
+def test_who_no_longer_leads_delivers_nothing(world: World, receiver: Receiver) -> None:
+    waiting(world, {"webhook": receiver.url, "secret": SECRET})
+    assert sender(world).deliver(lambda: False) == 0
+    assert (receiver.got, state(world).attempts) == ([], 0)
+
+
+def test_a_round_ends_though_receivers_are_slow(
+    world: World, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = waiting(world, {"webhook": receiver.url, "secret": SECRET})
+    with world.store.recording() as recorder:
+        recorder.put_deliveries([replace(made, delivery=f"{n:064x}") for n in range(3)])
+    monkeypatch.setattr("licplane.service.outbox.ROUND_S", 0.0)
+    assert [sender(world).deliver() for _ in range(5)] == [1, 1, 1, 1, 0]
+
+
+def test_the_lead_holds_while_something_is_delivered(world: World, receiver: Receiver) -> None:
+    """Another replica that looks while a receiver takes its time leaves it alone."""
+    other = world.again()
+    seen: list[bool] = []
+    waiting(world, {"webhook": receiver.url, "secret": SECRET})
+    real = Outbox._send
+
+    def slow(box: Outbox, one: Delivery, notify: Any) -> None:
+        world.clock.pass_s(30)
+        seen.append(other.money.keep())
+        real(box, one, notify)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Outbox, "_send", slow)
+        assert world.plane.money.keep()
+    assert seen == [False]
+    assert state(world).state == "delivered"
+
+
+def test_a_receiver_that_never_stops_talking_is_not_listened_to(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/"
+        ended = threading.Event()
+
+        def talk() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
+                while not ended.wait(0.05):
+                    connection.sendall(b"x")
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        waiting(world, {"webhook": url, "secret": SECRET})
+        sender(world).deliver()
+        ended.set()
+        thread.join()
+    assert state(world).state == "delivered"
 
 
 def test_410_ends_it(world: World, receiver: Receiver) -> None:
