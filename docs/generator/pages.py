@@ -202,8 +202,8 @@ _SETTINGS: Final = {
     "report_interval_s": "seconds between reports of host state to the control plane, at most "
     "3600; `0`: as it asks",
     "metering": "`on`: what every process uses is measured and committed to the ledger; `off`: "
-    "nothing is measured: what there is is committed once, then the kernel counts no more. What was "
-    "committed is still delivered. On again, the time between is nobody's, and a gap says so",
+    "nothing is measured: what there is is committed once, then the kernel counts no more. What "
+    "was committed is still delivered. On again, the time between is nobody's, and a gap says so",
     "metering_interval_s": "seconds between commits of usage, 1 to 3600: the most that a loss of "
     "power takes. It grows by itself while the spool fills up",
     "spool_max_bytes": "bytes of usage on disk, at least 16 MiB. Reached with nothing "

@@ -23,7 +23,7 @@ from licagent.kernel.layout import MAX_SCOPES
 
 _ORDER: Final = {ScopeKind.PATH: 0, ScopeKind.UNIT: 1, ScopeKind.CONTAINER: 2}
 """As the kernel's own order of several names of one cgroup (cgroup_mkdir)."""
-_SCOPED_MAX: Final = 16_384
+_SCOPED_MAX: Final = 4096
 
 
 class PolicyCharge:

@@ -19,8 +19,9 @@ from licagent.host.processes import ProcessGone, executable_of, start_boottime_n
 from licagent.host.users import Users
 from licagent.metering.rows import WhoRow
 
-_CGROUPS_MAX: Final = 16_384
-_FILES_MAX: Final = 16_384
+_CGROUPS_MAX: Final = 4096
+_FILES_MAX: Final = 8192
+"""The programs that are installed, and some more."""
 _LOOK_AGAIN_S: Final = 60.0
 _TICK_NS: Final = 20_000_000
 """Start times in /proc are told in clock ticks, of at most 10 ms."""

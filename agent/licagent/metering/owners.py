@@ -15,8 +15,8 @@ from licagent.domain.decision import Subject
 from licagent.domain.usage import UsageOwner
 from licagent.metering.rows import WhoRow
 
-_OWNERS_MAX: Final = 65_536
-"""Above it the book is begun anew: 10,000 live processes and what came and went meanwhile."""
+_PAGE_OWNERS: Final = 4096
+"""Above it a new page is begun: what no sheet has had since the page before is forgotten."""
 _NO_OWNER: Final = 0xFFFFFFFE
 """(uid_t)-1 and -2 are nobody's."""
 
@@ -87,18 +87,30 @@ class OwnerBook:
         self._names = names
         self._charging: Charging | None = None
         self._known: dict[WhoRow, Known] = {}
+        self._before: dict[WhoRow, Known] = {}
+        """The page before: with 10,000 live processes both have the same, shared."""
         self._lines: dict[tuple[UsageOwner, Attribution], int] = {}
+        self._line_count = 0
         self._unsure: list[WhoRow] = []
 
     def begin(self, charging: Charging) -> None:
         """Answer under this policy from now on; once for each sheet."""
-        if charging is not self._charging or len(self._known) > _OWNERS_MAX:
-            self._charging = charging
-            self._known.clear()
-            self._lines.clear()
         for who in self._unsure:
             self._known.pop(who, None)
         self._unsure.clear()
+        if charging is not self._charging:
+            self._charging = charging
+            self._known, self._before, self._lines = {}, {}, {}
+        elif len(self._known) > _PAGE_OWNERS:
+            self._known, self._before = {}, self._known
+        held = len(self._known) + len(self._before)
+        if len(self._lines) > held + _PAGE_OWNERS:
+            pages = (self._before, self._known)
+            self._lines = {
+                (known.owner, known.compute): known.line
+                for page in pages
+                for known in page.values()
+            }
 
     @property
     def charging(self) -> Charging:
@@ -111,8 +123,11 @@ class OwnerBook:
         """The owner of a row."""
         found = self._known.get(who)
         if found is None:
-            found = self._known[who] = self._look_up(who)
+            found = self._known[who] = self._before.get(who) or self._look_up(who)
         return found
+
+    def __len__(self) -> int:
+        return len(self._known.keys() | self._before.keys())
 
     def _look_up(self, who: WhoRow) -> Known:
         names, charging = self._names, self.charging
@@ -142,7 +157,8 @@ class OwnerBook:
             gid=who.gid,
         )
         compute = charging.compute(subject)
-        line = self._lines.setdefault((owner, compute), len(self._lines))
+        line = self._lines.setdefault((owner, compute), self._line_count)
+        self._line_count += 1
         return Known(owner, subject, compute, line)
 
 

@@ -7,6 +7,7 @@ after they have ended, units and licenses when nothing of theirs was used for as
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -16,7 +17,10 @@ from licagent.metering.rows import FlowRow, Sheet, WhoRow, WorkRow
 
 STAY_NS: Final = 60_000_000_000
 """How long what has ended stays in the table."""
-_PROCESSES_MAX: Final = 200_000
+PROCESSES_MAX: Final = 20_000
+"""Of more, those that used nothing for the longest time leave: `top` is a look at a host, and
+its memory is not the price of it. They come back, from zero, with what they use next."""
+_SHORT_MAX: Final = 2_000
 
 K = TypeVar("K")
 
@@ -142,19 +146,34 @@ class ProcessTable:
 
     def _prune(self, now_ns: int) -> None:
         lines, oldest_ns = self._lines, now_ns - STAY_NS
-        over = len(lines.processes) > _PROCESSES_MAX
         gone = [
             key
             for key, line in lines.processes.items()
-            if (line.exited_ns and (over or line.exited_ns < oldest_ns))
+            if line.exited_ns and line.exited_ns < oldest_ns
         ]
-        for key in gone:
+        self._drop(gone)
+        over = len(lines.processes) - PROCESSES_MAX
+        if over > 0:
+            # The ended ones first, then by when they were last in a sheet.
+            self._drop(heapq.nsmallest(over, lines.processes, key=self._worth))
+        for table in (lines.units, lines.licenses, lines.short):
+            _forget(table, oldest_ns)
+        over = len(lines.short) - _SHORT_MAX
+        if over > 0:
+            short = lines.short
+            for name in heapq.nsmallest(over, short, key=lambda name: short[name].used_ns):
+                del short[name]
+
+    def _worth(self, key: ProcessKey) -> tuple[bool, int]:
+        line = self._lines.processes[key]
+        return not line.exited_ns, line.used_ns
+
+    def _drop(self, keys: Iterable[ProcessKey]) -> None:
+        lines = self._lines
+        for key in keys:
             del lines.processes[key]
             if lines.of_pid.get(key[0]) == key:
                 del lines.of_pid[key[0]]
-        _forget(lines.units, oldest_ns)
-        _forget(lines.licenses, oldest_ns)
-        _forget(lines.short, oldest_ns)
 
     def sweep(self, living: Mapping[int, object], now_ns: int) -> None:
         """Note which processes have ended without a row that said so. `living`: by pid."""

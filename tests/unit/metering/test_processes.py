@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import pytest
 from tests.unit.metering.worlds import Charge, Names, flow, who, work
 
 from licagent.kernel.usage import FlowRow, Sheet, WorkRow
+from licagent.metering import owners, processes
 from licagent.metering.owners import OwnerBook
 from licagent.metering.processes import AMOUNTS, STAY_NS, Alive, Lines, ProcessTable
 
@@ -104,3 +106,51 @@ def test_the_short_lived_are_a_line_for_each_program() -> None:
     assert {key[0]: line.amounts[CPU] for key, line in lines.short.items()} == {"true": 20, "ls": 5}
     total = sum(line.amounts[CPU] for line in lines.units.values())
     assert total == sum(line.amounts[CPU] for line in lines.licenses.values()) == 25
+
+
+def test_of_too_many_processes_the_ended_and_then_the_idlest_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(processes, "PROCESSES_MAX", 3)
+    host = Host()
+    for pid in range(1, 4):
+        host.live(pid)
+        host.take(work(who(pid), pid), at_ns=pid)
+    host.take(work(who(2), 1, processes=1), at_ns=4)  # it ended just now
+    host.live(4)
+    host.take(work(who(4), 4), at_ns=5)
+    assert {pid for pid, _start in host.look().processes} == {1, 3, 4}
+    host.live(5)
+    host.take(work(who(5), 5), at_ns=6)
+    assert {pid for pid, _start in host.look().processes} == {3, 4, 5}
+    host.take(work(who(1), 7), at_ns=7)  # comes back from zero
+    assert host.look().processes[1, 1_000_000].amounts[CPU] == 7
+    assert len(host.table) == 3
+
+
+def test_short_lived_programs_of_ever_new_names_do_not_pile_up() -> None:
+    host = Host()
+    for at in range(60):
+        rows = [work(who(0, comm=f"c{at}-{number}"), 1) for number in range(100)]
+        host.take(*rows, at_ns=at + 1)
+    assert len(host.look().short) == 2000
+    assert host.look().units["c1.service"].amounts[CPU] == 6000
+
+
+def test_owners_that_no_sheet_has_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owners, "_PAGE_OWNERS", 50)
+    names = Names()
+    book, charge = OwnerBook(names), Charge({1000: "acme"})
+    numbers: dict[int, set[int]] = {}
+    for sheet_number in range(100):
+        book.begin(charge)
+        for pid in [*range(1, 31), *range(1000 + sheet_number * 20, 1020 + sheet_number * 20)]:
+            numbers.setdefault(pid, set()).add(book.of(who(pid)).line)
+        for pid in range(9000 + sheet_number * 20, 9020 + sheet_number * 20):
+            book.of(who(pid, inode=99))  # cannot be told: asked again with each sheet
+    assert len(book) <= 200
+    assert len(book._lines) <= 300
+    # Who lives is looked up once, and keeps the number of his line.
+    assert all(len(numbers[pid]) == 1 for pid in range(1, 31))
+    assert len(set.union(*numbers.values())) == len(numbers)
+    assert names.asked == 30 + 100 * 40
