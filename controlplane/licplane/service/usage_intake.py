@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from licplane.errors import Conflict, ExitCode, PlaneError
@@ -57,6 +57,9 @@ RECORDS_MAX: Final = 1_000
 """Of one batch: as many as licagent.store.ledger puts into one."""
 EPOCH_ACTION: Final = "usage.epoch"
 """In the audit log: a host began a chain, with this key."""
+GAP_ACTION: Final = "usage.gap"
+"""In the audit log: a gap was taken that no host signed, for the epoch's key is lost."""
+_BARE_GAPS_MAX: Final = 16
 _BOOT_ID_MAX: Final = 64
 _REASON_MAX: Final = 500
 _OWNERS_BYTES: Final = 32 * 1024 * 1024
@@ -76,6 +79,16 @@ _PARTS_AFTER: Final = 2
 def epoch_detail(chain: Chain) -> dict[str, object]:
     """What the audit log says of a new chain."""
     return {"epoch": chain.epoch, "public_key": chain.public_key.hex()}
+
+
+def gap_detail(lost: LostRange) -> dict[str, object]:
+    """What the audit log says of a gap that nobody signed."""
+    return {
+        "epoch": lost.epoch,
+        "first": lost.first_sequence,
+        "last": lost.last_sequence,
+        "next_previous_hash": lost.next_previous_hash.hex(),
+    }
 
 
 class UsageIntake:
@@ -255,12 +268,36 @@ class UsageIntake:
         detail = f"Records {sent.first} to {sent.last} are lost: {tidy(sent.reason, _REASON_MAX)}"
         if signed is None:
             detail += " (not signed: the epoch's key is lost too)"
-        with self._core.store.recording() as recorder:
+
+        def put(recorder: Recorder) -> None:
             _locked(recorder, chain, at)
             recorder.put_gap(lost, now_ms)
             recorder.move_chain(chain, after.sequence, after.hash, now_ms)
             recorder.put_alarm(_alarm(chain, "gap", sent.last, detail, now_ms))
+
+        if signed is not None:
+            with self._core.store.recording() as recorder:
+                put(recorder)
+        else:
+            self._put_bare(chain, lost, put)
         return after
+
+    def _put_bare(self, chain: Chain, lost: LostRange, put: Callable[[Recorder], None]) -> None:
+        """Commit a gap without a signature, with an entry of the audit log in its place: else
+        whoever has the database could take records away and call them lost."""
+
+        def body(work: Work) -> bool:
+            bare = [one for one in work.transaction.gaps(chain.host_id) if not one.signature]
+            if sum(one.epoch == chain.epoch for one in bare) >= _BARE_GAPS_MAX:
+                return False
+            put(work.transaction)
+            work.audit(GAP_ACTION, chain.host_id, gap_detail(lost))
+            return True
+
+        if not perform_once(self._core, Actor(f"host:{chain.host_id}", Role.HOST), body):
+            raise self._false(
+                chain, "signature", lost.first_sequence, "The epoch has too many unsigned gaps"
+            )
 
     def _gap_signer(self, chain: Chain, sent: SentGap) -> str:
         for host_id in (chain.host_id, ""):

@@ -13,7 +13,7 @@ from licplane.service.access import Permission, require
 from licplane.service.billing import digest_of
 from licplane.service.core import Core
 from licplane.service.usage_chain import batch_words, chained, gap_words, is_signed
-from licplane.service.usage_intake import EPOCH_ACTION
+from licplane.service.usage_intake import EPOCH_ACTION, GAP_ACTION, gap_detail
 from licplane.service.usage_licenses import NOT_GIVEN
 from licplane.service.usage_values import ReadRecords
 from licplane.service.values import Actor
@@ -69,32 +69,44 @@ class UsageVerify:
             kept_ms = reader.usage_work().kept_until_ms
             if kept_ms:
                 check.notes.append("Records of days that were deleted cannot be checked any more")
-            noted = _noted_keys(reader)
+            noted = _noted(reader)
             for chain in reader.chains(host_id):
-                if noted.get((chain.host_id, chain.epoch)) != chain.public_key.hex():
+                if noted.keys.get((chain.host_id, chain.epoch)) != chain.public_key.hex():
                     name = f"host {chain.host_id} epoch {chain.epoch}"
                     check.wrong(f"{name}: its key is not the one in the audit log")
-                _chain(reader, chain, read, check, kept_ms)
+                _chain(reader, chain, noted, read=read, check=check, kept_ms=kept_ms)
             if not host_id:
                 _sums(reader, check, kept_ms)
                 _bills(reader, check)
         return check
 
 
-def _noted_keys(reader: Reader) -> dict[tuple[str, int], str]:
-    """The key of each chain by (host, epoch), as the audit log has it."""
-    noted: dict[tuple[str, int], str] = {}
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """What the audit log has of chains."""
+
+    keys: dict[tuple[str, int], str] = field(default_factory=dict)  # by host and epoch
+    gaps: dict[str, list[object]] = field(default_factory=dict)  # that no host signed, by host
+
+
+def _noted(reader: Reader) -> _Noted:
+    noted = _Noted()
     after = 0
     while rows := reader.audit(after_sequence=after, limit=_AUDIT_PAGE):
         for row in rows:
             if row.action == EPOCH_ACTION:
                 detail = json.loads(row.detail)
-                noted.setdefault((row.target, int(detail["epoch"])), str(detail["public_key"]))
+                key = (row.target, int(detail["epoch"]))
+                noted.keys.setdefault(key, str(detail["public_key"]))
+            elif row.action == GAP_ACTION:
+                noted.gaps.setdefault(row.target, []).append(json.loads(row.detail))
         after = rows[-1].sequence
     return noted
 
 
-def _chain(reader: Reader, chain: Chain, read: Read, check: UsageCheck, kept_ms: int) -> None:
+def _chain(
+    reader: Reader, chain: Chain, noted: _Noted, *, read: Read, check: UsageCheck, kept_ms: int
+) -> None:
     check.chains += 1
     name = f"host {chain.host_id} epoch {chain.epoch}"
     gaps = [one for one in reader.gaps(chain.host_id) if one.epoch == chain.epoch]
@@ -109,7 +121,7 @@ def _chain(reader: Reader, chain: Chain, read: Read, check: UsageCheck, kept_ms:
             check.wrong(f"{where}: the ones from {sequence + 1} on are missing")
         if isinstance(part, LostRange):
             check.gaps += 1
-            _gap(chain, part, where, check)
+            _gap(chain, part, noted, where, check)
             chain_hash = part.next_previous_hash
         else:
             if part.first_sequence == sequence + 1 and part.previous_hash != chain_hash:
@@ -135,7 +147,11 @@ def _parts(
     yield from waiting
 
 
-def _gap(chain: Chain, gap: LostRange, where: str, check: UsageCheck) -> None:
+def _gap(chain: Chain, gap: LostRange, noted: _Noted, where: str, check: UsageCheck) -> None:
+    if not gap.signature and gap_detail(gap) in noted.gaps.get(chain.host_id, []):
+        if len(check.notes) < PROBLEMS_MAX:
+            check.notes.append(f"{where}: lost with the key of their epoch, so nobody signed it")
+        return
     words = gap_words(
         host_id=gap.signed_host_id,
         epoch=gap.epoch,

@@ -28,6 +28,7 @@ from licplane.store.usage_payloads import pack, unpack
 from licplane.store.usage_schema import (
     usage_batches,
     usage_epochs,
+    usage_gaps,
     usage_owners,
     usage_pending,
     usage_records,
@@ -280,6 +281,24 @@ def test_a_gap_whose_key_is_lost_is_taken_with_words(sender: Sender) -> None:
     with sender.world.store.reading() as reader:
         (alarm,) = reader.usage_alarms()
     assert "not signed" in alarm.detail
+    # It is noted, and no alteration for ever.
+    check = UsageVerify(sender.world.plane._core).verify(ROOT, RecordReader().read)
+    assert check.problems == []
+    assert any("nobody signed it" in one for one in check.notes)
+    assert sender.world.actions().count("usage.gap") == 1
+    # One that somebody put into the database is.
+    with sender.world.store.recording() as recorder:
+        recorder._connection.execute(update(usage_gaps).values(first_sequence=2))
+    check = UsageVerify(sender.world.plane._core).verify(ROOT, RecordReader().read)
+    assert any("the gap is not signed" in one for one in check.problems)
+
+
+def test_unsigned_gaps_are_few(sender: Sender) -> None:
+    for _ in range(16):
+        sender.send(replace(sender.spool.lose(1), signature=b""))
+    with pytest.raises(UsageRefused, match="too many unsigned gaps"):
+        sender.send(replace(sender.spool.lose(1), signature=b""))
+    assert sender.world.actions().count("usage.gap") == 16
 
 
 BAD = {
