@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -20,15 +21,22 @@ BACK_MS: Final = 400 * 86_400_000
 def unbilled(reader: BillingReads, document: BillingDocument, now_ms: int) -> Iterator[Period]:
     """Periods of the plan in force that are not closed, oldest first, without end.
 
-    The first is the one in which the plan was made. One that a closed period overlaps is left
-    out: the plan may have had another kind of period.
+    The first is the one in which the plan was made. Those in which the plan was never in force,
+    for it was removed and made again later, are left out, and those that a closed period
+    overlaps: the plan may have had another kind of period.
     """
     plan = plan_of(document)
-    first_ms = reader.billing_versions("plan", document.name)[0].at_unix_ms
+    versions = reader.billing_versions("plan", document.name)
+    removed = [
+        (one.at_unix_ms, after.at_unix_ms)
+        for one, after in itertools.pairwise(versions)
+        if not one.document
+    ]
     closed = reader.closed_periods(plan.name)
-    period = period_at(plan.period, max(first_ms, now_ms - BACK_MS))
+    period = period_at(plan.period, max(versions[0].at_unix_ms, now_ms - BACK_MS))
     while True:
-        if overlapped(period, closed) is None:
+        gone = any(begin <= period.start_ms and period.end_ms <= end for begin, end in removed)
+        if not gone and overlapped(period, closed) is None:
             yield period
         period = period_at(plan.period, period.end_ms)
 

@@ -144,3 +144,18 @@ def test_a_period_too_old_to_be_billed_holds_nothing_back(both: World) -> None:
     purge(both.store, both.clock.now_ms)
     with both.store.reading() as reader:
         assert reader.usage_work().kept_until_ms > 0
+
+
+def test_what_was_used_while_a_plan_was_removed_is_on_no_bill(both: World) -> None:
+    lines = october(both)
+    money = both.plane.money
+    removed = documents(("plan", {"name": "standard"}))
+    money.apply(ROOT, Change(), removed, delete=True)  # on 2 November, before October is closed
+    lines.add(cpu(ms("2026-12-10T00:00:00"), 50))
+    both.clock.now_ms = ms("2027-01-10T00:00:00")
+    apply(both, ("plan", PLAN))
+    keep(both)
+    assert billed(both) == {"standard/2026-10": "7.00", "standard/2026-11": "0"}
+    both.clock.now_ms = ms("2027-02-10T00:00:00")
+    keep(both)
+    assert set(billed(both)) == {"standard/2026-10", "standard/2026-11", "standard/2027-01"}
