@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from licplane.errors import Conflict, ExitCode, PlaneError
@@ -25,6 +25,7 @@ from licplane.service.usage_chain import (
     gap_words,
     is_signed,
 )
+from licplane.service.usage_doubts import doubts
 from licplane.service.usage_licenses import UsageLicenses, without
 from licplane.service.usage_values import (
     Position,
@@ -39,13 +40,11 @@ from licplane.service.work import Work, perform_once
 from licplane.store.recorder import Recorder
 from licplane.store.usage_model import (
     DAY_MS,
-    METERS,
     Batch,
     Chain,
     LostRange,
     Owner,
     UsageAlarm,
-    UsageRow,
     UsageScope,
 )
 from licplane.store.usage_payloads import pack
@@ -67,10 +66,6 @@ _OWNER_BYTES: Final = 300
 """What an owner takes besides its texts."""
 _AHEAD_MS: Final = 3_600_000
 """A record that ends so much after its receipt comes from a host whose clock is wrong."""
-_CPU: Final = [name for name, _ in METERS].index("cpu_ns")
-_CORES_MAX: Final = 10_000
-_SLACK_MS: Final = 60_000
-"""No machine gives a record more CPU time than so many cores in its interval and this."""
 _PARTS_BEFORE: Final = 800
 _PARTS_AFTER: Final = 2
 """Days around today for which parts are made; rows of others go to the default part."""
@@ -224,7 +219,7 @@ class UsageIntake:
                 recorder.put_alarm(
                     _alarm(chain, "license", noted[-1].sequence, detail, now_ms, count=len(noted))
                 )
-            for code, sequence, count, detail in _doubts(read, kept_ms):
+            for code, sequence, count, detail in doubts(read, kept_ms):
                 recorder.put_alarm(_alarm(chain, code, sequence, detail, now_ms, count=count))
             if read.end_ms > now_ms + _AHEAD_MS:
                 detail = f"Usage ends {(read.end_ms - now_ms) // 1000} s after it came in"
@@ -401,27 +396,6 @@ def _alarm(
     chain: Chain, code: str, sequence: int, detail: str, now_ms: int, *, count: int = 1
 ) -> UsageAlarm:
     return UsageAlarm(chain.host_id, chain.epoch, code, sequence, detail, now_ms, now_ms, count)
-
-
-def _doubts(read: ReadRecords, kept_ms: int) -> Iterator[tuple[str, int, int, str]]:
-    """Alarms for rows that are stored and nobody should believe: code, last sequence, how many,
-    and words."""
-    beyond = [row for row in read.rows if row.quantities[_CPU] > _cpu_most_ns(row)]
-    if beyond:
-        row = beyond[-1]
-        detail = (
-            f"Record {row.sequence} has {row.quantities[_CPU] // 10**9} s of CPU time in"
-            f" {(row.end_ms - row.start_ms) / 1000:g} s"
-        )
-        yield "implausible", row.sequence, len(beyond), detail
-    late = [row for row in read.rows if row.end_ms <= kept_ms] if read.start_ms < kept_ms else []
-    if late:
-        detail = "Usage of days whose sums were deleted as old is on no bill"
-        yield "late", late[-1].sequence, len(late), detail
-
-
-def _cpu_most_ns(row: UsageRow) -> int:
-    return (row.end_ms - row.start_ms + _SLACK_MS) * 1_000_000 * _CORES_MAX
 
 
 def _out_of_order(at: Position, first: int) -> Conflict:

@@ -14,7 +14,7 @@ from licplane.service.billing import digest_of
 from licplane.service.core import Core
 from licplane.service.usage_chain import batch_words, chained, gap_words, is_signed
 from licplane.service.usage_intake import EPOCH_ACTION, GAP_ACTION, gap_detail
-from licplane.service.usage_licenses import NOT_GIVEN
+from licplane.service.usage_licenses import NOT_GIVEN, UsageLicenses
 from licplane.service.usage_values import ReadRecords
 from licplane.service.values import Actor
 from licplane.store.money_schema import METERS
@@ -210,6 +210,7 @@ def _batch(
     bare = reader.noted_records(
         chain.host_id, chain.epoch, batch.first_sequence, batch.last_sequence, NOT_GIVEN
     )
+    given = _given(reader, chain.host_id, {row.license for row in found.rows if bare})
     for sequence in sorted({*wanted, *stored}):
         row, line = wanted.get(sequence), stored.get(sequence)
         place = f"host {chain.host_id} epoch {chain.epoch} record {sequence}"
@@ -223,9 +224,20 @@ def _batch(
         else:
             if sequence in bare:
                 check.unlicensed += 1
+                if row.license in given and len(check.notes) < PROBLEMS_MAX:
+                    check.notes.append(
+                        f"{place}: it counts under no license, though the host has"
+                        f" {row.license} now"
+                    )
                 row = row._replace(license="")
             for what in _different(row, line, batch.boot_id):
                 check.wrong(f"{place}: its row has another {what} than the host signed")
+
+
+def _given(reader: Reader, host_id: str, names: set[str]) -> set[str]:
+    """Those of the licenses that were issued for the host, as its labels are now."""
+    host = reader.host(host_id) if names else None
+    return names - UsageLicenses().not_given(reader, host.view, names) if host else set()
 
 
 def _different(row: UsageRow, line: Evidence, boot_id: str) -> list[str]:

@@ -72,6 +72,29 @@ def test_who_takes_a_license_off_a_row_is_found(rival: Sender) -> None:
     assert not any("record 1:" in one for one in problems)
 
 
+def test_a_license_that_somebody_took_away_with_a_note_is_told(rival: Sender) -> None:
+    rival.world.apply(license("globex-db", scope={"org": "globex"}))
+    rival.send(rival.spool.commit([record(1), record(2, license="globex-db")]))
+    assert verified(rival.world)["notes"] == []
+    with rival.world.store.recording() as recorder:
+        connection = recorder._connection
+        connection.execute(text("UPDATE usage_records SET license = ''"))
+        connection.execute(text("DELETE FROM usage_refused"))
+        reason = "its license was not issued for this host"
+        connection.execute(
+            text(
+                "INSERT INTO usage_refused"
+                " SELECT host_id, epoch, sequence, boot_id, received_ms, :reason, payload_hash"
+                " FROM usage_records"
+            ),
+            {"reason": reason},
+        )
+    found = verified(rival.world)
+    assert found["unlicensed"] == 2
+    (note,) = found["notes"]
+    assert "record 2: it counts under no license, though the host has globex-db now" in note
+
+
 def test_a_license_counts_as_soon_as_it_is_issued_and_after_its_end(rival: Sender) -> None:
     world = rival.world
     late = record(1, license="globex-db")
