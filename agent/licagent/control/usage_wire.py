@@ -7,6 +7,7 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from google.protobuf.message import DecodeError
 
@@ -19,6 +20,7 @@ TEXT_BYTES_MAX: Final = 1024
 no two become one."""
 _U64_MAX: Final = 2**64 - 1
 _HEAD_BYTES: Final = 16
+_CHARGES_MAX: Final = 16
 _NO_METERS: Final[frozenset[Meter]] = frozenset()
 _BY_NUMBER: Final = {int(meter): meter for meter in Meter}
 _KEYS: Final = {meter: meter.key for meter in Meter}
@@ -72,8 +74,24 @@ def _head(kind: UsageKind, start_unix_ms: int, end_unix_ms: int) -> bytes:
     return _serialized(kind=int(kind), start_unix_ms=start_unix_ms, end_unix_ms=end_unix_ms)
 
 
-@functools.lru_cache(maxsize=16_384)
+_made: Final[WeakKeyDictionary[UsageOwner, dict[tuple[str, str, str], bytes]]] = WeakKeyDictionary()
+"""By owner, for as long as somebody has him: who is alive has a record in each sheet."""
+
+
 def _whose(owner: UsageOwner, license_: str, resource: str, binding: str) -> bytes:
+    its = _made.get(owner)
+    if its is None:
+        its = _made[owner] = {}
+    charge = (license_, resource, binding)
+    data = its.get(charge)
+    if data is None:
+        if len(its) >= _CHARGES_MAX:
+            its.clear()
+        data = its[charge] = _whose_bytes(owner, license_, resource, binding)
+    return data
+
+
+def _whose_bytes(owner: UsageOwner, license_: str, resource: str, binding: str) -> bytes:
     return _serialized(
         license=_text(license_),
         resource=_text(resource),

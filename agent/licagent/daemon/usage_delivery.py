@@ -6,12 +6,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from licagent.control.interface import ControlPhase
 from licagent.control.usage_source import UsageProgress
+from licagent.control.usage_wire import RecordDamaged, decode
 from licagent.store.errors import StoreError
+from licagent.store.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
     from licagent.control.interface import ControlState
@@ -30,6 +34,44 @@ class _Peer:
     host_id: str
     server: str
     certificate_end_unix_ms: int
+
+
+class LedgerSource:
+    """`control.usage_source.UsageSource`: the ledger, and a record of what it sets aside."""
+
+    def __init__(self, ledger: Ledger, note_gap: Callable[[int, int, str], None]) -> None:
+        """`note_gap`: start and end (Unix ms) and why; it is delivered in the next epoch."""
+        self._note_gap = note_gap
+        self._ledger = ledger
+        self.epochs = ledger.epochs
+        self.batches = ledger.batches
+        self.acknowledge = ledger.acknowledge
+        self.begin_epoch = ledger.begin_epoch
+
+    def diverged(self, epoch: int, reason: str) -> None:
+        """See `UsageSource`.
+
+        Some of it may be what the control plane has, some was used after an older copy of the
+        folder was put back: nobody can tell them apart, and billed twice is worse than named.
+        """
+        found = next((each for each in self._ledger.epochs() if each.epoch == epoch), None)
+        start_ms = None
+        if found is not None and found.acked_sequence < found.next_sequence - 1:
+            start_ms = self._begun_ms(epoch, found.acked_sequence)
+        self._ledger.diverged(epoch, reason)
+        if found is not None and start_ms is not None:
+            which = f"records {found.acked_sequence + 1} to {found.next_sequence - 1}"
+            detail = f"{which} of epoch {epoch} are not delivered: {reason}"
+            self._note_gap(start_ms, time.time_ns() // 1_000_000, detail)
+
+    def _begun_ms(self, epoch: int, after: int) -> int:
+        """When the first record that is not acknowledged begins; now where it cannot be read."""
+        with contextlib.suppress(StoreError, OSError, RecordDamaged):
+            for item in self._ledger.batches(after, limit_bytes=1, epoch=epoch):
+                if isinstance(item, Batch):
+                    number = max(0, after + 1 - item.first)
+                    return decode(item.records[number]).start_unix_ms
+        return time.time_ns() // 1_000_000
 
 
 class UsageDelivery:
@@ -86,7 +128,8 @@ class UsageDelivery:
             return
         settings = self._agent.link.settings
         try:
-            await deliver_for_ever(identity, peer.server, settings, parts.ledger, told=self._told)
+            source = LedgerSource(parts.ledger, parts.sampler.note_gap)
+            await deliver_for_ever(identity, peer.server, settings, source, told=self._told)
         except Exception:  # noqa: BLE001 - no fault of delivery may end enforcement's keeper
             _log.exception("delivery of usage failed; it is begun again")
 

@@ -71,7 +71,7 @@ class UsageKind(IntEnum):
     """What was lost, and is known to be lost: `detail` says what and why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class UsageOwner:
     """Who used it."""
 

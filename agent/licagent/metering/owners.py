@@ -15,7 +15,7 @@ from licagent.domain.decision import Subject
 from licagent.domain.usage import UsageOwner
 from licagent.metering.rows import WhoRow
 
-_PAGE_OWNERS: Final = 4096
+_PAGE_OWNERS: Final = 2048
 """Above it a new page is begun: what no sheet has had since the page before is forgotten."""
 _NO_OWNER: Final = 0xFFFFFFFE
 """(uid_t)-1 and -2 are nobody's."""

@@ -156,8 +156,9 @@ class ProcessTable:
         if over > 0:
             # The ended ones first, then by when they were last in a sheet.
             self._drop(heapq.nsmallest(over, lines.processes, key=self._worth))
-        for table in (lines.units, lines.licenses, lines.short):
-            _forget(table, oldest_ns)
+        _forget(lines.units, oldest_ns)
+        _forget(lines.licenses, oldest_ns)
+        _forget(lines.short, oldest_ns)
         over = len(lines.short) - _SHORT_MAX
         if over > 0:
             short = lines.short

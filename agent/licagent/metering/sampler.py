@@ -163,6 +163,7 @@ class Sampler:
         self._footprints = footprints
         self._committed = 0
         self._held: Sheet | None = None
+        self._notes: tuple[UsageRecord, ...] = ()
         self._more_marks = dict(more_marks or {})
         self._balance = Balance.from_bytes(spool.marks.get(BALANCE_MARK, b""), boot_id)
 
@@ -205,7 +206,9 @@ class Sampler:
         found = read_sheet(sheet, self._owners, self.qualities, self._unix_ms)
         published, balance = settle(self._balance, totals, found.attributed)
         footprints, baseline = self._take_footprints()
+        notes = self._notes
         records = [
+            *notes,
             *self._unseen(sheet, mark),
             *found.records,
             *self._host_line(sheet, published),
@@ -239,6 +242,7 @@ class Sampler:
             self._held = sheet
             return Step(refusal=refusal)
         self._held = None
+        self._notes = self._notes[len(notes) :]
         self._committed = sheet.number
         self._balance = balance
         if self._footprints is not None:
@@ -280,6 +284,10 @@ class Sampler:
         if refusal is None:
             self._balance = Balance.from_bytes(b"", self._boot_id)
         return refusal
+
+    def note_gap(self, start_unix_ms: int, end_unix_ms: int, detail: str) -> None:
+        """Put a gap on record with the next sheet: what is known to be lost. On any thread."""
+        self._notes = (*self._notes, _gap(start_unix_ms, end_unix_ms, detail))
 
     def hold(self) -> None:
         """Let the open sheet grow: this interval is committed together with the next."""

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from licagent.control import usage_wire
 from licagent.control.usage_wire import TEXT_BYTES_MAX, RecordDamaged, decode, encode
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
 from licapi.control.v1 import telemetry_pb2
@@ -138,3 +141,16 @@ def test_other_bytes_are_damaged_or_a_record(data: bytes) -> None:
     except RecordDamaged:
         return
     assert isinstance(found, UsageRecord)
+
+
+def test_what_is_kept_of_an_owner_goes_with_him() -> None:
+    kept = len(usage_wire._made)
+    for number in range(2000):
+        owner = UsageOwner(unit="u", pid=number, process_start_unix_ms=number)
+        for license_ in ("a", "b"):
+            record = UsageRecord(UsageKind.COMPUTE, 1, 2, {}, owner, license=license_)
+            assert decode(encode(record)) == record
+    del owner, record
+    gc.collect()
+    # `decode` shares owners, and keeps the latest of them.
+    assert len(usage_wire._made) <= kept + 4

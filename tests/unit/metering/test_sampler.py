@@ -227,6 +227,20 @@ def test_what_is_used_while_metering_is_off_is_nobodys(die: str) -> None:
     assert OFF_MARK not in disk.marks
 
 
+def test_a_gap_that_was_noted_is_committed_once() -> None:
+    kernel, disk = Kernel(), Disk()
+    spool = FakeSpool(disk, refusal=Refusal.BLOCKED)
+    daemon = sampler(kernel, disk, spool=spool)
+    daemon.note_gap(5, 9, "set aside")
+    daemon.step(Charge())
+    daemon.note_gap(9, 8, "and more")
+    spool.refusal = None
+    for _ in range(3):
+        daemon.step(Charge())
+    gaps = [each for each in disk.records if each.kind is UsageKind.GAP]
+    assert [(gap.start_unix_ms, gap.end_unix_ms) for gap in gaps] == [(5, 9), (8, 8)]
+
+
 def test_a_ledger_that_refuses_keeps_the_meter_on() -> None:
     kernel, disk = Kernel(), Disk()
     spool = FakeSpool(disk)
