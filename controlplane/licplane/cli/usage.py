@@ -140,6 +140,11 @@ def verify(context: click.Context, host_id: str) -> None:
             click.echo(f"and {found['untold']} more")
         for note in found["notes"]:
             say(f"{note}.")
+        if found.get("unlicensed"):
+            say(
+                f"{count(found['unlicensed'], 'record')} under no license: the one that was named"
+                " was not issued for the host."
+            )
         say(
             f"{'Intact' if found['intact'] else 'NOT intact'}: {count(found['chains'], 'chain')},"
             f" {count(found['records'], 'record')}, {count(found['gaps'], 'gap')},"

@@ -16,6 +16,7 @@ from tests.unit.licplane.usage_lines import Line, Lines, at
 
 from licplane.cli.usage import amount
 from licplane.service.periods import period_at
+from licplane.service.usage_verify import UsageCheck, UsageVerify
 from licplane.store.database import Store
 
 Run = Callable[..., Any]
@@ -145,3 +146,14 @@ def test_retention(run: Run, kid: str) -> None:
 )
 def test_amounts_for_people(meter: str, quantity: int, shown: str) -> None:
     assert amount(meter, quantity) == shown
+
+
+def test_verify_tells_of_licenses_that_were_not_the_hosts(
+    run: Run, kid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = UsageCheck(chains=1, records=3, unlicensed=2)
+    monkeypatch.setattr(UsageVerify, "verify", lambda *_: check)
+    shown = run("usage", "verify")
+    assert "2 records under no license" in shown.stderr
+    assert "Intact: 1 chain, 3 records" in shown.stderr
+    assert json.loads(run("usage", "verify", "--json").stdout)["unlicensed"] == 2
