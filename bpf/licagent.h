@@ -423,7 +423,7 @@ struct lic_owner {
 
 struct lic_work_key {
 	__u32 sheet;
-	__u32 reserved;
+	__u32 path; /* one file may have several names, and they several licenses */
 	struct lic_owner owner;
 };
 
@@ -434,9 +434,7 @@ struct lic_work {
 	__u64 cancelled_bytes;
 	__u64 memory_byte_ms;
 	__u32 processes; /* that ended */
-	__u32 path;
 	__u32 digest;
-	__u32 reserved;
 	char comm[LIC_COMM_LEN];
 };
 

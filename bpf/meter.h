@@ -117,6 +117,7 @@ static __always_inline struct lic_meter *find_meter(struct lic_tag *tag)
 {
 	struct lic_flow_key key = {};
 	__u32 handle = 0, *known;
+	struct lic_meter *meter;
 
 	key.cgroup = tag->cgroup;
 	key.pid = tag->pid;
@@ -140,8 +141,11 @@ static __always_inline struct lic_meter *find_meter(struct lic_tag *tag)
 			return meter_of(spilled_meter(tag->protocol));
 		}
 	}
+	meter = meter_of(handle);
+	if (!meter) /* taken back at this moment */
+		return meter_of(spilled_meter(tag->protocol));
 	tag->meter = handle;
-	return meter_of(handle);
+	return meter;
 }
 
 static __always_inline struct lic_meter *get_meter(struct lic_tag *tag)

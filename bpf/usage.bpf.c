@@ -107,22 +107,25 @@ static __always_inline void task_owner(struct task_struct *task, struct lic_owne
 	owner->gid = BPF_CORE_READ(task, cred, gid.val);
 }
 
+/* The numbers by which selectors know the executable: those of identity.bpf.c. */
+static __always_inline void selectors_of(struct lic_account *account)
+{
+	__u32 pid = account->owner.pid;
+	struct lic_process *process = bpf_map_lookup_elem(MAP(processes), &pid);
+	__u32 is_known = process && process->inode == account->owner.inode &&
+			 process->device == account->owner.device;
+
+	account->path = is_known ? process->path : 0;
+	account->digest = is_known ? process->digest : 0;
+}
+
 static __always_inline void file_of(struct file *file, struct lic_account *account)
 {
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
-	__u32 pid = account->owner.pid;
-	struct lic_process *process;
 
 	account->owner.device = BPF_CORE_READ(inode, i_sb, s_dev);
 	account->owner.inode = BPF_CORE_READ(inode, i_ino);
-	account->path = 0;
-	account->digest = 0;
-	process = bpf_map_lookup_elem(MAP(processes), &pid);
-	if (process && process->inode == account->owner.inode &&
-	    process->device == account->owner.device) {
-		account->path = process->path;
-		account->digest = process->digest;
-	}
+	selectors_of(account);
 }
 
 static __always_inline void executable_of(struct task_struct *task, struct lic_account *account)
@@ -170,7 +173,11 @@ static __always_inline void charge(__u32 sheet, const struct lic_account *accoun
 				   const struct lic_taken *used, __u64 memory_byte_ms,
 				   __u32 processes)
 {
-	struct lic_work_key key = { .sheet = sheet, .owner = account->owner };
+	struct lic_work_key key = {
+		.sheet = sheet,
+		.path = account->path,
+		.owner = account->owner,
+	};
 	struct lic_work *line, fresh = {};
 	__u32 bank = sheet & 1;
 
@@ -180,7 +187,6 @@ static __always_inline void charge(__u32 sheet, const struct lic_account *accoun
 	}
 	line = bpf_map_lookup_elem(MAP(work), &key);
 	if (!line) {
-		fresh.path = account->path;
 		fresh.digest = account->digest;
 		__builtin_memcpy(fresh.comm, account->comm, sizeof(fresh.comm));
 		bpf_map_update_elem(MAP(work), &key, &fresh, BPF_NOEXIST);
@@ -202,25 +208,17 @@ static __always_inline void used_so_far(struct task_struct *task, struct lic_tak
 	now->cancelled_bytes = BPF_CORE_READ(task, ioac.cancelled_write_bytes);
 }
 
-/* What of a thread is in the books; null for nothing, or for what an earlier era wrote there. */
-static __always_inline struct lic_taken *taken_of(const struct lic_control *ctl,
-						  struct task_struct *task)
-{
-	struct lic_taken *found = bpf_task_storage_get(MAP(taken), task, 0, 0);
-
-	return found && found->era == ctl->era ? found : 0;
-}
-
 /*
- * What a thread used since it was last asked. `before` is what is in the books, null for nothing:
- * that is zero for a thread of the account's own time, and all of it for an older one.
+ * What a thread used since it was last asked: since `before`, if that is of this era. Else nothing
+ * of it is in the books: that is all of it for a thread of the account's own time, and nobody's
+ * for an older one.
  */
 static __always_inline void used_since(struct task_struct *task, const struct lic_account *account,
 				       const struct lic_taken *now, const struct lic_taken *before,
-				       struct lic_taken *used)
+				       int is_of_era, struct lic_taken *used)
 {
 	__builtin_memset(used, 0, sizeof(*used));
-	if (before) {
+	if (is_of_era) {
 		used->cpu_ns = now->cpu_ns - before->cpu_ns;
 		used->read_bytes = now->read_bytes - before->read_bytes;
 		used->write_bytes = now->write_bytes - before->write_bytes;
@@ -243,17 +241,17 @@ static __always_inline int take_from_thread(const struct lic_control *ctl, struc
 					    const struct lic_account *account,
 					    struct lic_taken *used)
 {
-	struct lic_taken now = {}, *before;
+	struct lic_taken now = {}, *known;
 
 	used_so_far(task, &now);
 	now.era = ctl->era;
-	before = taken_of(ctl, task);
-	used_since(task, account, &now, before, used);
-	if (!before)
-		before = bpf_task_storage_get(MAP(taken), task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
-	if (!before)
+	/* One question that also makes it: before 6.2 a mere look may fail although it is there. */
+	known = bpf_task_storage_get(MAP(taken), task, 0, BPF_LOCAL_STORAGE_GET_F_CREATE);
+	if (!known)
 		return 0;
-	*before = now;
+	/* What an earlier era wrote there is void. */
+	used_since(task, account, &now, known, known->era == now.era, used);
+	*known = now;
 	return 1;
 }
 
@@ -397,6 +395,19 @@ int BPF_PROG(licagent_move, struct cgroup *to, const char *path, struct task_str
 	return 0;
 }
 
+/* As take_from_thread, without making anything for a thread that is about to be gone. */
+static __always_inline void last_word(const struct lic_control *ctl, struct task_struct *task,
+				      const struct lic_account *account, struct lic_taken *used)
+{
+	struct lic_taken now = {}, *known = bpf_task_storage_get(MAP(taken), task, 0, 0);
+
+	used_so_far(task, &now);
+	if (known)
+		used_since(task, account, &now, known, known->era == ctl->era, used);
+	else
+		used_since(task, account, &now, &now, 0, used);
+}
+
 /* Is this the last thread of its process? The account goes with it. */
 static __always_inline int is_last(struct task_struct *task, struct lic_account *account)
 {
@@ -413,7 +424,7 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 	struct lic_control *ctl = get_control();
 	struct lic_account *account, stranger = {};
 	__u64 key = account_key(task), memory = 0;
-	struct lic_taken now = {}, used, *before;
+	struct lic_taken used = {};
 	int is_known;
 
 	if (!ctl || !ctl->sheet)
@@ -433,9 +444,12 @@ int BPF_PROG(licagent_close, struct task_struct *task)
 		account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
 		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 	}
-	used_so_far(task, &now);
-	before = taken_of(ctl, task);
-	used_since(task, account, &now, before, &used);
+	if (account->sampled) {
+		take_from_thread(ctl, task, account, &used);
+	} else {
+		/* Only samples and exits remember what a thread used. */
+		last_word(ctl, task, account, &used);
+	}
 	if (is_leader && account->resident_pages)
 		memory = (__u64)account->resident_pages * ctl->page_bytes *
 			 ((bpf_ktime_get_boot_ns() - account->seen_ns) / LIC_NSEC_PER_MSEC);
@@ -518,6 +532,8 @@ int licagent_collect(struct bpf_iter__task *ctx)
 		account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
 		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
 		BPF_CORE_READ_INTO(&account->comm, task, comm);
+		selectors_of(
+			account); /* a policy may have named it since, or its content is known */
 	}
 	if (!take_from_thread(ctl, task, account, &used))
 		return 0;
@@ -540,7 +556,7 @@ int BPF_PROG(licagent_settle, const struct sock *sk, const int before, const int
 	__u64 acked, received;
 	struct lic_tag *tag;
 
-	if (after != LIC_TCP_CLOSE || sk->sk_protocol != LIC_IPPROTO_TCP)
+	if (after != LIC_TCP_CLOSE || before == LIC_TCP_CLOSE || sk->sk_protocol != LIC_IPPROTO_TCP)
 		return 0;
 	ctl = get_control();
 	if (!ctl || !ctl->sheet)

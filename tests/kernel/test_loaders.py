@@ -47,7 +47,7 @@ def hook_rows(agent: AgentUnderTest) -> dict[str, dict[str, Any]]:
 
 def map_ids(agent: AgentUnderTest) -> dict[str, int]:
     ids = {}
-    for pin in (agent.bpffs / "maps-v1").iterdir():
+    for pin in (PinFolder(agent.bpffs).maps).iterdir():
         fd = libbpf.open_pin(pin)
         try:
             ids[pin.name] = libbpf.map_info(fd).id

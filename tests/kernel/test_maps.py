@@ -67,7 +67,7 @@ def test_every_element_is_met_once_and_removed(
     folder: Path, name: str, batches: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not batches:
-        monkeypatch.setattr(Map, "_batches", Map._one_by_one)
+        monkeypatch.setattr(Map, "batches", Map._one_by_one)
     table = make(folder, name)
     wanted = fill(table, name)
 

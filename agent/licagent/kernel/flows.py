@@ -61,10 +61,15 @@ class FlowMeters:
         for index in lost:
             if index in used or self._is_free(index):
                 continue
+            self._move_generation(index)  # nobody shall find it any more
             if self._meters.copy(index, _HEADER.size, 2 * _COUNTS.size) != 2 * _NONE:
                 self._retired[index] = 0  # read it with the next two sheets
             else:
                 self._set_free(index)
+
+    def _move_generation(self, index: int) -> None:
+        meter = self._meters[index]
+        meter.generation = (meter.generation + 1) & _GENERATIONS
 
     def _is_free(self, index: int) -> bool:
         return self._meters.copy(index, _IS_FREE_AT, 4) != _ZERO
@@ -130,8 +135,7 @@ class FlowMeters:
         self._idle = {index: idle for index, idle in self._idle.items() if index in self._in_use}
         for index in going:
             self._index.delete(self._in_use[index])
-            meter = self._meters[index]
-            meter.generation = (meter.generation + 1) & _GENERATIONS
+            self._move_generation(index)
             del self._idle[index]
             # What is on its way is in the sheet that is open now.
             self._retired[index] = number + 1

@@ -351,7 +351,7 @@ class Owner(Structure):
 class WorkKey(Structure):
     """struct lic_work_key."""
 
-    _fields_ = [("sheet", c_uint32), ("reserved", c_uint32), ("owner", Owner)]
+    _fields_ = [("sheet", c_uint32), ("path", c_uint32), ("owner", Owner)]
 
 
 class Work(Structure):
@@ -364,9 +364,7 @@ class Work(Structure):
         ("cancelled_bytes", c_uint64),
         ("memory_byte_ms", c_uint64),
         ("processes", c_uint32),
-        ("path", c_uint32),
         ("digest", c_uint32),
-        ("reserved", c_uint32),
         ("comm", c_char * 16),
     ]
 

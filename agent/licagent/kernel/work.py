@@ -13,7 +13,7 @@ from licagent.kernel.maps import Map
 from licagent.kernel.usage import Who, WorkRow
 
 _KEY: Final = struct.Struct("=II QQQ IIII")
-_VALUE: Final = struct.Struct("=QQQQQ IIII 16s")
+_VALUE: Final = struct.Struct("=QQQQQ II 16s")
 _U32: Final = struct.Struct("=I")
 _NAMES_MAX: Final = 4096
 _NOBODY: Final = Who(0, 0, 0, 0, 0, 0, 0, 0, 0, "")
@@ -40,11 +40,11 @@ class WorkTable:
                 if key[0] != number:
                     continue
                 of_sheet.append(keys[at - _KEY.size : at])
-                _sheet, _zero, start_ns, cgroup, inode, device, pid, uid, gid = key
-                comm = value[9].rstrip(b"\0")
+                _sheet, path, start_ns, cgroup, inode, device, pid, uid, gid = key
+                comm = value[7].rstrip(b"\0")
                 # Names repeat: 10,000 processes run a few hundred programs.
                 name = self._names.get(comm) or self._name(comm)
-                who = Who(pid, start_ns, uid, gid, cgroup, device, inode, value[6], value[7], name)
+                who = Who(pid, start_ns, uid, gid, cgroup, device, inode, path, value[6], name)
                 rows.append(WorkRow(who, *value[:6]))
         self._keys = (number, of_sheet)
         return tuple(rows), self._read_spilled(number)
