@@ -19,7 +19,7 @@ from licagent.daemon.usage_verify import gap_row
 from licagent.domain.reason import Verdict
 from licagent.domain.usage import Meter, UsageKind, UsageRecord
 from licagent.local.errors import ErrorCode, LocalError
-from licagent.metering.tally import Row, Tally, Wanted, add_to
+from licagent.metering.tally import Row, Tally, Wanted, add_to, rank
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
@@ -39,7 +39,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _CLOCK_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _YIELD_RECORDS: Final = 2_000
 _YIELD_S: Final = 0.001
-_WIRES: Final = (Meter.TX_PAYLOAD_BYTES, Meter.RX_PAYLOAD_BYTES)
+_ROWS_KEPT: Final = 10_000
 
 
 def open_parts_of(agent: Agent) -> MeteringParts:
@@ -69,7 +69,7 @@ async def usage(agent: Agent, params: Params, on_kernel: OnKernel) -> UsageResul
         user=params["user"],
     )
     parts = open_parts_of(agent)
-    tally = Tally(wanted)
+    tally = Tally(wanted, rows_kept=max(_ROWS_KEPT, params["limit"]))
     pending = await agent.metering.on_thread(lambda: _pending(agent, parts))
     # On a thread of its own: a week's ledger must hold up neither a commit nor a revocation.
     counted_from_ms = await asyncio.to_thread(_count, tally, parts, pending, wanted)
@@ -169,9 +169,10 @@ def _amounts(
         if (name,) not in tally.rows:
             empty = dict.fromkeys(("resource", "unit", "user", "executable"))
             tally.rows[name,] = Row(values={"license": name, **empty})
-    ordered = sorted(tally.rows.values(), key=_rank)
+    ordered = sorted(tally.rows.values(), key=rank)
     total: dict[Meter, int] = dict(tally.unattributed)
-    rest: dict[Meter, int] = {}
+    rest: dict[Meter, int] = dict(tally.folded)
+    add_to(total, tally.folded)
     for position, row in enumerate(ordered):
         add_to(total, row.quantities)
         if position >= limit:
@@ -182,7 +183,10 @@ def _amounts(
         "since": None if start is None else rfc3339(start / 1000),
         "until": None if end is None else rfc3339(end / 1000),
         "rows": [_usage_row(by, row, sockets) for row in ordered[:limit]],
-        "rest": {"rows": max(0, len(ordered) - limit), "quantities": keyed(rest)},
+        "rest": {
+            "rows": max(0, len(ordered) - limit) + tally.folded_rows,
+            "quantities": keyed(rest),
+        },
         "total": keyed(total),
         "unattributed": {"quantities": keyed(tally.unattributed), "details": tally.details},
         "records": tally.records,
@@ -225,12 +229,6 @@ def _process_name(row: Row) -> str:
         return ""
     executable = row.values["executable"] or ""
     return f"{PurePath(executable).name.strip('[]')}[{row.pid}]"
-
-
-def _rank(row: Row) -> tuple[int, ...]:
-    used = row.quantities
-    wires = sum(used.get(meter, 0) for meter in _WIRES)
-    return (-used.get(Meter.CPU_NS, 0), -wires, -used.get(Meter.STORED_BYTE_MS, 0))
 
 
 def _moment_ms(name: str, text: str | None) -> int | None:

@@ -50,7 +50,11 @@ class UsageRow(TypedDict):
 
 
 class Rest(TypedDict):
-    """Rows beyond `limit`, added up, so that totals hold."""
+    """Rows beyond `limit`, added up, so that totals hold.
+
+    Of more than 15,000 rows (or more than one and a half times `limit`) the smallest are added
+    up here while they are counted, with what came of them later.
+    """
 
     rows: int
     quantities: Quantities

@@ -116,3 +116,21 @@ def test_details_say_each_reason_once() -> None:
     tally.add(record(kind=UsageKind.UNATTRIBUTED, quantities={}, detail="only says what is not"))
     tally.add(record(kind=UsageKind.GAP, quantities={}, detail="restarted"))
     assert tally.details == ["x", "y", "restarted"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 1000)), max_size=300))
+def test_of_very_many_rows_the_smallest_are_one_and_the_sum_is_the_same(
+    uses: list[tuple[int, int]],
+) -> None:
+    tally = Tally(Wanted("process"), rows_kept=10)
+    whole = Tally(Wanted("process"))
+    for pid, cpu_ns in uses:
+        each = record(owner=UsageOwner(pid=pid), quantities={Meter.CPU_NS: cpu_ns})
+        tally.add(each)
+        whole.add(each)
+    assert len(tally.rows) <= 15
+    assert len(tally.rows) + tally.folded_rows == len(whole.rows)
+    for key, row in tally.rows.items():
+        assert row.quantities == whole.rows[key].quantities
+    shown = sum(row.quantities[Meter.CPU_NS] for row in tally.rows.values())
+    assert shown + tally.folded.get(Meter.CPU_NS, 0) == sum(cpu_ns for _pid, cpu_ns in uses)
