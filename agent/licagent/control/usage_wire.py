@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -141,8 +140,8 @@ def decode(data: bytes) -> UsageRecord:
         binding=message.binding,
         protocol=message.protocol,
         is_loopback=message.loopback,
-        estimated=_meters(message.estimated) if message.estimated else _NO_METERS,
-        unsupported=_meters(message.unsupported) if message.unsupported else _NO_METERS,
+        estimated=_meters(tuple(message.estimated)) if message.estimated else _NO_METERS,
+        unsupported=_meters(tuple(message.unsupported)) if message.unsupported else _NO_METERS,
         detail=message.detail,
     )
 
@@ -215,7 +214,8 @@ def gap_message(gap: GapShape) -> telemetry_pb2.UsageUp:
     )
 
 
-def _meters(numbers: Iterable[int]) -> frozenset[Meter]:
+@functools.lru_cache(maxsize=256)
+def _meters(numbers: tuple[int, ...]) -> frozenset[Meter]:
     return frozenset(_BY_NUMBER[one] for one in numbers if one in _BY_NUMBER)
 
 

@@ -39,7 +39,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _CLOCK_TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 _YIELD_RECORDS: Final = 2_000
 _YIELD_S: Final = 0.001
-_ROWS_KEPT: Final = 10_000
+_ROWS_KEPT: Final = 4000
 
 
 def open_parts_of(agent: Agent) -> MeteringParts:

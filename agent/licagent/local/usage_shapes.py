@@ -52,7 +52,7 @@ class UsageRow(TypedDict):
 class Rest(TypedDict):
     """Rows beyond `limit`, added up, so that totals hold.
 
-    Of more than 15,000 rows (or more than one and a half times `limit`) the smallest are added
+    Of more than 6,000 rows (or more than one and a half times `limit`) the smallest are added
     up here while they are counted, with what came of them later.
     """
 

@@ -71,7 +71,7 @@ class Row:
 class Tally:
     """Adds up. `rows` by the key that `Wanted.by` says."""
 
-    def __init__(self, wanted: Wanted, *, rows_kept: int = 10_000) -> None:
+    def __init__(self, wanted: Wanted, *, rows_kept: int = 4000) -> None:
         """Of more rows than `rows_kept` and half as many again, the smallest are folded into one.
 
         So that a ledger with a million processes does not cost a gigabyte. Rows and sums stay
