@@ -8,6 +8,8 @@ CPU time is held against the cgroup's own account.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 import subprocess
 import sys
 import time
@@ -259,6 +261,59 @@ def test_compute_and_storage_are_charged_to_the_licenses_of_their_bindings(
         if record.kind is UsageKind.COMPUTE
     }
     assert {("everybody", "wide"), ("batch", "narrow"), ("", "")} <= by_binding
+
+
+def test_programs_that_run_already_are_charged_by_path_and_content(
+    make_agent: Callable[..., AgentUnderTest], tmp_path: Path
+) -> None:
+    """They are older than the policy that names them; nothing but their use changes."""
+    programs = {}
+    for name in ("by-path", "by-content"):
+        programs[name] = tmp_path / name
+        shutil.copy2("/bin/dash", programs[name])
+    with programs["by-content"].open("ab") as program:
+        program.write(b"other")  # after the end of what the kernel maps
+    digest = hashlib.sha256(programs["by-content"].read_bytes()).hexdigest()
+    agent = make_agent(mode="observe", settings=SETTINGS)
+    agent.issue("by-path", ["cpu"], actions=("use",))
+    agent.issue("by-content", ["cpu"], actions=("use",))
+    agent.policy('[[resource]]\nname = "cpu"\nkind = "compute"\n')
+    spin = "while :; do i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; sleep 0.05; done"
+    running = [
+        subprocess.Popen(
+            [program, "-c", spin],
+            preexec_fn=lambda: (agent.cgroup / "cgroup.procs").write_text("0"),  # noqa: PLW1509
+        )
+        for program in programs.values()
+    ]
+    try:
+        agent.start()
+        wait_commit(agent)
+        agent.policy(
+            f"""
+[[resource]]
+name = "cpu"
+kind = "compute"
+
+[[binding]]
+license = "by-path"
+selectors = ["unix:path:{programs["by-path"]}"]
+
+[[binding]]
+license = "by-content"
+selectors = ["unix:sha256:{digest}"]
+"""
+        )
+
+        def charged() -> set[str]:
+            rows = agent.call("usage", by="license")["rows"]
+            return {row["name"] for row in rows if row["quantities"].get("cpu_ns", 0) > 1_000_000}
+
+        eventually(lambda: {"by-path", "by-content"} <= charged(), "both are charged")
+    finally:
+        for process in running:
+            process.kill()
+            process.wait(timeout=10)
 
 
 def test_a_daemon_that_was_away_counts_what_was_used_meanwhile(
