@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.bench.usage_throughput import enrolled
 from tests.support.usage import Spool, record
-from tests.system.harness.controlplane import ControlPlane
+from tests.system.harness.controlplane import ControlPlane, Document, license
 
 from licplane.api.usage_reading import RecordReader
 from licplane.service.periods import period_at
@@ -150,6 +150,9 @@ def test_from_a_signed_record_to_a_corrected_bill(plane: ControlPlane, webhook: 
     file.write_text(documents(webhook))
     plane.do("price", "apply", file)
 
+    table = {"name": "db", "kind": "network", "mode": "enforce"}
+    where = {"cidr": "127.0.0.1/32", "ports": ["5432"], "protocol": "tcp"}
+    plane.apply(Document("resource", {**table, "destinations": [where]}), license())
     spool = Spool(host_id=enrolled(plane).host_id)
     noon = last.start_ms + 43_200_000
     send(plane, spool, used(noon, 60), used(noon + 5_000, 50), used(this.start_ms + 1, 120))

@@ -12,7 +12,7 @@ from licplane.service.billing import KEEPER, Billing
 from licplane.service.budgets import alerts
 from licplane.service.core import Core
 from licplane.service.drift import drift_of
-from licplane.service.outbox import LONGEST_TRY_MS, Outbox
+from licplane.service.outbox import Outbox
 from licplane.service.requests import Change
 from licplane.service.usage_retention import purge
 from licplane.service.usage_triggers import crossed
@@ -66,7 +66,7 @@ class UsageKeeper:
             self._has_new = False
             self.look()
         # The lead outlives what may take long, or another one would deliver the same meanwhile.
-        self._outbox.deliver(lambda: self._lead(LEAD_MS + LONGEST_TRY_MS))
+        self._outbox.deliver(lambda longest_ms: self._lead(max(LEAD_MS, longest_ms + 1_000)))
         if now_ms - self._tidied_ms >= TIDY_MS or now_ms < self._tidied_ms:
             self._tidied_ms = now_ms
             self.tidy()
