@@ -133,7 +133,7 @@ class Outbox:
         try:
             # What it says besides its status is not read: that could take for ever.
             with (
-                httpx.Client(timeout=_TIMEOUT_S, follow_redirects=False, trust_env=False) as client,
+                httpx.Client(timeout=limits, follow_redirects=False, trust_env=False) as client,
                 client.stream("POST", one.target, content=body, headers=headers) as answer,
             ):
                 status: int = answer.status_code
