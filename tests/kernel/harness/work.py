@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -88,9 +89,13 @@ class Running:
 
     @property
     def pid(self) -> int:
-        """Of the program itself; the launcher is its parent."""
+        """Of the program itself; the launcher is its parent, and may not have come that far."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(children.read_text().split()[0])
+        limit = time.monotonic() + LIMIT_S
+        while not (found := children.read_text().split()):
+            assert time.monotonic() < limit, "the launcher starts nothing"
+            time.sleep(0.001)
+        return int(found[0])
 
     def line(self) -> str:
         """The next line it writes."""
