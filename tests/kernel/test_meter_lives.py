@@ -236,7 +236,10 @@ def test_other_ends(  # noqa: PLR0917 - three columns of the table, and the fixt
 
     found = use.work(place)
     assert found.processes == processes
-    accuracy.check(f"{what}: CPU", "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", PART)
+    # Where this kernel misses the release of a short life (docs/reference/accuracy.md), all of it
+    # is missing: one of fifty is two per cent.
+    used_ns = cpu_of(place)
+    accuracy.check(f"{what}: CPU", "cgroup cpu.stat", found.cpu_ns, used_ns, "ns", 5 * PART)
 
 
 def test_a_container(
