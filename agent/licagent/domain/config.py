@@ -86,6 +86,7 @@ class AgentConfig:
     metering_interval_s: int = 5  # between commits of usage; longer while the spool fills up
     spool_max_bytes: int = 512 * 1024 * 1024  # of usage on disk
     footprint: tuple[FootprintSpec, ...] = ()  # storage that is measured
+    metrics_listen: str = "off"  # Prometheus and health over plain HTTP: off | host:port
 
     @property
     def licenses_dir(self) -> Path:
@@ -303,6 +304,29 @@ def _amount(unit: str, minimum: int, maximum: int) -> _Setting:
     return _Setting(check, from_text)
 
 
+METRICS_EXAMPLE: Final = "127.0.0.1:9795"
+"""Where documents and roles let the agent serve its metrics; nothing listens by default."""
+
+
+def _metrics_listen(value: Any) -> object:
+    hint = f'"off", "{METRICS_EXAMPLE}" or "[::1]:9795"'
+    if value == "off":
+        return value
+    if not isinstance(value, str):
+        raise _Bad(f"{value!r} is not a text", hint)
+    host, colon, port = value.rpartition(":")
+    try:
+        # An address, not a name: what is served where must not depend on a resolver.
+        ipaddress.ip_address(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
+    except ValueError:
+        raise _Bad(f"{value!r} is no address and port of this host", hint) from None
+    if (":" in host) != host.startswith("["):
+        raise _Bad(f"{value!r}: an IPv6 address stands in brackets", hint)
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port, re.ASCII) or int(port) > 65535:
+        raise _Bad(f"{value!r}: {port!r} is no port", hint)
+    return value
+
+
 METERING_INTERVAL_MAX_S: Final = 3600
 """Longest time between commits of usage: what a host that loses power has lost."""
 
@@ -375,6 +399,7 @@ SETTINGS: Final[Mapping[str, _Setting]] = MappingProxyType(
         "metering_interval_s": _amount("seconds", 1, METERING_INTERVAL_MAX_S),
         "spool_max_bytes": _amount("bytes", SPOOL_MIN_BYTES, SPOOL_MAX_BYTES),
         "footprint": _Setting(_footprints, _tables_text),
+        "metrics_listen": _Setting(_metrics_listen, str),
     }
 )
 """Every key of agent.toml; LICAGENT_<KEY> in the environment is the same key."""
