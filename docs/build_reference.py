@@ -3,7 +3,8 @@
 
 """Writes what is generated from the code: reference pages, manual, completions.
 
-Run it after a change to a command, hook, reason, setting or map. With --check it changes nothing
+Run it after a change to a command, hook, reason, setting, map or
+.proto file. With --check it changes nothing
 and ends with 1 if a file is not what it would write; a test runs it so.
 """
 
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from generator import pages
+from generator.grpc import grpc
 from generator.programs import LICAGENT, LICPLANE, completions, manual, reference
+from generator.statuses import statuses
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the formula of kernel memory is the bench's
@@ -33,6 +36,8 @@ def outputs() -> dict[Path, str]:
         ROOT / "docs" / "reference" / "reasons.md": pages.reasons(),
         ROOT / "docs" / "reference" / "settings.md": pages.settings(),
         ROOT / "docs" / "reference" / "limits.md": pages.limits(),
+        ROOT / "docs" / "reference" / "exit-status.md": statuses(),
+        ROOT / "docs" / "reference" / "grpc.md": grpc(),
     }
     for program in (LICAGENT, LICPLANE):
         found[packaging / "man" / f"{program.name}.1"] = manual(program)

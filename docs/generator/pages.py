@@ -211,6 +211,9 @@ _SETTINGS: Final = {
     "the oldest is dropped, and named as a gap",
     "footprint": "[storage that is measured](metering.md): tables of `name`, `path`, and where "
     "wanted `user`, `project`, `resource`, `every_s`, `limit_s`, `cross_devices`",
+    "metrics_listen": "address and port where [metrics and health](../how-to/monitor.md) are "
+    "served over plain HTTP, to whoever reaches it: keep to `127.0.0.1:9795` or a network of "
+    "monitors; `off`: nowhere",
 }
 
 
