@@ -86,10 +86,25 @@ Reader = Callable[[Segment, int], Content | None]
 """A segment's content, from the sequence on that is asked for at least; None: it is gone."""
 
 
+_LISTINGS: Final = 20
+"""Readings of a folder before one is taken that differs from the one before it."""
+
+
 def listed(files: FileLayer, folder: Path) -> list[Segment]:
-    """The segments of a folder, in order. Raises OSError."""
+    """The segments of a folder, in order. Raises OSError; FileNotFoundError if one went meanwhile.
+
+    Reading a folder is no snapshot: beside a daemon it may leave out an old segment that was
+    dropped meanwhile, and also the new one, made before, whose frame says that it was delivered.
+    What two readings agree on is whole, for nothing is dropped before that frame is there.
+    """
+    names = files.names(folder)
+    for _ in range(_LISTINGS):
+        again = files.names(folder)
+        if set(again) == set(names):
+            break
+        names = again
     found = []
-    for each in files.names(folder):
+    for each in names:
         name = SegmentName.parse(each)
         if name is not None:
             found.append(Segment(name, files.size(folder / each)))

@@ -317,7 +317,7 @@ def test_reading_delivering_and_dropping_beside_the_writer(tmp_path: Path) -> No
             while not done.is_set():
                 list(ledger.records())
                 report = ledger.verify()
-                assert report.is_intact, report
+                assert report.is_intact, (report.gaps, report.problems)
         except BaseException as error:  # noqa: BLE001 -- told to the test
             errors.append(error)
 
