@@ -29,7 +29,12 @@ from licagent.control.leases import LeaseKeeper
 from licagent.control.renewal import reenrolled, renewed
 from licagent.control.stream import Progress, StreamEnded, SyncStream, first_to_end
 from licagent.control.telemetry import report_for_ever
-from licagent.control.transport import control_channel, described, retry_after_ms
+from licagent.control.transport import (
+    control_channel,
+    described,
+    is_of_version,
+    retry_after_ms,
+)
 from licagent.domain.hostidentity import Identity
 from licagent.domain.lease import LeaseSet
 from lictoken.trust import TrustStore
@@ -123,6 +128,8 @@ async def connect(
                 )
             # At once, but only once: a server that takes no certificate of its own is waited for.
             return ended(described(error, address), retry_after_ms=int(failures == 0))
+        if is_of_version(error):
+            return ended((error.details() or "")[:400], notice=NoticeCode.VERSION)
         return ended(
             "; ".join(filter(None, (connection.problem, described(error, address)))),
             retry_after_ms=retry_after_ms(error),

@@ -23,6 +23,9 @@ _CONNECT_MS: Final = 10_000
 RETRY_AFTER: Final = "retry-after-ms"
 """Trailing metadata of RESOURCE_EXHAUSTED and UNAVAILABLE: when to come back."""
 
+REFUSAL: Final = "licplane-refusal"
+"""Trailing metadata: why a stream was refused, where this side acts on it: `version`."""
+
 
 def control_channel(
     identity: Identity, address: str, settings: ControlSettings
@@ -77,6 +80,11 @@ def retry_after_ms(error: grpc.aio.AioRpcError) -> int:
         if key == RETRY_AFTER and isinstance(value, str) and value.isdigit():
             return int(value[:12])
     return 0
+
+
+def is_of_version(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the server does not serve this agent's version."""
+    return any(pair == (REFUSAL, "version") for pair in error.trailing_metadata() or ())
 
 
 def described(error: grpc.aio.AioRpcError, address: str) -> str:

@@ -90,6 +90,12 @@ def reasons(agent: Agent) -> Iterator[Report]:
             f"this host is evicted {_detail(state.notice_detail)}",
             "join again with a new token: licagent enroll JOIN",
         )
+    if state.notice is NoticeCode.VERSION:
+        yield _reason(
+            "control-version",
+            f"the control plane does not serve this version of licagent: {state.notice_detail}",
+            "what it gave stays in force while its leases last; see docs/how-to/upgrade.md",
+        )
     if state.last_refusal:
         yield _reason(
             "control-refused",

@@ -22,6 +22,7 @@ from licagent.kernel.hooks import HookKind
 from licagent.kernel.hooks import hook as hook_named
 from licagent.kernel.layout import Fault, TagKind
 from licagent.local.errors import ErrorCode, LocalError
+from licapi.version import installed
 from lictoken.claims import License
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 Report = dict[str, Any]
 
-VERSION = "0.1.0"
+VERSION = installed()
 
 
 def status(agent: Agent) -> Report:

@@ -14,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from licapi.control.v1 import common_pb2, sync_pb2
+from licapi.version import installed, why_not_served
 from licplane.api import wire
 from licplane.api.admission import TokenBucket
 from licplane.api.hub import NOTICES, Hub
@@ -26,6 +27,8 @@ from licplane.service.plane import wall_clock_ms
 from licplane.service.values import SERVED, HostStatus, Identity, Role, View
 
 SERVICE: Final = "licapi.control.v1.Sync"
+REFUSAL: Final = "licplane-refusal"
+"""Trailing metadata: why a stream was refused, as a word, where an agent acts on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,8 @@ class SyncService:
 
     async def _serve(self, context: Any, shown: str) -> None:
         hello = await self._hello(context)
+        if not_served := why_not_served(hello.agent_version, installed()):
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, not_served, "version")
         if not self._bucket.take():
             await self._turn_away(context)
             return
@@ -314,6 +319,8 @@ class SyncService:
             self._hub.dismiss(stream, HostStatus.CLONED)
 
     def _retry(self, refused: Refused) -> tuple[tuple[str, str], ...]:
+        if refused.why == "version":
+            return ((REFUSAL, refused.why),)
         if refused.status is not grpc.StatusCode.RESOURCE_EXHAUSTED:
             return ()
         return (("retry-after-ms", str(self._site.pace.retry_after_ms())),)

@@ -9,6 +9,7 @@ import uuid
 from dataclasses import replace
 from typing import Final
 
+from licapi.version import installed, why_not_served
 from licplane.errors import Conflict, ExitCode, PlaneError, Unauthenticated
 from licplane.issuer.authority import Issued, key_fingerprint, read_csr, signed_by
 from licplane.issuer.keyring import Keyring
@@ -284,6 +285,8 @@ def new_host(
 
 def checked(machine: Machine) -> Machine:
     """What a machine says of itself, cut to what is kept."""
+    if not_served := why_not_served(tidy(machine.agent_version, _WORD_MAX), installed()):
+        raise PlaneError(ExitCode.REFUSED, not_served, "The host was not enrolled")
     if machine.machine_id:
         check_pattern(machine.machine_id, "The machine id", MACHINE_ID, "32 hexadecimal digits")
     return Machine(

@@ -72,6 +72,10 @@ class _HostStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_HostStatus
     """Two machines speak for this host: neither gets leases until an administrator decides."""
     HOST_STATUS_DRAINING: _HostStatus.ValueType  # 5
     """It keeps what it has, gets no new licenses or bindings, and its leases run out."""
+    HOST_STATUS_LEAVING: _HostStatus.ValueType  # 6
+    """It is to leave: it ends its licenses, sends its last usage, and says so with
+    Enrollment.Leave; then it is evicted.
+    """
 
 class HostStatus(_HostStatus, metaclass=_HostStatusEnumTypeWrapper): ...
 
@@ -85,6 +89,10 @@ HOST_STATUS_CLONED: HostStatus.ValueType  # 4
 """Two machines speak for this host: neither gets leases until an administrator decides."""
 HOST_STATUS_DRAINING: HostStatus.ValueType  # 5
 """It keeps what it has, gets no new licenses or bindings, and its leases run out."""
+HOST_STATUS_LEAVING: HostStatus.ValueType  # 6
+"""It is to leave: it ends its licenses, sends its last usage, and says so with
+Enrollment.Leave; then it is evicted.
+"""
 Global___HostStatus: _TypeAlias = HostStatus  # noqa: Y015
 
 @_typing.final

@@ -51,6 +51,11 @@ class EnrollmentStub:
                 request_serializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.ReenrollRequest.SerializeToString,
                 response_deserializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.EnrollResponse.FromString,
                 _registered_method=True)
+        self.Leave = channel.unary_unary(
+                '/licapi.control.v1.Enrollment/Leave',
+                request_serializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.LeaveRequest.SerializeToString,
+                response_deserializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.LeaveResponse.FromString,
+                _registered_method=True)
 
 
 class EnrollmentServicer:
@@ -81,6 +86,14 @@ class EnrollmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Leave(self, request, context):
+        """The host's membership ends, once all usage that it names is stored here; refused before
+        (FAILED_PRECONDITION). Mutual TLS. Repeated it answers as before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EnrollmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +111,11 @@ def add_EnrollmentServicer_to_server(servicer, server):
                     servicer.Reenroll,
                     request_deserializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.ReenrollRequest.FromString,
                     response_serializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.EnrollResponse.SerializeToString,
+            ),
+            'Leave': grpc.unary_unary_rpc_method_handler(
+                    servicer.Leave,
+                    request_deserializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.LeaveRequest.FromString,
+                    response_serializer=licapi_dot_control_dot_v1_dot_enrollment__pb2.LeaveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -183,6 +201,33 @@ class Enrollment:
             '/licapi.control.v1.Enrollment/Reenroll',
             licapi_dot_control_dot_v1_dot_enrollment__pb2.ReenrollRequest.SerializeToString,
             licapi_dot_control_dot_v1_dot_enrollment__pb2.EnrollResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Leave(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/licapi.control.v1.Enrollment/Leave',
+            licapi_dot_control_dot_v1_dot_enrollment__pb2.LeaveRequest.SerializeToString,
+            licapi_dot_control_dot_v1_dot_enrollment__pb2.LeaveResponse.FromString,
             options,
             channel_credentials,
             insecure,

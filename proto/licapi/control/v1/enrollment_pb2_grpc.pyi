@@ -48,6 +48,10 @@ class EnrollmentStub:
     """A new certificate for a host whose certificate ended while it was away, on the proof that it
     still has the key. Refused for evicted, banned and cloned hosts.
     """
+    Leave: _grpc.UnaryUnaryMultiCallable[_enrollment_pb2.LeaveRequest, _enrollment_pb2.LeaveResponse]
+    """The host's membership ends, once all usage that it names is stored here; refused before
+    (FAILED_PRECONDITION). Mutual TLS. Repeated it answers as before.
+    """
 
 @_typing.type_check_only
 class EnrollmentAsyncStub(EnrollmentStub):
@@ -65,6 +69,10 @@ class EnrollmentAsyncStub(EnrollmentStub):
     Reenroll: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.ReenrollRequest, _enrollment_pb2.EnrollResponse]  # type: ignore[assignment]
     """A new certificate for a host whose certificate ended while it was away, on the proof that it
     still has the key. Refused for evicted, banned and cloned hosts.
+    """
+    Leave: _aio.UnaryUnaryMultiCallable[_enrollment_pb2.LeaveRequest, _enrollment_pb2.LeaveResponse]  # type: ignore[assignment]
+    """The host's membership ends, once all usage that it names is stored here; refused before
+    (FAILED_PRECONDITION). Mutual TLS. Repeated it answers as before.
     """
 
 class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
@@ -98,6 +106,16 @@ class EnrollmentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrollment_pb2.EnrollResponse, _abc.Awaitable[_enrollment_pb2.EnrollResponse]]:
         """A new certificate for a host whose certificate ended while it was away, on the proof that it
         still has the key. Refused for evicted, banned and cloned hosts.
+        """
+
+    @_abc_1.abstractmethod
+    def Leave(
+        self,
+        request: _enrollment_pb2.LeaveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrollment_pb2.LeaveResponse, _abc.Awaitable[_enrollment_pb2.LeaveResponse]]:
+        """The host's membership ends, once all usage that it names is stored here; refused before
+        (FAILED_PRECONDITION). Mutual TLS. Repeated it answers as before.
         """
 
 def add_EnrollmentServicer_to_server(servicer: EnrollmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -25,45 +25,47 @@ _sym_db = _symbol_database.Default()
 from licapi.control.v1 import common_pb2 as licapi_dot_control_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clicapi/control/v1/sync.proto\x12\x11licapi.control.v1\x1a\x1elicapi/control/v1/common.proto\"\x86\x02\n\x0c\x41gentMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.licapi.control.v1.HelloH\x00\x12%\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x16.licapi.control.v1.AckH\x00\x12\'\n\x04nack\x18\x03 \x01(\x0b\x32\x17.licapi.control.v1.NackH\x00\x12\x38\n\rlease_request\x18\x04 \x01(\x0b\x32\x1f.licapi.control.v1.LeaseRequestH\x00\x12\x36\n\x0c\x63ounter_kept\x18\x05 \x01(\x0b\x32\x1e.licapi.control.v1.CounterKeptH\x00\x42\t\n\x07message\"\xc5\x02\n\rServerMessage\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12-\n\x07welcome\x18\x02 \x01(\x0b\x32\x1a.licapi.control.v1.WelcomeH\x00\x12\x35\n\x0brevocations\x18\x03 \x01(\x0b\x32\x1e.licapi.control.v1.RevocationsH\x00\x12)\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x18.licapi.control.v1.DeltaH\x00\x12/\n\nassignment\x18\x05 \x01(\x0b\x32\x19.licapi.control.v1.SealedH\x00\x12+\n\x06leases\x18\x06 \x01(\x0b\x32\x19.licapi.control.v1.SealedH\x00\x12+\n\x06notice\x18\x07 \x01(\x0b\x32\x19.licapi.control.v1.NoticeH\x00\x42\t\n\x07message\"\xa6\x01\n\x05Hello\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12%\n\x04view\x18\x02 \x01(\x0b\x32\x17.licapi.control.v1.View\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x04 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12\x1b\n\x13\x61ssignment_sequence\x18\x07 \x01(\x04\"i\n\x07Welcome\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x0c\x12\x1b\n\x13server_time_unix_ms\x18\x02 \x01(\x03\x12\x14\n\x0clease_ttl_ms\x18\x03 \x01(\r\x12\x1a\n\x12report_interval_ms\x18\x04 \x01(\r\"9\n\x0bRevocations\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.licapi.control.v1.Object\"\xa9\x01\n\x05\x44\x65lta\x12\x15\n\rfrom_revision\x18\x01 \x01(\x04\x12\x13\n\x0bto_revision\x18\x02 \x01(\x04\x12\r\n\x05reset\x18\x03 \x01(\x08\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12*\n\x07objects\x18\x05 \x03(\x0b\x32\x19.licapi.control.v1.Object\x12+\n\x08manifest\x18\x06 \x01(\x0b\x32\x19.licapi.control.v1.Sealed\"\x87\x01\n\x10SnapshotManifest\x12%\n\x04view\x18\x01 \x01(\x0b\x32\x17.licapi.control.v1.View\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07objects\x18\x04 \x01(\x04\x12\x19\n\x11issued_at_unix_ms\x18\x05 \x01(\x03\"&\n\x03\x41\x63k\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\"f\n\x04Nack\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12-\n\x06reason\x18\x03 \x01(\x0e\x32\x1d.licapi.control.v1.NackReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\".\n\x0cLeaseRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\"\xac\x01\n\x0bLeaseBundle\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x17\n\x0fkey_fingerprint\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x05 \x01(\r\x12\x19\n\x11issued_at_unix_ms\x18\x06 \x01(\x03\x12(\n\x06leases\x18\x07 \x03(\x0b\x32\x18.licapi.control.v1.Lease\"<\n\x05Lease\x12\x0f\n\x07license\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\r\"\x1e\n\x0b\x43ounterKept\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x0c\"\xf1\x01\n\x06Notice\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.licapi.control.v1.Notice.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\x90\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ODE_RETRY_LATER\x10\x01\x12\x13\n\x0f\x43ODE_SUPERSEDED\x10\x02\x12\x0f\n\x0b\x43ODE_CLONED\x10\x03\x12\x10\n\x0c\x43ODE_EVICTED\x10\x04\x12\x0f\n\x0b\x43ODE_BANNED\x10\x05\x12\x13\n\x0f\x43ODE_GOING_AWAY\x10\x06*\xec\x01\n\nNackReason\x12\x1b\n\x17NACK_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15NACK_REASON_SIGNATURE\x10\x01\x12\x16\n\x12NACK_REASON_DIGEST\x10\x02\x12\x14\n\x10NACK_REASON_BASE\x10\x03\x12\x18\n\x14NACK_REASON_ROLLBACK\x10\x04\x12\x18\n\x14NACK_REASON_NOT_OURS\x10\x05\x12\x16\n\x12NACK_REASON_POLICY\x10\x06\x12\x16\n\x12NACK_REASON_KERNEL\x10\x07\x12\x14\n\x10NACK_REASON_DISK\x10\x08\x32W\n\x04Sync\x12O\n\x06Stream\x12\x1f.licapi.control.v1.AgentMessage\x1a .licapi.control.v1.ServerMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clicapi/control/v1/sync.proto\x12\x11licapi.control.v1\x1a\x1elicapi/control/v1/common.proto\"\xbb\x02\n\x0c\x41gentMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.licapi.control.v1.HelloH\x00\x12%\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x16.licapi.control.v1.AckH\x00\x12\'\n\x04nack\x18\x03 \x01(\x0b\x32\x17.licapi.control.v1.NackH\x00\x12\x38\n\rlease_request\x18\x04 \x01(\x0b\x32\x1f.licapi.control.v1.LeaseRequestH\x00\x12\x36\n\x0c\x63ounter_kept\x18\x05 \x01(\x0b\x32\x1e.licapi.control.v1.CounterKeptH\x00\x12\x33\n\nremembered\x18\x06 \x01(\x0b\x32\x1d.licapi.control.v1.RememberedH\x00\x42\t\n\x07message\"\xc5\x02\n\rServerMessage\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12-\n\x07welcome\x18\x02 \x01(\x0b\x32\x1a.licapi.control.v1.WelcomeH\x00\x12\x35\n\x0brevocations\x18\x03 \x01(\x0b\x32\x1e.licapi.control.v1.RevocationsH\x00\x12)\n\x05\x64\x65lta\x18\x04 \x01(\x0b\x32\x18.licapi.control.v1.DeltaH\x00\x12/\n\nassignment\x18\x05 \x01(\x0b\x32\x19.licapi.control.v1.SealedH\x00\x12+\n\x06leases\x18\x06 \x01(\x0b\x32\x19.licapi.control.v1.SealedH\x00\x12+\n\x06notice\x18\x07 \x01(\x0b\x32\x19.licapi.control.v1.NoticeH\x00\x42\t\n\x07message\"\xa6\x01\n\x05Hello\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12%\n\x04view\x18\x02 \x01(\x0b\x32\x17.licapi.control.v1.View\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x04 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x15\n\ragent_version\x18\x06 \x01(\t\x12\x1b\n\x13\x61ssignment_sequence\x18\x07 \x01(\x04\"i\n\x07Welcome\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x0c\x12\x1b\n\x13server_time_unix_ms\x18\x02 \x01(\x03\x12\x14\n\x0clease_ttl_ms\x18\x03 \x01(\r\x12\x1a\n\x12report_interval_ms\x18\x04 \x01(\r\"9\n\x0bRevocations\x12*\n\x07objects\x18\x01 \x03(\x0b\x32\x19.licapi.control.v1.Object\"\xa9\x01\n\x05\x44\x65lta\x12\x15\n\rfrom_revision\x18\x01 \x01(\x04\x12\x13\n\x0bto_revision\x18\x02 \x01(\x04\x12\r\n\x05reset\x18\x03 \x01(\x08\x12\x0c\n\x04more\x18\x04 \x01(\x08\x12*\n\x07objects\x18\x05 \x03(\x0b\x32\x19.licapi.control.v1.Object\x12+\n\x08manifest\x18\x06 \x01(\x0b\x32\x19.licapi.control.v1.Sealed\"\x87\x01\n\x10SnapshotManifest\x12%\n\x04view\x18\x01 \x01(\x0b\x32\x17.licapi.control.v1.View\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x0c\x12\x0f\n\x07objects\x18\x04 \x01(\x04\x12\x19\n\x11issued_at_unix_ms\x18\x05 \x01(\x03\"&\n\x03\x41\x63k\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\"f\n\x04Nack\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12-\n\x06reason\x18\x03 \x01(\x0e\x32\x1d.licapi.control.v1.NackReason\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\".\n\x0cLeaseRequest\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\"\xac\x01\n\x0bLeaseBundle\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x17\n\x0fkey_fingerprint\x18\x02 \x01(\x0c\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\r\n\x05nonce\x18\x04 \x01(\x0c\x12\x0e\n\x06ttl_ms\x18\x05 \x01(\r\x12\x19\n\x11issued_at_unix_ms\x18\x06 \x01(\x03\x12(\n\x06leases\x18\x07 \x03(\x0b\x32\x18.licapi.control.v1.Lease\"<\n\x05Lease\x12\x0f\n\x07license\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x12\n\ngeneration\x18\x03 \x01(\r\"\x1e\n\x0b\x43ounterKept\x12\x0f\n\x07\x63ounter\x18\x01 \x01(\x0c\"O\n\nRemembered\x12\x12\n\nstatements\x18\x01 \x03(\x0c\x12-\n\nassignment\x18\x02 \x01(\x0b\x32\x19.licapi.control.v1.Sealed\"\x81\x02\n\x06Notice\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.licapi.control.v1.Notice.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ms\x18\x03 \x01(\r\"\xa0\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43ODE_RETRY_LATER\x10\x01\x12\x13\n\x0f\x43ODE_SUPERSEDED\x10\x02\x12\x0f\n\x0b\x43ODE_CLONED\x10\x03\x12\x10\n\x0c\x43ODE_EVICTED\x10\x04\x12\x0f\n\x0b\x43ODE_BANNED\x10\x05\x12\x13\n\x0f\x43ODE_GOING_AWAY\x10\x06\x12\x0e\n\nCODE_RENEW\x10\x07*\xec\x01\n\nNackReason\x12\x1b\n\x17NACK_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15NACK_REASON_SIGNATURE\x10\x01\x12\x16\n\x12NACK_REASON_DIGEST\x10\x02\x12\x14\n\x10NACK_REASON_BASE\x10\x03\x12\x18\n\x14NACK_REASON_ROLLBACK\x10\x04\x12\x18\n\x14NACK_REASON_NOT_OURS\x10\x05\x12\x16\n\x12NACK_REASON_POLICY\x10\x06\x12\x16\n\x12NACK_REASON_KERNEL\x10\x07\x12\x14\n\x10NACK_REASON_DISK\x10\x08\x32W\n\x04Sync\x12O\n\x06Stream\x12\x1f.licapi.control.v1.AgentMessage\x1a .licapi.control.v1.ServerMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'licapi.control.v1.sync_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_NACKREASON']._serialized_start=2027
-  _globals['_NACKREASON']._serialized_end=2263
+  _globals['_NACKREASON']._serialized_start=2177
+  _globals['_NACKREASON']._serialized_end=2413
   _globals['_AGENTMESSAGE']._serialized_start=84
-  _globals['_AGENTMESSAGE']._serialized_end=346
-  _globals['_SERVERMESSAGE']._serialized_start=349
-  _globals['_SERVERMESSAGE']._serialized_end=674
-  _globals['_HELLO']._serialized_start=677
-  _globals['_HELLO']._serialized_end=843
-  _globals['_WELCOME']._serialized_start=845
-  _globals['_WELCOME']._serialized_end=950
-  _globals['_REVOCATIONS']._serialized_start=952
-  _globals['_REVOCATIONS']._serialized_end=1009
-  _globals['_DELTA']._serialized_start=1012
-  _globals['_DELTA']._serialized_end=1181
-  _globals['_SNAPSHOTMANIFEST']._serialized_start=1184
-  _globals['_SNAPSHOTMANIFEST']._serialized_end=1319
-  _globals['_ACK']._serialized_start=1321
-  _globals['_ACK']._serialized_end=1359
-  _globals['_NACK']._serialized_start=1361
-  _globals['_NACK']._serialized_end=1463
-  _globals['_LEASEREQUEST']._serialized_start=1465
-  _globals['_LEASEREQUEST']._serialized_end=1511
-  _globals['_LEASEBUNDLE']._serialized_start=1514
-  _globals['_LEASEBUNDLE']._serialized_end=1686
-  _globals['_LEASE']._serialized_start=1688
-  _globals['_LEASE']._serialized_end=1748
-  _globals['_COUNTERKEPT']._serialized_start=1750
-  _globals['_COUNTERKEPT']._serialized_end=1780
-  _globals['_NOTICE']._serialized_start=1783
-  _globals['_NOTICE']._serialized_end=2024
-  _globals['_NOTICE_CODE']._serialized_start=1880
-  _globals['_NOTICE_CODE']._serialized_end=2024
-  _globals['_SYNC']._serialized_start=2265
-  _globals['_SYNC']._serialized_end=2352
+  _globals['_AGENTMESSAGE']._serialized_end=399
+  _globals['_SERVERMESSAGE']._serialized_start=402
+  _globals['_SERVERMESSAGE']._serialized_end=727
+  _globals['_HELLO']._serialized_start=730
+  _globals['_HELLO']._serialized_end=896
+  _globals['_WELCOME']._serialized_start=898
+  _globals['_WELCOME']._serialized_end=1003
+  _globals['_REVOCATIONS']._serialized_start=1005
+  _globals['_REVOCATIONS']._serialized_end=1062
+  _globals['_DELTA']._serialized_start=1065
+  _globals['_DELTA']._serialized_end=1234
+  _globals['_SNAPSHOTMANIFEST']._serialized_start=1237
+  _globals['_SNAPSHOTMANIFEST']._serialized_end=1372
+  _globals['_ACK']._serialized_start=1374
+  _globals['_ACK']._serialized_end=1412
+  _globals['_NACK']._serialized_start=1414
+  _globals['_NACK']._serialized_end=1516
+  _globals['_LEASEREQUEST']._serialized_start=1518
+  _globals['_LEASEREQUEST']._serialized_end=1564
+  _globals['_LEASEBUNDLE']._serialized_start=1567
+  _globals['_LEASEBUNDLE']._serialized_end=1739
+  _globals['_LEASE']._serialized_start=1741
+  _globals['_LEASE']._serialized_end=1801
+  _globals['_COUNTERKEPT']._serialized_start=1803
+  _globals['_COUNTERKEPT']._serialized_end=1833
+  _globals['_REMEMBERED']._serialized_start=1835
+  _globals['_REMEMBERED']._serialized_end=1914
+  _globals['_NOTICE']._serialized_start=1917
+  _globals['_NOTICE']._serialized_end=2174
+  _globals['_NOTICE_CODE']._serialized_start=2014
+  _globals['_NOTICE_CODE']._serialized_end=2174
+  _globals['_SYNC']._serialized_start=2415
+  _globals['_SYNC']._serialized_end=2502
 # @@protoc_insertion_point(module_scope)

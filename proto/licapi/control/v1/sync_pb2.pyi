@@ -77,6 +77,7 @@ class AgentMessage(_message.Message):
     NACK_FIELD_NUMBER: _builtins.int
     LEASE_REQUEST_FIELD_NUMBER: _builtins.int
     COUNTER_KEPT_FIELD_NUMBER: _builtins.int
+    REMEMBERED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -89,6 +90,10 @@ class AgentMessage(_message.Message):
     def counter_kept(self) -> Global___CounterKept:
         """The counter of Welcome is on disk."""
 
+    @_builtins.property
+    def remembered(self) -> Global___Remembered:
+        """After NACK_REASON_ROLLBACK: what this host knows and the server has forgotten."""
+
     def __init__(
         self,
         *,
@@ -97,12 +102,13 @@ class AgentMessage(_message.Message):
         nack: Global___Nack | None = ...,
         lease_request: Global___LeaseRequest | None = ...,
         counter_kept: Global___CounterKept | None = ...,
+        remembered: Global___Remembered | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "counter_kept", b"counter_kept", "hello", b"hello", "lease_request", b"lease_request", "message", b"message", "nack", b"nack"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "counter_kept", b"counter_kept", "hello", b"hello", "lease_request", b"lease_request", "message", b"message", "nack", b"nack", "remembered", b"remembered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "counter_kept", b"counter_kept", "hello", b"hello", "lease_request", b"lease_request", "message", b"message", "nack", b"nack"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ack", b"ack", "counter_kept", b"counter_kept", "hello", b"hello", "lease_request", b"lease_request", "message", b"message", "nack", b"nack", "remembered", b"remembered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ack", "nack", "lease_request", "counter_kept"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "ack", "nack", "lease_request", "counter_kept", "remembered"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -509,6 +515,38 @@ class CounterKept(_message.Message):
 Global___CounterKept: _TypeAlias = CounterKept  # noqa: Y015
 
 @_typing.final
+class Remembered(_message.Message):
+    """What a host was told by a control plane whose database was put back from an older copy since.
+    Each part is signed by an issuer's key, so the host can hold something back, but not make it up.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATEMENTS_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def statements(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Statements about licenses (KIND_REVOCATION), JWS compact."""
+
+    @_builtins.property
+    def assignment(self) -> _common_pb2.Sealed:
+        """The host's Assignment."""
+
+    def __init__(
+        self,
+        *,
+        statements: _abc.Iterable[_builtins.bytes] | None = ...,
+        assignment: _common_pb2.Sealed | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "statements", b"statements"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Remembered: _TypeAlias = Remembered  # noqa: Y015
+
+@_typing.final
 class Notice(_message.Message):
     """Something to tell; the stream ends after those marked (ends)."""
 
@@ -533,6 +571,8 @@ class Notice(_message.Message):
         """(ends) Banned."""
         CODE_GOING_AWAY: Notice._Code.ValueType  # 6
         """(ends) The server is going down; come back after retry_after_ms, elsewhere if there is one."""
+        CODE_RENEW: Notice._Code.ValueType  # 7
+        """Renew the certificate within retry_after_ms, at a random moment: the roots have changed."""
 
     class Code(_Code, metaclass=_CodeEnumTypeWrapper): ...
     CODE_UNSPECIFIED: Notice.Code.ValueType  # 0
@@ -548,6 +588,8 @@ class Notice(_message.Message):
     """(ends) Banned."""
     CODE_GOING_AWAY: Notice.Code.ValueType  # 6
     """(ends) The server is going down; come back after retry_after_ms, elsewhere if there is one."""
+    CODE_RENEW: Notice.Code.ValueType  # 7
+    """Renew the certificate within retry_after_ms, at a random moment: the roots have changed."""
 
     CODE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int

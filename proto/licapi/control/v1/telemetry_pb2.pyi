@@ -168,6 +168,7 @@ class HostState(_message.Message):
     BREAK_GLASS_UNTIL_UNIX_MS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REFUSED_LICENSES_FIELD_NUMBER: _builtins.int
+    AUTHORITIES_FIELD_NUMBER: _builtins.int
     mode: _builtins.str
     """observe or enforce."""
     agent_version: _builtins.str
@@ -197,6 +198,10 @@ class HostState(_message.Message):
     def refused_licenses(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Names of licenses that grant nothing here, and why: license -> reason."""
 
+    @_builtins.property
+    def authorities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The roots that the host would verify a server with: SHA-256 of each certificate, hexadecimal."""
+
     def __init__(
         self,
         *,
@@ -214,10 +219,11 @@ class HostState(_message.Message):
         break_glass_until_unix_ms: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         refused_licenses: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        authorities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "boot_id", b"boot_id", "break_glass_until_unix_ms", b"break_glass_until_unix_ms", "degraded", b"degraded", "generation", b"generation", "hooks", b"hooks", "hostname", b"hostname", "kernel_release", b"kernel_release", "labels", b"labels", "maps", b"maps", "mode", b"mode", "posture", b"posture", "refused_licenses", b"refused_licenses", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_version", b"agent_version", "authorities", b"authorities", "boot_id", b"boot_id", "break_glass_until_unix_ms", b"break_glass_until_unix_ms", "degraded", b"degraded", "generation", b"generation", "hooks", b"hooks", "hostname", b"hostname", "kernel_release", b"kernel_release", "labels", b"labels", "maps", b"maps", "mode", b"mode", "posture", b"posture", "refused_licenses", b"refused_licenses", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
