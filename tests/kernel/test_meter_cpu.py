@@ -94,6 +94,8 @@ STORMS: Final = {
     "forks by vfork": ("--vfork", "2", "--vfork-ops", "3000"),
     "clones": ("--clone", "1", "--clone-ops", "150"),
 }
+STORMS_OFF: Final = {"threads": 0.005, "forks": 0.01, "forks by vfork": 0.02, "clones": 0.01}
+"""The shorter a process, the more of it is in a release that a loaded machine may miss."""
 
 
 def test_programs_that_end_at_once(
@@ -127,7 +129,7 @@ def test_storms(
     assert ran.status == 0, ran
     found = use.work(place)
     what = f"stress-ng storm of {storm}: CPU"
-    accuracy.check(what, "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.005)
+    accuracy.check(what, "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", STORMS_OFF[storm])
     # It does not wait for all of its children: what wait4 says is then less.
 
 

@@ -24,6 +24,7 @@ from tests.kernel.harness.work import Worker, has
 from licagent.kernel.bpffs import PinFolder
 
 pytest_plugins = ["tests.kernel.harness.metered"]
+pytestmark = pytest.mark.measured_again
 
 TRAFFIC: Final = str(Path(__file__).parent / "harness" / "traffic.py")
 TCP, UDP, ICMP, OTHER = 6, 17, 1, 255

@@ -63,6 +63,10 @@ class Comparison:
         )
 
 
+class Inaccurate(AssertionError):
+    """A figure is out of its tolerance."""
+
+
 class Accuracy:
     """Collects comparisons; each is asserted where it is made."""
 
@@ -80,10 +84,11 @@ class Accuracy:
         *,
         slack: float = 0,
     ) -> Comparison:
-        """Note a comparison and fail where it is out of its tolerance."""
+        """Note a comparison. Raises Inaccurate where it is out of its tolerance."""
         row = Comparison(what, reference, measured, expected, unit, tolerance, slack)
         self.rows.append(row)
-        assert row.holds, str(row)
+        if not row.holds:
+            raise Inaccurate(str(row))
         return row
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from tests.kernel.harness.accuracy import ALL, Accuracy
+from tests.kernel.harness.accuracy import ALL, Accuracy, Inaccurate
 from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.dial import program_folder
 from tests.kernel.harness.meter import MeterUnderTest
@@ -25,6 +26,23 @@ def accuracy() -> Iterator[Accuracy]:
     if path:
         with Path(path).open("a", encoding="utf-8") as lines:
             lines.writelines(json.dumps(asdict(row)) + "\n" for row in ALL.rows)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Measure once more where the mark `measured_again` allows it; see pyproject.toml."""
+    if pyfuncitem.get_closest_marker("measured_again") is None:
+        return None
+    fixtures = pyfuncitem._fixtureinfo.argnames
+    arguments = {name: pyfuncitem.funcargs[name] for name in fixtures}
+    noted = len(ALL.rows)
+    try:
+        pyfuncitem.obj(**arguments)
+    except Inaccurate as error:
+        del ALL.rows[noted:]
+        sys.stderr.write(f"measured again: {error}\n")
+        pyfuncitem.obj(**arguments)
+    return True
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
