@@ -100,6 +100,7 @@ class Agent:
         self.compiled: Compiled | None = None
         self.loaded_at = 0.0
         self.policy_problem = ""
+        self.metrics_problem = ""
         self.glass: dict[str, Any] | None = None
         self.kernel_side: KernelSide | None = None
         self.identity: IdentityKeeper | None = None

@@ -18,6 +18,7 @@ from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
 from licagent.daemon.kernel_side import KernelUnavailable
 from licagent.daemon.link_watch import on_link_changes
+from licagent.daemon.metrics_keeper import MetricsKeeper
 from licagent.daemon.service import Service
 from licagent.domain.config import AgentConfig
 from licagent.host.cgroups import CgroupError
@@ -99,6 +100,10 @@ class Daemon:
         self._wake_ends.set()  # ends of licenses may have moved
         return result
 
+    async def _on_kernel_only(self, action: Callable[[], T]) -> T:
+        """The same for what changes nothing: no end of a license moves by a reading."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, action)
+
     async def run(self) -> int:
         """Until SIGTERM or SIGINT, or `licagent detach`."""
         self._loop = asyncio.get_running_loop()
@@ -139,6 +144,7 @@ class Daemon:
             self._watchdog(),
             self._agent.link.run(self.on_kernel),
             self._agent.metering.run(self.on_kernel),
+            MetricsKeeper(self._agent).run(self._on_kernel_only),
         )
         stop = asyncio.create_task(self._stop.wait())
         tasks = [asyncio.create_task(job) for job in jobs]

@@ -26,6 +26,7 @@ from licagent.daemon.metering_parts import (
     open_parts,
     when_full,
 )
+from licagent.daemon.usage_totals import UsageTotals
 from licagent.domain.attribution import EMPTY, AttributionTable
 from licagent.domain.footprint import FootprintSpec
 from licagent.domain.policy_model import Resource
@@ -89,6 +90,9 @@ class MeteringKeeper:
         """Committed since the daemon started."""
         self.attributed: dict[Meter, int] = {}
         self.unattributed: dict[Meter, int] = {}
+        self.totals = UsageTotals()
+        """By license and resource, where metrics are served."""
+        self._has_metrics = agent.config.metrics_listen != "off"
 
     @property
     def is_off(self) -> bool:
@@ -286,7 +290,9 @@ class MeteringKeeper:
     # --- on the metering thread
 
     def _open(self) -> None:
-        self.parts = open_parts(self._agent, self._first_totals)
+        self.parts = parts = open_parts(self._agent, self._first_totals)
+        if self._has_metrics:
+            self.totals.take_up(self._agent.state, _place(parts))
 
     def _open_parts(self) -> MeteringParts:
         if self.parts is None:
@@ -318,6 +324,8 @@ class MeteringKeeper:
             self._sweep(step.sheet.closed_ns)
             self.committed_at_s = time.time()
             self.records += len(step.records)
+            if self._has_metrics:
+                self.totals.add(step.records)
             _add(self.attributed, step.quantities)
             _add(self.unattributed, step.unattributed)
         self.step_s = (time.thread_time_ns() - began_ns) / 1e9
@@ -365,8 +373,14 @@ class MeteringKeeper:
         except Exception:  # noqa: BLE001 - it stays in the kernel
             _log.exception("the last usage could not be committed")
         finally:
+            if self._has_metrics:
+                self.totals.put_down(self._agent.state, _place(parts))
             parts.close()
             self.parts = None
+
+
+def _place(parts: MeteringParts) -> tuple[int, int]:
+    return parts.ledger.epoch, parts.ledger.next_sequence
 
 
 def _add(sums: dict[Meter, int], amounts: Mapping[Meter, int] | None) -> None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from licagent.daemon import control_status, metering_status
 from licagent.daemon.decisions import boottime_to_unix, rfc3339
@@ -42,18 +42,11 @@ def status(agent: Agent) -> Report:
     holders = holders_by_license(agent)
     reasons = reasons_of(agent, hooks)
     compiled = agent.compiled
-    left = agent.glass_left_s()
-    if agent.glass is not None and left is not None and left > 0:
-        state = "break-glass"
-    elif reasons:
-        state = "degraded"
-    else:
-        state = "enforcing" if agent.config.mode == "enforce" else "observing"
     reading = agent.reading()
     return {
         "schema_version": 1,
         "version": VERSION,
-        "state": state,
+        "state": state_of(agent, reasons),
         "reasons": reasons,
         "pid": os.getpid(),
         "started_at": rfc3339(agent.started_at),
@@ -131,6 +124,19 @@ def status(agent: Agent) -> Report:
     }
 
 
+STATES: Final = ("enforcing", "observing", "degraded", "break-glass")
+
+
+def state_of(agent: Agent, reasons: list[Report]) -> str:
+    """One of `STATES`. `reasons`: those of `reasons_of`."""
+    left = agent.glass_left_s()
+    if agent.glass is not None and left is not None and left > 0:
+        return "break-glass"
+    if reasons:
+        return "degraded"
+    return "enforcing" if agent.config.mode == "enforce" else "observing"
+
+
 def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
     """Why the host is not well, and what to do; nothing where it is."""
     found = []
@@ -192,6 +198,14 @@ def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
         _reason("license-refused", f"{each.file}: {each.detail} ({each.reason})", each.hint)
         for each in agent.licensing.refused
     )
+    if agent.metrics_problem:
+        found.append(
+            _reason(
+                "metrics-unserved",
+                f"metrics are not served: {agent.metrics_problem}",
+                "mend metrics_listen, or free the address; it is tried again every few seconds",
+            )
+        )
     found.extend(control_status.reasons(agent))
     found.extend(metering_status.reasons(agent))
     found.extend(

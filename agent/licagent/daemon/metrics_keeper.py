@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics and health in the daemon's life: where they are served, and what they are asked of.
+
+Nothing here may hurt enforcement. An address that cannot be had is a reason to be degraded, not to
+end; and however many scrape, the kernel thread reads once a second at the most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from licagent.daemon.metrics_reading import MetricsReader
+from licagent.kernel.libbpf import BpfError
+from licagent.observability.endpoint import Page, serve
+from licagent.observability.exposition import exposition
+from licagent.observability.families import Readings
+from licagent.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from licagent.daemon.agent import Agent
+    from licagent.daemon.service import OnKernel
+
+_log: Final = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 5.0
+_FRESH_S: Final = 1.0
+_ANSWER_S: Final = 5.0
+"""Within that the kernel thread answers, or the daemon is not healthy."""
+_BLOCKING: Final = frozenset({"hook-missing", "no-policy"})
+"""Codes of reasons for which a host does not decide by its policy."""
+_SILENT: Final = Page.words("the daemon cannot tell how its kernel side is", ok=False)
+
+T = TypeVar("T")
+
+
+class MetricsKeeper:
+    """Serves /metrics, /-/healthy and /-/ready where the settings ask for it."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._reader = MetricsReader(agent)
+        self._on_kernel: OnKernel | None = None
+        self._reading: asyncio.Future[Readings] | None = None
+        self._read_at_s = 0.0
+
+    async def run(self, on_kernel: OnKernel) -> None:
+        """Until cancelled."""
+        self._on_kernel = on_kernel
+        where = self._agent.config.metrics_listen
+        if where == "off":
+            await asyncio.Event().wait()
+        host, _, port = where.rpartition(":")
+        pages = {"/metrics": self._metrics, "/-/healthy": self._healthy, "/-/ready": self._ready}
+        while True:
+            try:
+                server = await serve(pages, host.strip("[]"), int(port))
+            except OSError as error:
+                self._tell(f"{where}: {error.strerror or error}")
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            self._tell("")
+            _log.info("metrics and health: http://%s/metrics", where)
+            async with server:
+                await server.serve_forever()
+
+    def _tell(self, problem: str) -> None:
+        if problem and problem != self._agent.metrics_problem:
+            _log.error("metrics are not served: %s", problem)
+        self._agent.metrics_problem = problem
+
+    async def _metrics(self, accept: str) -> Page:
+        readings = await self._known()
+        if readings is None:
+            return _SILENT
+        text, content_type = await asyncio.to_thread(exposition, readings, accept)
+        return Page(text, content_type)
+
+    async def _healthy(self, _accept: str) -> Page:
+        """Whether the daemon does its work: its loop turns, and the kernel thread answers."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                await self._kernel(lambda: None)
+        except TimeoutError:
+            return _SILENT
+        return Page.words("licagent is healthy")
+
+    async def _ready(self, _accept: str) -> Page:
+        """Whether this host decides by its policy. Codes only: who asks may be anybody."""
+        readings = await self._known()
+        if readings is None:
+            return _SILENT
+        states = readings.of("licagent_state").items()
+        state = next((labels[0] for labels, is_it in states if is_it), "unknown")
+        codes = sorted(labels[0] for labels in readings.of("licagent_degraded_reasons"))
+        is_ready = not _BLOCKING.intersection(codes)
+        why = f" ({', '.join(codes)})" if codes else ""
+        word = "ready" if is_ready else "not ready"
+        return Page.words(f"licagent is {word}: {state}{why}", ok=is_ready)
+
+    async def _known(self) -> Readings | None:
+        """The metrics of a moment ago, or new ones; None where they cannot be read in time."""
+        try:
+            async with asyncio.timeout(_ANSWER_S):
+                return await self._readings()
+        except TimeoutError:
+            _log.error("metrics cannot be read: the kernel thread does not answer")
+        except (BpfError, StoreError, OSError) as error:
+            _log.error("metrics cannot be read: %s", error)
+        return None
+
+    async def _readings(self) -> Readings:
+        """One reading answers all who ask meanwhile, and for a second."""
+        running = self._reading
+        if running is None or (running.done() and time.monotonic() - self._read_at_s > _FRESH_S):
+            running = self._reading = asyncio.ensure_future(self._kernel(self._reader.read))
+            running.add_done_callback(self._noted)
+        # Shielded: the one who asked first may leave before the others have their answer.
+        return await asyncio.shield(running)
+
+    def _noted(self, done: asyncio.Future[Readings]) -> None:
+        self._read_at_s = time.monotonic()
+        if done.cancelled() or done.exception() is not None:
+            self._reading = None  # the next one reads again
+
+    def _kernel(self, action: Callable[[], T]) -> Awaitable[T]:
+        if self._on_kernel is None:
+            raise RuntimeError("metrics were not started")
+        return self._on_kernel(action)
