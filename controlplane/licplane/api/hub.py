@@ -114,6 +114,11 @@ class Hub:
             await self._host_changed(host_id)
             self._changed.discard(host_id)
 
+    @property
+    def is_intact(self) -> bool:
+        """Whether the catalog was as it was signed when it was looked at last."""
+        return self._intact
+
     def _fleet(self) -> FleetChanges:
         return self._site.plane.fleet_changes(self._cursor)
 

@@ -28,7 +28,7 @@ class ServerCertificate:
         self._current: ServerCredentials | None = None
         self._number = 0
         site.metrics.gauge(
-            "licplane_server_certificate_not_after_seconds",
+            "licplane_server_certificate_end_timestamp_seconds",
             lambda: self._current.not_after_unix_ms / 1000 if self._current else 0.0,
         )
 

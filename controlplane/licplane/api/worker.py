@@ -16,13 +16,14 @@ from licplane.api import memory, wire
 from licplane.api.addresses import join_address, metrics_address, server_names, split_address
 from licplane.api.hub import Hub
 from licplane.api.listeners import control_server, public_server
-from licplane.api.metrics import serve_metrics
+from licplane.api.probes import serve_pages
 from licplane.api.server import Opened
 from licplane.api.settings import Addresses, ServerSettings
 from licplane.api.site import FAULTS, Site
 from licplane.api.stream import Ending, SyncStream
 from licplane.api.sync import SyncService
 from licplane.api.tls import ServerCertificate
+from licplane.api.watching import Watching
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.plane import wall_clock_ms
 from licplane.service.requests import Progress
@@ -49,6 +50,7 @@ class Worker:
         self._number = number
         self.site = Site(opened.plane, settings)
         self.hub = Hub(self.site)
+        self._watching = Watching(self.site, self.hub)
         self._sync = SyncService(self.site, self.hub)
         self._servers: list[grpc.aio.Server] = []
         self._metrics: asyncio.Server | None = None
@@ -75,6 +77,7 @@ class Worker:
         ]
         for server in self._servers:
             await server.start()
+        self._watching.serving = True
 
     async def failed(self) -> None:
         """Until something that should never end does. Raises what ended it."""
@@ -85,6 +88,7 @@ class Worker:
     async def stop(self) -> None:
         """Say goodbye to all hosts, let calls end, close what is open."""
         self._sync.stopping = True
+        self._watching.serving = False
         for task in self._tasks:
             task.cancel()
         for stream in self.hub.all_streams():
@@ -113,7 +117,7 @@ class Worker:
             return
         host, port = split_address(address, "--metrics-listen")
         try:
-            self._metrics = await serve_metrics(self.site.metrics, host, port)
+            self._metrics = await serve_pages(self._watching.pages, host, port)
         except OSError as error:
             raise PlaneError(
                 ExitCode.BUSY,

@@ -45,6 +45,7 @@ from licplane.service.auditing import Auditing
 from licplane.service.core import Core
 from licplane.service.documents import Documents
 from licplane.service.enrolment import Enrolment
+from licplane.service.fleet_watch import FleetWatch
 from licplane.service.foundations import Foundations
 from licplane.service.hosts import Hosts
 from licplane.service.identities import Identities
@@ -119,6 +120,8 @@ class Plane:
         self._auditing = Auditing(self._core)
         self.money: Final = Money(self._core)
         """Usage, bills, triggers and reports."""
+        self.watch: Final = FleetWatch(self._core, self._replica)
+        """The fleet in numbers, for metrics."""
 
     @property
     def store(self) -> Store:

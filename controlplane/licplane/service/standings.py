@@ -85,6 +85,11 @@ class Standings:
             return None
         return standing(found.license, self._statements.get(jti, {}).values())
 
+    def ends(self) -> Iterator[tuple[str, int, Standing]]:
+        """Of every license: its id, when it ends (unix seconds), and what became of it."""
+        for jti, one in self._licenses.items():
+            yield jti, one.license.expires_at_s, self.standing(jti) or Standing.ACTIVE
+
     def entitling(self, resource: str) -> Iterator[License]:
         """Active licenses that entitle a resource."""
         for jti, one in self._licenses.items():

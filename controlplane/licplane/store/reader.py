@@ -10,6 +10,7 @@ from __future__ import annotations
 from licplane.store.billing_records import BillingReads
 from licplane.store.catalog import CatalogReads
 from licplane.store.deliveries import DeliveryReads
+from licplane.store.fleet_counts import FleetCountReads
 from licplane.store.hosts import HostReads
 from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
@@ -24,6 +25,7 @@ from licplane.store.usage_sums import SumReads
 class Reader(
     CatalogReads,
     HostReads,
+    FleetCountReads,
     ShadowReads,
     IdentityReads,
     SigningReads,
