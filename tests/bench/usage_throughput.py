@@ -19,8 +19,8 @@ import psycopg
 from psycopg import sql
 from tests.bench import control_peer
 from tests.bench.table import Row
-from tests.support.usage_agent import Outcome, Settings, total
-from tests.system.harness.controlplane import ControlPlane
+from tests.support.usage_agent import LICENSES, Outcome, Settings, total
+from tests.system.harness.controlplane import ControlPlane, Document, license
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +87,9 @@ def plane_on(url: str) -> Iterator[ControlPlane]:
     with ControlPlane(database=url) as found:
         found.make_keys()
         found.start()
+        # What is charged to a license that was never issued is set aside.
+        table = {"name": "db", "kind": "network", "destinations": [{"cidr": "192.0.2.1/32"}]}
+        found.apply(Document("resource", table), *map(license, LICENSES))
         yield found
 
 
@@ -102,7 +105,8 @@ def stored(url: str, host_id: str) -> dict[str, Any]:
     columns = ", ".join(f"coalesce(sum({name}), 0) AS {name}" for name in meters)
     with psycopg.connect(url.replace("postgresql+psycopg", "postgresql")) as connection:
         cursor = connection.execute(
-            f"SELECT count(*) AS rows, count(DISTINCT (epoch, sequence)) AS sequences, {columns}"
+            "SELECT count(*) AS rows, count(*) FILTER (WHERE license != '') AS licensed,"
+            f" count(DISTINCT (epoch, sequence)) AS sequences, {columns}"
             " FROM usage_records WHERE host_id = %s",
             (host_id,),
         )
@@ -114,6 +118,9 @@ def stored(url: str, host_id: str) -> dict[str, Any]:
 def check_exactly_once(url: str, host_id: str, records: int) -> None:
     """Every record is there once, and all sums are what was used. Raises RuntimeError."""
     found = stored(url, host_id)
+    licensed = found.pop("licensed")
+    if licensed != records:
+        raise RuntimeError(f"{licensed} of {records} records kept their license")
     wanted = {"rows": records, "sequences": records, **total(1, records)}
     if found != wanted:
         wrong = {

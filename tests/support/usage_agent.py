@@ -31,6 +31,8 @@ from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
 from licagent.store.ledger import Ledger, LedgerFull, LedgerLimits
 
 BASE_MS = 1_790_000_000_000
+LICENSES = tuple(f"license-{number}" for number in range(20))
+"""To which what it makes is charged."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def usage(number: int, base_ms: int = BASE_MS) -> UsageRecord:
             pid=20_000 + process,
             process_start_unix_ms=base_ms - 1_000_000 - process,
         ),
-        license=f"license-{process % 20}",
+        license=LICENSES[process % 20],
         resource="orders-db" if number % 4 == 3 else "compute",
         binding=f"binding-{process % 20}",
         protocol=6 if number % 4 == 3 else 0,
