@@ -9,6 +9,7 @@ variable is read when gRPC starts, so it is set in licagent.control, which comes
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import grpc
@@ -16,6 +17,9 @@ import grpc
 from licagent.control.hostkey import pem_of
 from licagent.control.interface import ControlSettings
 from licagent.domain.hostidentity import Identity
+from licagent.uplink.client import UplinkError, uplink
+
+_log: Final = logging.getLogger(__name__)
 
 MESSAGE_MAX_BYTES: Final = 4 * 1024 * 1024
 _CONNECT_MS: Final = 10_000
@@ -36,7 +40,7 @@ def control_channel(
         private_key=identity.key_pem,
         certificate_chain=pem_of(*identity.certificate_chain),
     )
-    return grpc.aio.secure_channel(address, credentials, _options(settings))
+    return _secure_channel(address, credentials, settings)
 
 
 def public_channel(
@@ -44,7 +48,28 @@ def public_channel(
 ) -> grpc.aio.Channel:
     """A connection to the public listener: the server is verified, the host is nobody yet."""
     credentials = grpc.ssl_channel_credentials(root_certificates=pem_of(*ca_certificates))
-    return grpc.aio.secure_channel(address, credentials, _options(settings))
+    return _secure_channel(address, credentials, settings)
+
+
+def _secure_channel(
+    address: str, credentials: grpc.ChannelCredentials, settings: ControlSettings | None
+) -> grpc.aio.Channel:
+    """Directly, or by the way out that the environment names: the server's name stays the same."""
+    way_out = uplink()
+    if way_out is None:
+        return grpc.aio.secure_channel(address, credentials, _options(settings))
+    name = address.rpartition(":")[0].strip("[]")
+    options = [
+        *_options(settings),
+        ("grpc.ssl_target_name_override", name),
+        ("grpc.default_authority", address),
+    ]
+    try:
+        target = f"unix:{way_out.carry(address)}"
+    except UplinkError as error:
+        _log.warning("%s", error)
+        target = address  # fails, and says where to
+    return grpc.aio.secure_channel(target, credentials, options)
 
 
 def _options(settings: ControlSettings | None) -> list[tuple[str, int | str]]:
@@ -91,6 +116,9 @@ def described(error: grpc.aio.AioRpcError, address: str) -> str:
     """A failed call, for people."""
     code = error.code()
     details = (error.details() or "").strip()[:400]
+    way_out = uplink()
+    if way_out is not None and (failure := way_out.failure_of(address)):
+        details = failure  # what it sees itself is only that a local socket was closed
     if code is grpc.StatusCode.UNAVAILABLE:
         return f"no connection to {address}: {details}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -29,6 +29,7 @@ from licagent.daemon.identity_keeper import IdentityKeeper
 from licagent.daemon.kernel_side import KernelSide, load_programs
 from licagent.daemon.licensing import Licensing
 from licagent.daemon.metering_keeper import MeteringKeeper
+from licagent.daemon.outside import SyncWatch
 from licagent.daemon.policy_keeper import Compiled, PolicyKeeper
 from licagent.daemon.self_check import SelfCheck
 from licagent.daemon.shadow import ShadowBook
@@ -74,6 +75,7 @@ class Agent:
         self.state = StateDir(config.state_dir)
         self.tree = CgroupTree.open(config.cgroup_root or "auto")
         self.users = Users()
+        self.sync_watch = SyncWatch()
         self._clock_store = ClockStore(self.state)
         self.clock = self._load_clock()
         self.records = LicenseRecords(self.state)
@@ -89,7 +91,10 @@ class Agent:
         self.keeper = PolicyKeeper(config.policy_dir, self.state, self.numbering, config.failsafe)
         self.keeper.withheld = self.licensing.withheld
         self.self_check = SelfCheck(self.state)
-        self.conditions = ConditionsKeeper(self, FactReader(is_whole=self.self_check.is_whole))
+        facts = FactReader(
+            synchronised=self.sync_watch.is_synchronised, is_whole=self.self_check.is_whole
+        )
+        self.conditions = ConditionsKeeper(self, facts)
         self.control = ControlKeeper(self)
         self.link = ControlLink(self)
         self.metering = MeteringKeeper(self)
@@ -146,6 +151,7 @@ class Agent:
 
     def close(self) -> None:
         """Save and close everything. The kernel goes on deciding."""
+        self.sync_watch.stop()
         self.save_clock()
         if self.reader is not None:
             self.reader.consume()
@@ -448,10 +454,9 @@ class Agent:
             known = None
         return TrustedClock(self.reading(), known)
 
-    @staticmethod
-    def reading() -> Reading:
+    def reading(self) -> Reading:
         """The clocks now."""
-        sync = posture.clock_sync()
+        sync = self.sync_watch.clock_sync()
         return Reading(
             wall_ns=time.time_ns(),
             boottime_ns=posture.boottime_ns(),

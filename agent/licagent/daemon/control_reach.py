@@ -16,6 +16,7 @@ from typing import Final
 from licagent.domain.config import FailsafeSetting
 from licagent.store.errors import StoreError
 from licagent.store.statedir import StateDir
+from licagent.uplink.client import UplinkError, uplink
 
 _log: Final = logging.getLogger(__name__)
 
@@ -75,6 +76,12 @@ class Reach:
 
 def _look_up(server: str) -> tuple[Address, ...]:
     host, _, port = server.rpartition(":")
+    way_out = uplink()
+    if way_out is not None:
+        try:
+            return way_out.resolve(server)
+        except UplinkError:
+            return ()
     try:
         rows = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, ValueError, UnicodeError):

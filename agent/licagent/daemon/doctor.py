@@ -114,7 +114,7 @@ def checks(agent: Agent) -> list[Report]:
         ),
         _check(
             "clock",
-            bool((sync := posture.clock_sync()) and sync.synchronised),
+            bool((sync := agent.sync_watch.clock_sync()) and sync.synchronised),
             "the clock is synchronised",
             "run an NTP client: license times are judged by the highest time seen",
         ),

@@ -110,6 +110,7 @@ class Daemon:
         agent = self._agent
         try:
             await self.on_kernel(agent.start)
+            agent.sync_watch.begin()
             server = LocalServer(self._config.socket_path, readers_gid=readers_gid())
             Service(agent, self.on_kernel, self._fanout, self._stop).register(server)
             for number in (signal.SIGTERM, signal.SIGINT):

@@ -37,7 +37,10 @@ MAX_FILE_BYTES: Final = 1024 * 1024
 RESOLVERS: Final = "resolvers"
 """As the cidr of a failsafe entry: the name servers of this host, whatever they are now."""
 
-_OURS: Final = frozenset({PATH_VARIABLE})
+UPLINK_VARIABLE: Final = "LICAGENT_UPLINK"
+"""Of the unit, no setting: where the daemon's way out listens (licagent.uplink)."""
+
+_OURS: Final = frozenset({PATH_VARIABLE, UPLINK_VARIABLE})
 
 
 @dataclass(frozen=True, slots=True)
