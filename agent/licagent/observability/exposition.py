@@ -46,12 +46,14 @@ def exposition(
 
     `with_process`: with `process_*` of the calling process.
     """
-    from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
-    from prometheus_client.exposition import generate_latest as plain
+    from prometheus_client.exposition import (
+        CONTENT_TYPE_PLAIN_0_0_4,
+        choose_encoder,
+        generate_latest,
+    )
 
-    collector = _Collector(readings, with_process=with_process)
     try:
         encoder, content_type = choose_encoder(accept)
-        return encoder(collector), content_type
-    except ValueError:  # an Accept that the library cannot read is none
-        return plain(collector), CONTENT_TYPE_PLAIN_0_0_4
+    except (ValueError, TypeError):  # a version that is no number: as if none was asked for
+        encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+    return encoder(_Collector(readings, with_process=with_process)), content_type

@@ -209,9 +209,9 @@ class Metrics:
 
         try:
             encoder, content_type = choose_encoder(accept)
-            return encoder(self), content_type
-        except ValueError:  # an Accept that the library cannot read is none
-            return generate_latest(self), CONTENT_TYPE_PLAIN_0_0_4
+        except (ValueError, TypeError):  # a version that is no number: as if none was asked for
+            encoder, content_type = generate_latest, CONTENT_TYPE_PLAIN_0_0_4
+        return encoder(self), content_type
 
 
 def _check(name: str, kind: str, labels: dict[str, str]) -> None:

@@ -32,6 +32,7 @@ from licplane.service.answers import (
     ServerCredentials,
     ViewDelta,
 )
+from licplane.service.fleet_watch import FleetState, LicenseEnd
 from licplane.service.requests import Progress, Report
 from licplane.service.values import (
     EVERYWHERE,
@@ -43,6 +44,7 @@ from licplane.service.values import (
     Scope,
     View,
 )
+from licplane.store.fleet_counts import FleetCounts
 from lictoken.digest import digest_of
 from lictoken.keys import SigningKey
 from lictoken.sealed import Seal, Sealer, SealPurpose
@@ -172,6 +174,28 @@ class NoMoney:
 
 
 @dataclass
+class Fleet:
+    """Two connected hosts, and two licenses, one of which is over."""
+
+    fails: bool = False
+
+    def answers(self) -> int:
+        if self.fails:
+            raise PlaneError(ExitCode.BUSY, "no database", "wait")
+        return 1
+
+    def read(self) -> FleetState:
+        self.answers()
+        counts = FleetCounts(1, {(HostStatus.ACTIVE, True): 2}, 0, 0, 0, 0, 0, {}, 0, 0, 0)
+        now_ms = time.time_ns() // 1_000_000
+        licenses = (
+            LicenseEnd("old", now_ms // 1000 - 60, "active"),
+            LicenseEnd("acme", now_ms // 1000 + 3600, "active"),
+        )
+        return FleetState(now_ms, counts, licenses, (), now_ms)
+
+
+@dataclass
 class StandIn:
     """Plane, Store and Announcer in one."""
 
@@ -199,6 +223,7 @@ class StandIn:
     bells: list[Bell] = field(default_factory=list)
     lock: threading.RLock = field(default_factory=threading.RLock)
     money: NoMoney = field(default_factory=NoMoney)
+    watch: Fleet = field(default_factory=Fleet)
 
     def __post_init__(self) -> None:
         self.sealer = Sealer(SigningKey("test", secrets.token_bytes(32)))

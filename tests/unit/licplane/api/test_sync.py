@@ -326,7 +326,7 @@ async def test_a_catalog_that_was_tampered_with_is_not_served(site: Site) -> Non
     site.plane.problem = "its digest is another one"
     site.plane.put("forged")
     await eventually(
-        lambda: "licplane_catalog_intact 0" in site.worker.site.metrics.text().splitlines()
+        lambda: "licplane_catalog_intact 0.0" in site.worker.site.metrics.text().splitlines()
     )
     site.plane.problem = ""
     site.plane.ring()
