@@ -31,6 +31,7 @@ class SealPurpose(StrEnum):
     ASSIGNMENT = "assignment"
     CATALOG_HEAD = "catalog-head"
     AUDIT_HEAD = "audit-head"
+    AUTHORITIES = "authorities"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,10 +65,12 @@ def key_for(
             "this host has no identity to keep: run `licagent enroll JOIN`", code="exists"
         )
     if mode is not EnrolmentMode.NEW and old is not None:
-        if roots and not set(roots) & set(old.ca_certificates):
+        is_other = roots and not set(roots) & set(old.ca_certificates)
+        if is_other and mode is not EnrolmentMode.AGAIN:
             raise EnrolmentFailed(
                 f"this host is {old.host_id} of another control plane ({old.control_address}). "
-                "To leave that one for good: `licagent enroll --new JOIN`",
+                "If it has changed its root while this host was away: `licagent enroll --again "
+                "JOIN`. To leave it for good: `licagent enroll --new JOIN`",
                 code="exists",
             )
         return old.key_pem
@@ -99,6 +101,8 @@ def adopt(
     old = identities.load()
     assignment = verified_assignment(answer, key_pem)
     _check_mode(answer.host_id, old, mode)
+    if mode is EnrolmentMode.AGAIN and old is not None:
+        _check_issuer(answer, old)
     is_same = old is not None and old.host_id == answer.host_id
     identity = Identity(
         key_pem=key_pem,
@@ -173,6 +177,24 @@ def _check_mode(host_id: str, old: Identity | None, mode: EnrolmentMode) -> None
             "create`, or `licagent enroll --again JOIN`",
             code="other-host",
         )
+
+
+def _check_issuer(answer: Answer, old: Identity) -> None:
+    """A root that this host does not know is taken on the word of an issuer that it does know."""
+    from licagent.control.trust import opened, trust_of
+    from licagent.domain.replica import Refused
+    from lictoken.sealed import SealPurpose
+
+    if set(answer.ca_certificates) & set(old.ca_certificates):
+        return
+    try:
+        opened(SealPurpose.ASSIGNMENT, answer.assignment, trust_of(old.trust))
+    except Refused as error:
+        raise EnrolmentFailed(
+            f"the answer is of another control plane than that of {old.host_id}: {error.detail}. "
+            "Nothing was changed. To leave the old one for good: `licagent enroll --new JOIN`",
+            code="exists",
+        ) from error
 
 
 def lease_nonce(key_pem: bytes) -> bytes:

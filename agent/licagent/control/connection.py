@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -227,7 +229,13 @@ class _Connection:
             left_ms = due_ms - self._settings.unix_s() * 1000
             if left_ms > 0:
                 # The wall clock may be set, and the host may sleep: look again now and then.
-                await asyncio.sleep(min(left_ms / 1000, 60.0))
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_ms / 1000, 60.0)):
+                        await stream.renewal_wanted.wait()
+                if stream.renewal_wanted.is_set():
+                    stream.renewal_wanted.clear()
+                    spread_ms = random.uniform(0, stream.renew_within_ms)  # noqa: S311
+                    due_ms = min(due_ms, self._settings.unix_s() * 1000 + spread_ms)
                 continue
             try:
                 fresh = await renewed(channel, self._keeper.identity)

@@ -54,7 +54,7 @@ async def enroll(
     """
     token = parse_join(join)
     old = await asyncio.to_thread(identities.load)
-    key = await asyncio.to_thread(key_for, identities, old, (token.ca,), mode)
+    key = await asyncio.to_thread(key_for, identities, old, token.roots, mode)
     answer = await _ask(token, key, machine, timeout_s)
     return await asyncio.to_thread(adopt, answer, key, identities, catalogs, mode=mode)
 
@@ -72,7 +72,7 @@ async def _ask(token: JoinToken, key: bytes, machine: Machine, timeout_s: float)
         machine=machine_message(machine),
     )
     try:
-        channel = public_channel((token.ca,), token.public)
+        channel = public_channel(token.roots, token.public)
     except ValueError as error:
         raise EnrolmentFailed(
             "the root certificate in the join token cannot be read. Copy the token again, whole",
@@ -88,7 +88,7 @@ async def _ask(token: JoinToken, key: bytes, machine: Machine, timeout_s: float)
     return Answer(
         found.host_id,
         tuple(found.certificate_chain),
-        tuple(found.ca_certificates) or (token.ca,),
+        tuple(found.ca_certificates) or token.roots,
         found.trust,
         signed(found.assignment),
         found.counter,

@@ -65,6 +65,7 @@ class NoticeCode(IntEnum):
     EVICTED = 4
     BANNED = 5
     GOING_AWAY = 6
+    RENEW = 7
     VERSION = 100
     """Not of the protocol's: the stream was refused because of this agent's version."""
 

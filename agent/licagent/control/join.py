@@ -3,6 +3,8 @@
 
     licjoin1.<base64url of {"id", "secret", "public", "control", "ca"}>
 
+While the control plane changes its root it also has "more": other roots, separated by spaces.
+
 It carries the control plane's root certificate, so the very first connection is verified: there
 is no trust on first use. Whoever has it can enrol as often as it allows; treat it as a password.
 """
@@ -44,6 +46,13 @@ class JoinToken:
     public: str  # host:port of the public listener
     control: str  # host:port of the mutual TLS listener
     ca: bytes = field(repr=False)  # the root certificate, DER
+    more: tuple[bytes, ...] = field(default=(), repr=False)
+    """Roots that the server may show a certificate of soon, or did until a while ago."""
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """All that the server may be verified with."""
+        return (self.ca, *self.more)
 
 
 def parse_join(text: str) -> JoinToken:
@@ -63,6 +72,7 @@ def parse_join(text: str) -> JoinToken:
         if not all(isinstance(part, str) for part in parts.values()):
             raise ValueError("a part of it is no text")
         ca = _decoded(parts["ca"])
+        more = tuple(map(_decoded, str(body.get("more") or "").split()))
     except KeyError as error:
         raise EnrolmentFailed(
             f"the join token lacks {error.args[0]!r}. {_AGAIN}", code="join"
@@ -73,7 +83,7 @@ def parse_join(text: str) -> JoinToken:
         ) from error
     for name in ("public", "control"):
         check_address(parts[name], f"the join token's {name} address", code="join")
-    return JoinToken(parts["id"], parts["secret"], parts["public"], parts["control"], ca)
+    return JoinToken(parts["id"], parts["secret"], parts["public"], parts["control"], ca, more)
 
 
 def check_address(address: str, what: str, *, code: str) -> None:

@@ -80,6 +80,7 @@ class HostState:
     break_glass_until_unix_ms: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     refused_licenses: Mapping[str, str] = field(default_factory=dict)  # license -> reason
+    authorities: tuple[str, ...] = ()  # roots of the control plane: SHA-256, hexadecimal
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ _WELCOME_S: Final = 30.0
 _WAITING_MAX: Final = 64
 _UNSENT_MAX: Final = 1024
 _DETAIL_MAX: Final = 3_000
+_RENEW_WITHIN_MAX_MS: Final = 3_600_000
 COUNTER_BYTES: Final = 32
 
 
@@ -100,6 +101,9 @@ class SyncStream:
         self._work: asyncio.Queue[_Work] = asyncio.Queue(_WAITING_MAX)
         self._out: asyncio.Queue[sync_pb2.AgentMessage] = asyncio.Queue(_UNSENT_MAX)
         self.welcomed = asyncio.Event()
+        self.renewal_wanted = asyncio.Event()
+        """The control plane asks for it: its roots have changed."""
+        self.renew_within_ms = 0
         self.report_interval_ms = 0
 
     async def run(self) -> None:
@@ -265,6 +269,10 @@ class SyncStream:
         detail = notice.detail or f"the control plane says: {code.name.lower()}"
         if code is NoticeCode.UNSPECIFIED:
             self._callbacks.notice(code, detail)
+            return
+        if code is NoticeCode.RENEW:
+            self.renew_within_ms = min(notice.retry_after_ms, _RENEW_WITHIN_MAX_MS)
+            self.renewal_wanted.set()
             return
         raise StreamEnded(detail, code, notice.retry_after_ms)
 

@@ -177,6 +177,7 @@ def report_message(report: HostReport, sequence: int) -> telemetry_pb2.HostRepor
             break_glass_until_unix_ms=state.break_glass_until_unix_ms,
             labels=dict(state.labels),
             refused_licenses=dict(state.refused_licenses),
+            authorities=state.authorities,
         ),
         decisions=[
             pb.DecisionCount(

@@ -28,6 +28,7 @@ from licagent.host.cgroups import names_of
 from licagent.host.processes import executable_of
 from licagent.kernel.layout import SocketRecord, TagKind
 from licagent.kernel.libbpf import BpfError
+from licagent.store.errors import StoreError
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
@@ -117,7 +118,18 @@ class Reporter:
             ),
             labels=dict(agent.control.labels),
             refused_licenses=self._refused(),
+            authorities=self._authorities(),
         )
+
+    def _authorities(self) -> tuple[str, ...]:
+        """The roots that this host verifies the control plane with."""
+        try:
+            identity = self._agent.link.identities.load()
+        except StoreError:
+            return ()
+        if identity is None:
+            return ()
+        return tuple(hashlib.sha256(each).hexdigest() for each in identity.ca_certificates)
 
     def _refused(self) -> dict[str, str]:
         agent = self._agent

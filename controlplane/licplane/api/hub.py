@@ -18,6 +18,7 @@ from licplane.api.site import FAULTS, Site, log
 from licplane.api.stream import Ending, Sent, SyncStream
 from licplane.api.wire import EncodedDelta
 from licplane.errors import ExitCode, PlaneError
+from licplane.issuer.authority import BACKDATE
 from licplane.service.answers import FleetChanges, HeadCheck
 from licplane.service.values import SERVED, HostStatus, View
 from licplane.store.announce import Announcer
@@ -31,6 +32,10 @@ _EMPTY_AFTER: Final = 1000
 _CROWD: Final = 64
 _CROWD_LOOKS: Final = 100  # 2 s: a few that do not read hold nobody up for longer
 _CROWD_LOOK_S: Final = 0.02
+_RENEW_MIN_MS: Final = 500
+_RENEW_EACH_MS: Final = 20
+_RENEW_MAX_MS: Final = 600_000
+_BACKDATED_MS: Final = int(BACKDATE.total_seconds() * 1000)
 _CACHE_MAX: Final = 512
 _CACHE_KEPT_S: Final = 30.0
 
@@ -65,6 +70,7 @@ class Hub:
         self._unpublished: dict[View, int] = {}
         self._behind: set[SyncStream] = set()
         self._changed: set[str] = set()
+        self._roots_changed_ms = 0
         self._intact = True
         self._problem = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -357,6 +363,22 @@ class Hub:
         if self.detach(stream):
             self.gone(stream.host_id)  # its handler finds it detached already
         stream.end(Ending(status.name.lower()), wire.notice(code, detail))
+
+    def roots_changed(self, changed_ms: int) -> None:
+        """Let every host whose certificate is older take a new one, and the roots with it."""
+        if changed_ms == self._roots_changed_ms:
+            return
+        self._roots_changed_ms = changed_ms
+        for stream in self.streams.values():
+            self.ask_to_renew(stream)
+
+    def ask_to_renew(self, stream: SyncStream) -> None:
+        """Where its certificate is older than the authorities: at a random moment soon."""
+        if stream.identity.issued_unix_ms + _BACKDATED_MS > self._roots_changed_ms:
+            return
+        within_ms = min(_RENEW_MAX_MS, _RENEW_MIN_MS + _RENEW_EACH_MS * len(self.streams))
+        detail = "The control plane's certification authorities have changed"
+        stream.send(Sent.NOTICE, wire.notice(sync_pb2.Notice.CODE_RENEW, detail, within_ms))
 
     # ------------------------------------------------------------------------- counting
 

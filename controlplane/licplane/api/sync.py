@@ -231,6 +231,7 @@ class SyncService:
             ),
         )
         hub.take_state(stream, state)
+        hub.ask_to_renew(stream)
         if hello.revision and _view(hello.view) != stream.view:
             stream.want_reset()
         delta = await self._delta(stream)

@@ -62,7 +62,7 @@ class Worker:
         memory.limit_arenas()
         await self.hub.start()
         names = server_names(self._settings, self._addresses)
-        self.certificate = certificate = ServerCertificate(self.site, names)
+        self.certificate = certificate = ServerCertificate(self.site, names, self.hub.roots_changed)
         await certificate.renew()
         await self._start_metrics()
         control, _ = control_server(self.site, certificate, self._sync, self._addresses.control)

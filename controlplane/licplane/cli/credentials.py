@@ -62,11 +62,23 @@ def _identity(path: Path, data: bytes) -> Credentials:
             f"has {len(keys)} private keys and {len(certificates)} certificates, not one key,"
             " its certificate and the server's CA",
         )
+    # The leaf comes first, and the server's roots last: more than one while they change.
+    roots = [one for one in certificates[1:] if _is_root(one)] or certificates[-1:]
     return Credentials(
-        ca_pem=certificates[-1],
+        ca_pem=b"".join(roots),
         private_key_pem=keys[0],
-        certificate_pem=b"".join(certificates[:-1]),
+        certificate_pem=b"".join(one for one in certificates if one not in roots),
     )
+
+
+def _is_root(pem: bytes) -> bool:
+    from cryptography import x509
+
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+        return found.subject == found.issuer
+    except ValueError:
+        return False
 
 
 def _token(path: Path, data: bytes) -> Credentials:

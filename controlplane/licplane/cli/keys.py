@@ -99,28 +99,43 @@ def list_() -> None:
 
 @keys.command()
 @click.argument("kid", shell_complete=complete_kid)
+@click.option(
+    "--resign",
+    is_flag=True,
+    help="Sign the licenses that it signed again with the issuer's newest other key, in the same"
+    " step; terms, ends and open connections stay.",
+)
+@click.option(
+    "--anyway",
+    is_flag=True,
+    help="Although some hosts do not know another key yet: they will have to enrol again.",
+)
 @passphrase_option
 @state_option
 @json_option
-def retire(kid: str, passphrase_file: Path | None) -> None:
+def retire(kid: str, passphrase_file: Path | None, *, resign: bool, anyway: bool) -> None:
     """Mark the key KID (or its first characters) as retired.
 
-    Hosts then refuse every license the key signed: renew them first.
+    Hosts then refuse every license the key signed: --resign signs them again, or renew them first.
+    Licenses that were handed out as files stay as they are.
     """
     where = local_place()
     with open_store(where) as store:
         with store.reading() as reader:
             Keyring(reader).find(kid)
             opened = open_keys(reader, lambda: passphrase(passphrase_file))
-        key, changed = Plane(store, opened).retire_key(local_actor(), Change(), kid)
+        key, changed, signed = Plane(store, opened).retire_key(
+            local_actor(), Change(), kid, resign=resign, anyway=anyway
+        )
         document = _document(key, store)
         trust = write_trust(where, store)
     if changed:
-        say(f"Retired {key.kid}.{_for_files(trust)}")
+        again = f" {signed} licenses are signed by another key now." if resign else ""
+        say(f"Retired {key.kid}.{again}{_for_files(trust)}")
     else:
         say(f"{key.kid} was retired already.")
     if wants_json():
-        print_json({"key": document, "changed": changed})
+        print_json({"key": document, "changed": changed, "signed_again": signed})
 
 
 @keys.command()

@@ -18,6 +18,7 @@ from licplane.cli.place import Place
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.authority import root_certificate
 from licplane.issuer.keyring import open_keys
+from licplane.issuer.roots import ROOTS_SETTING, unverified_roots
 from licplane.service.answers import (
     AuditCheck,
     AuditView,
@@ -184,13 +185,19 @@ def open_plane(where: Place, passphrase: PassphraseSource | None) -> Iterator[Pl
 
 
 def root_pem(store: Store) -> bytes:
-    """The CA's certificate, which needs no passphrase. Raises PlaneError NOT_FOUND."""
+    """The certificates of the authorities that are trusted, which needs no passphrase.
+
+    Raises PlaneError NOT_FOUND.
+    """
     with store.reading() as reader:
-        rows = reader.keys(KeyKind.AUTHORITY)
+        rows = {one.key_id: one for one in reader.keys(KeyKind.AUTHORITY)}
+        data = reader.setting(ROOTS_SETTING)
     if not rows:
         raise PlaneError(
             ExitCode.NOT_FOUND,
             "There is no certification authority yet",
             "Start `licplane serve` once: it makes one",
         )
-    return root_certificate(rows[-1]).public_bytes(Encoding.PEM)
+    names = unverified_roots(data).trusted if data is not None else tuple(rows)[-1:]
+    found = [root_certificate(rows[name]) for name in names if name in rows]
+    return b"".join(one.public_bytes(Encoding.PEM) for one in found)

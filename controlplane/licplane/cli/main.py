@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     # name: (module:attribute below licplane.cli, one line of help)
     "serve": ("serve:serve", "Run the control plane (a service does this)."),
     "keys": ("keys:keys", "Make, list and retire the keys that sign licenses."),
+    "ca": ("ca:ca", "Show and change the certification authority."),
     "license": ("license:license", "Issue licenses, show them, and end them."),
     "apply": ("apply:apply", "Put resources, bindings and licenses of files in force."),
     "resource": ("objects:resource", "Show and change what is licensed."),

@@ -62,6 +62,11 @@ class Authority:
     private_key: ec.EllipticCurvePrivateKey = field(repr=False)
 
     @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the root certificate, hexadecimal."""
+        return hashlib.sha256(self.der).hexdigest()
+
+    @property
     def der(self) -> bytes:
         """The root certificate."""
         return self.certificate.public_bytes(Encoding.DER)
@@ -166,7 +171,8 @@ def create_authority(
     """A new root, and the row that keeps it."""
     private_key = ec.generate_private_key(ec.SECP256R1())
     now = _moment(now_ms)
-    subject = _name("licplane root")
+    # A name of its own: beside another root, peers find the one that signed by it.
+    subject = _name(f"licplane root {key_fingerprint(private_key.public_key()).hex()[:16]}")
     certificate = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -183,7 +189,7 @@ def create_authority(
         .sign(private_key, hashes.SHA256())
     )
     authority = Authority(certificate, private_key)
-    fingerprint = hashlib.sha256(authority.der).hexdigest()
+    fingerprint = authority.fingerprint
     secret = private_key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
     public: dict[str, object] = {
         "fingerprint": fingerprint,

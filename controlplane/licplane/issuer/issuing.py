@@ -69,19 +69,23 @@ def renew(
             f"{jti} would not last longer than it does",
             "Choose a later --expires; to end it, use `licplane license revoke`",
         )
-    terms = Terms(
-        jti=jti,
-        subject=old.subject,
-        not_before_s=old.not_before_s,
+    return issue(registry, key, terms_of(old, expires_at_s=expires_at_s), now_s)
+
+
+def terms_of(license: License, *, expires_at_s: int) -> Terms:
+    """The terms of a license, with another end."""
+    return Terms(
+        jti=license.jti,
+        subject=license.subject,
+        not_before_s=license.not_before_s,
         expires_at_s=expires_at_s,
-        scope=old.scope,
-        entitlements=old.entitlements,
-        selectors=old.selectors,
-        hosts=old.hosts,
-        grace_s=old.grace_s,
-        failure_mode=old.failure_mode,
+        scope=license.scope,
+        entitlements=license.entitlements,
+        selectors=license.selectors,
+        hosts=license.hosts,
+        grace_s=license.grace_s,
+        failure_mode=license.failure_mode,
     )
-    return issue(registry, key, terms, now_s)
 
 
 def state(

@@ -47,6 +47,11 @@ class Keys:
     signing: Mapping[str, SigningKey] = field(repr=False)
     encrypted: frozenset[str]  # kids of those that a passphrase protects
     authority: Authority | None = field(default=None, repr=False)
+    """The newest one; which one issues is said by licplane.issuer.roots."""
+    authorities: Mapping[str, Authority] = field(
+        default_factory=lambda: MappingProxyType({}), repr=False
+    )
+    """All that count, by the fingerprints of their certificates."""
 
     @property
     def counted(self) -> frozenset[str]:
@@ -63,11 +68,13 @@ class Keys:
             MappingProxyType({**self.signing, key.kid: key}),
             self.encrypted | {key.kid} if encrypted else self.encrypted,
             self.authority,
+            self.authorities,
         )
 
     def with_authority(self, authority: Authority) -> Keys:
-        """These, and the authority that signs certificates."""
-        return Keys(self.signing, self.encrypted, authority)
+        """These, and one more authority that signs certificates."""
+        known = MappingProxyType({**self.authorities, authority.fingerprint: authority})
+        return Keys(self.signing, self.encrypted, authority, known)
 
 
 NO_KEYS: Final = Keys(MappingProxyType({}), frozenset())
@@ -106,7 +113,9 @@ def open_keys(reader: Reader, passphrase: PassphraseSource) -> Keys:
         raise refusal
     # The newest one that is as well protected as any: see Keys.counted.
     best = [one for locked, one in authorities if locked or not needed]
-    return Keys(MappingProxyType(signing), frozenset(encrypted), best[-1] if best else None)
+    by_name = MappingProxyType({one.fingerprint: one for one in best})
+    newest = best[-1] if best else None
+    return Keys(MappingProxyType(signing), frozenset(encrypted), newest, by_name)
 
 
 def seal_key(key: SigningKey, passphrase: str | None, now_ms: int, cost: Cost | None) -> SealedKey:

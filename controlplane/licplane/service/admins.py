@@ -119,7 +119,7 @@ class Admins:
         key = new_private_key()
         issued = authority.issue_admin(name, key.public_key(), ttl_s, work.now_ms)
         work.transaction.add_certificate(certificate_row(issued))
-        pem = private_key_pem(key) + pem_of(issued.der) + authority.pem
+        pem = private_key_pem(key) + pem_of(issued.der) + self._core.authorities().pem
         admin = _identity(
             work,
             name,

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.authority import Authority
 from licplane.issuer.keyring import Keyring, Keys
+from licplane.issuer.roots import ROOTS_SETTING, Roots, opened_roots
 from licplane.service.counters import Counters
 from licplane.service.requests import PlaneSettings
 from licplane.store.database import Store
@@ -16,6 +18,27 @@ from licplane.store.reader import Reader
 from lictoken.keys import SigningKey
 from lictoken.sealed import Sealer
 from lictoken.trust import KeyStatus, TrustedKey, TrustStore
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """The certification authorities that this process opened, and what each is for."""
+
+    roots: Roots
+    issuing: Authority
+    trusted: tuple[Authority, ...]  # the issuing one first
+    every: tuple[Authority, ...]  # also those that are retired
+    document: bytes | None  # what the store says of it
+
+    @property
+    def certificates(self) -> tuple[bytes, ...]:
+        """What hosts verify servers with, DER."""
+        return tuple(one.der for one in self.trusted)
+
+    @property
+    def pem(self) -> bytes:
+        """The same as PEM."""
+        return b"".join(one.pem for one in self.trusted)
 
 
 class Core:
@@ -38,6 +61,7 @@ class Core:
         self._sealers: dict[str, Sealer] = {}
         self._control: str | None = None
         self._counters: Counters | None = None
+        self._authorities: Authorities | None = None
         self._lock = threading.Lock()
 
     @property
@@ -63,6 +87,7 @@ class Core:
             self._keys = keys
             self._control = None
             self._counters = None
+            self._authorities = None
 
     def look_for_key(self, kid: str) -> bool:
         """Open the keys again for one that was made since; whether it counts now.
@@ -81,28 +106,57 @@ class Core:
         return kid in keys.counted
 
     def authority(self) -> Authority:
-        """The certification authority. Raises PlaneError where there is none."""
-        found = self.keys.authority
+        """The certification authority that issues. Raises PlaneError where there is none."""
+        return self.authorities().issuing
+
+    def authorities(self) -> Authorities:
+        """All authorities, as `look_at_roots` found them last. Raises PlaneError."""
+        with self._lock:
+            known = self._authorities
+        return known if known is not None else self.look_at_roots()
+
+    def look_at_roots(self) -> Authorities:
+        """Read which authority issues and which are trusted; those that are new are opened.
+
+        A server's workers do it every second or so, for another process may have changed it.
+        """
+        with self.store.reading() as reader:
+            data = reader.setting(ROOTS_SETTING)
+        with self._lock:
+            known = self._authorities
+        if known is not None and known.document == data:
+            return known
+        found: Authorities | None = None
+        try:
+            found = _authorities(self.keys, data)
+        except PlaneError:
+            if self._reopen is None:
+                raise
+        if found is None and self._reopen is not None:  # of keys that were made since
+            keys = self._reopen()
+            found = _authorities(keys, data)
+            self.take_keys(keys)
         if found is None:
             raise PlaneError(
                 ExitCode.NOT_FOUND,
                 "There is no certification authority in this database that this passphrase opens",
                 "It is made by the first `licplane serve`; check the passphrase",
             )
+        with self._lock:
+            self._authorities = found
+            self._counters = None
         return found
 
     def counters(self) -> Counters:
         """Who makes and judges the hosts' counters."""
+        authorities = self.authorities()
         with self._lock:
-            known = self._counters
-        if known is None:
-            known = Counters(self.authority())
-            with self._lock:
-                self._counters = known
-        return known
+            if self._counters is None:
+                self._counters = Counters(authorities.issuing, authorities.every)
+            return self._counters
 
     def sealer(self, reader: Reader) -> Sealer:
-        """Who seals the control plane's messages: its newest key that is active."""
+        """Who seals the control plane's messages: see `control_key`."""
         return self.sealer_of(control_key(self.keys, Keyring(reader).trust()))
 
     def sealer_of(self, key: SigningKey) -> Sealer:
@@ -146,16 +200,43 @@ class Core:
         return TrustStore(found)
 
 
+def _authorities(keys: Keys, data: bytes | None) -> Authorities | None:
+    """None where one that is needed was not opened."""
+    if data is None:
+        only = keys.authority
+        if only is None:
+            return None
+        return Authorities(Roots(only.fingerprint), only, (only,), (only,), None)
+    trust = TrustStore(
+        TrustedKey.of(keys.signing[kid].public_key, keys.signing[kid].issuer)
+        for kid in sorted(keys.counted)
+    )
+    roots = opened_roots(data, trust)
+    if any(name not in keys.authorities for name in roots.trusted):
+        return None
+    trusted = tuple(keys.authorities[name] for name in roots.trusted)
+    every = tuple(keys.authorities[name] for name in roots.every if name in keys.authorities)
+    return Authorities(roots, trusted[0], trusted, every, data)
+
+
 def control_key(keys: Keys, trust: TrustStore) -> SigningKey:
-    """The newest active key of the opened ones that count."""
-    newest: tuple[str, int, str] | None = None
-    for at, key in enumerate(trust):
-        if key.status is KeyStatus.ACTIVE and key.kid in keys.counted:
-            newest = max(newest or ("", -1, ""), (key.created_at or "", at, key.kid))
-    if newest is None:
+    """The oldest active key of the opened ones that count.
+
+    Hosts believe a new key on the word of one that they believe already. So a new one seals
+    nothing until those before it are retired; by then the hosts have it from the catalog.
+    """
+    oldest = min(
+        (
+            (key.created_at or "", at, key.kid)
+            for at, key in enumerate(trust)
+            if key.status is KeyStatus.ACTIVE and key.kid in keys.counted
+        ),
+        default=None,
+    )
+    if oldest is None:
         raise PlaneError(
             ExitCode.NOT_FOUND,
             "There is no active key to sign with",
             "Make one with `licplane keys create --issuer NAME`, or check the passphrase",
         )
-    return keys.signing[newest[2]]
+    return keys.signing[oldest[2]]

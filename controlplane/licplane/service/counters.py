@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Sequence
 from typing import Final
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -28,30 +29,36 @@ _NUMBER_MAX: Final = 2**63
 
 
 class Counters:
-    """Makes and judges counters, with a key that comes from the certification authority's."""
+    """Makes and judges counters, with keys that come from the certification authorities'."""
 
-    def __init__(self, authority: Authority) -> None:
-        secret = authority.private_key.private_numbers().private_value.to_bytes(32, "big")
-        self._key = HKDF(SHA256(), 32, salt=None, info=b"licplane-counter-v1").derive(secret)
+    def __init__(self, authority: Authority, every: Sequence[Authority] = ()) -> None:
+        """`every`: those whose counters hosts may still show; `authority` makes new ones."""
+        self._key = _key_of(authority)
+        self._keys = (self._key, *(_key_of(one) for one in every if one is not authority))
 
     def following(self, host_id: str, known: HostCounters | None) -> bytes:
         """A counter that comes after all that the host was given."""
         number = 1 + (max(_number(known.current), _number(known.pending)) if known else 0)
         head = number.to_bytes(_NUMBER_BYTES, "big") + os.urandom(_RANDOM_BYTES)
-        return head + self._code(host_id, head)
+        return head + _code(self._key, host_id, head)
 
     def is_ahead(self, host_id: str, counter: bytes, known: HostCounters) -> bool:
         """Whether we made this counter for the host, after the newest one we know of."""
         if len(counter) != COUNTER_BYTES:
             return False
         head, code = counter[:-_CODE_BYTES], counter[-_CODE_BYTES:]
-        return hmac.compare_digest(code, self._code(host_id, head)) and _number(counter) > max(
-            _number(known.current), _number(known.pending)
-        )
+        is_ours = any(hmac.compare_digest(code, _code(key, host_id, head)) for key in self._keys)
+        return is_ours and _number(counter) > max(_number(known.current), _number(known.pending))
 
-    def _code(self, host_id: str, head: bytes) -> bytes:
-        message = host_id.encode() + b"\0" + head
-        return hmac.digest(self._key, message, "sha256")[:_CODE_BYTES]
+
+def _key_of(authority: Authority) -> bytes:
+    secret = authority.private_key.private_numbers().private_value.to_bytes(32, "big")
+    return HKDF(SHA256(), 32, salt=None, info=b"licplane-counter-v1").derive(secret)
+
+
+def _code(key: bytes, host_id: str, head: bytes) -> bytes:
+    message = host_id.encode() + b"\0" + head
+    return hmac.digest(key, message, "sha256")[:_CODE_BYTES]
 
 
 def holds(known: HostCounters, counter: bytes) -> bool:

@@ -247,7 +247,7 @@ class Enrolment:
         return Enrolled(
             host_id=host.host_id,
             certificate_chain=(issued.der,),
-            ca_certificates=(self._core.authority().der,),
+            ca_certificates=self._core.authorities().certificates,
             trust=trust,
             assignment=assignment(self._core, host),
             counter=counter,

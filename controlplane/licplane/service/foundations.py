@@ -10,15 +10,17 @@ from typing import Final
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer import keyring
 from licplane.issuer.authority import create_authority, new_private_key, pem_of, private_key_pem
-from licplane.issuer.sealedkey import Cost, check_passphrase, is_encrypted
+from licplane.issuer.sealedkey import Cost, check_passphrase
 from licplane.service.access import Permission, require
 from licplane.service.answers import ServerCredentials
 from licplane.service.core import Core
+from licplane.service.key_rotation import check_others_known, resign_licenses
+from licplane.service.protection import check_protection
 from licplane.service.requests import Change
 from licplane.service.values import Actor
 from licplane.service.work import Work, perform_once, run_once
 from licplane.store.model import KeyKind
-from lictoken.trust import TrustedKey
+from lictoken.trust import KeyStatus, TrustedKey
 
 ADVANCE_MAX: Final = 100_000
 ASSIGNMENTS_BEYOND: Final = 1_000
@@ -41,7 +43,7 @@ class Foundations:
         check_passphrase(passphrase)
 
         def body(work: Work) -> TrustedKey:
-            _check_protection(work, passphrase)
+            check_protection(work, passphrase)
             key, trusted = keyring.create_key(
                 work.transaction, issuer, passphrase, work.now_ms, self._cost
             )
@@ -51,15 +53,21 @@ class Foundations:
 
         return run_once(self._core, actor, change, body)
 
-    def retire_key(self, actor: Actor, change: Change, kid: str) -> tuple[TrustedKey, bool]:
+    def retire_key(
+        self, actor: Actor, change: Change, kid: str, *, resign: bool, anyway: bool
+    ) -> tuple[TrustedKey, bool, int]:
         """See Plane.retire_key."""
         require(actor, Permission.CHANGE_KEYS)
 
-        def body(work: Work) -> tuple[TrustedKey, bool]:
+        def body(work: Work) -> tuple[TrustedKey, bool, int]:
+            found = keyring.Keyring(work.transaction).find(kid)
+            if found.status is not KeyStatus.RETIRED and not anyway:
+                check_others_known(work, found)
+            signed = resign_licenses(work, found) if resign else 0
             key, changed = keyring.retire_key(work.transaction, kid, work.now_ms)
             if changed:
-                work.audit("key.retire", key.kid, {"issuer": key.issuer})
-            return key, changed
+                work.audit("key.retire", key.kid, {"issuer": key.issuer, "signed_again": signed})
+            return key, changed, signed
 
         return run_once(self._core, actor, change, body)
 
@@ -80,7 +88,7 @@ class Foundations:
                 raise PlaneError(
                     ExitCode.BUSY, "Another process is making the authority", "Start again"
                 )
-            _check_protection(work, passphrase)
+            check_protection(work, passphrase)
             authority, row = create_authority(passphrase, work.now_ms, self._cost)
             work.transaction.put_key(row)
             work.keys = work.keys.with_authority(authority)
@@ -126,41 +134,11 @@ class Foundations:
             self._core.now_ms(),
         )
         return ServerCredentials(
-            private_key_pem(key), pem_of(issued.der), authority.pem, issued.not_after_unix_ms
+            private_key_pem(key),
+            pem_of(issued.der),
+            self._core.authorities().pem,
+            issued.not_after_unix_ms,
         )
-
-
-def _check_protection(work: Work, passphrase: str | None) -> None:
-    """One passphrase opens every key, or none has one.
-
-    A key in the clear beside encrypted ones would never count (see Keys.counted), and what one
-    under another passphrase signed would be believed by half of the processes.
-    """
-    rows = work.transaction.keys(KeyKind.ISSUER)
-    if rows and not work.keys.signing:
-        raise PlaneError(
-            ExitCode.PERMISSION,
-            "There are keys in this database, and none was opened",
-            "Give their passphrase",
-        )
-    encrypted = [row for row in rows if is_encrypted(row.document)]
-    if not encrypted:
-        return
-    refusal = PlaneError(
-        ExitCode.REFUSED,
-        "The other keys of this database are encrypted, under another passphrase"
-        if passphrase is not None
-        else "The other keys of this database are encrypted, and this one would not be",
-        "Give the passphrase of the others",
-    )
-    if passphrase is None:
-        raise refusal
-    try:
-        keyring.load_key(encrypted[-1], passphrase)
-    except PlaneError as error:
-        if error.code is ExitCode.PERMISSION:
-            raise refusal from error
-        raise
 
 
 def _advance_assignments(work: Work) -> None:

@@ -42,7 +42,7 @@ class Identities:
                     raise _unknown_certificate()
                 return Identity(
                     Role.HOST, host.host_id, host.host_id, host.status, text,
-                    row.key_fingerprint, row.not_after_unix_ms,
+                    row.key_fingerprint, row.not_after_unix_ms, row.not_before_unix_ms,
                 )  # fmt: skip
             admin = reader.admin(digest)
         return self._admin(admin, row, Credential.CERTIFICATE, now_ms)

@@ -96,7 +96,9 @@ class Offline:
             "schema_version": 1,
             "host_id": host.host_id,
             "certificate_chain": [base64url.encode(issued.der)],
-            "ca_certificates": [base64url.encode(self._core.authority().der)],
+            "ca_certificates": [
+                base64url.encode(one) for one in self._core.authorities().certificates
+            ],
             "trust": base64url.encode(trust),
             "assignment": _sealed(assignment(self._core, host)),
             "counter": base64url.encode(counter),

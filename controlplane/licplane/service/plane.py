@@ -42,6 +42,7 @@ from licplane.service.answers import (
     ViewState,
 )
 from licplane.service.auditing import Auditing
+from licplane.service.authorities import AuthorityRotation
 from licplane.service.core import Core
 from licplane.service.documents import Documents
 from licplane.service.enrolment import Enrolment
@@ -117,6 +118,8 @@ class Plane:
         self._documents = Documents(self._core)
         self._foundations = Foundations(self._core, cost)
         self._admins = Admins(self._core)
+        self.authorities: Final = AuthorityRotation(self._core, cost)
+        """Listing and changing the certification authorities."""
         self._auditing = Auditing(self._core)
         self.money: Final = Money(self._core)
         """Usage, bills, triggers and reports."""
@@ -272,6 +275,13 @@ class Plane:
         """A new key and certificate for a listener with these DNS names and addresses."""
         return self._foundations.server_credentials(names)
 
+    def roots_changed_ms(self) -> int:
+        """When the certification authorities last changed, as this database has it now.
+
+        Certificates that were issued before are to be renewed; 0: never.
+        """
+        return self._core.look_at_roots().roots.changed_unix_ms
+
     # ------------------------------------------------------------------------ telemetry
     def record_report(self, host_id: str, report: Report) -> None:
         """Keep a host's newest report, its shadow usage and its open sockets."""
@@ -405,9 +415,21 @@ class Plane:
         (`Plane(store, NO_KEYS)`); this Plane signs with it from then on."""
         return self._foundations.create_key(actor, change, issuer, passphrase)
 
-    def retire_key(self, actor: Actor, change: Change, kid: str) -> tuple[TrustedKey, bool]:
-        """Retire a key (kid or its first characters), and whether it was not before."""
-        return self._foundations.retire_key(actor, change, kid)
+    def retire_key(
+        self,
+        actor: Actor,
+        change: Change,
+        kid: str,
+        *,
+        resign: bool = False,
+        anyway: bool = False,
+    ) -> tuple[TrustedKey, bool, int]:
+        """Retire a key (kid or its first characters), whether it was not before, and how many
+        licenses were signed again by the issuer's newest other key (`resign`).
+
+        Refused while a served host may know no other key that seals, unless `anyway`.
+        """
+        return self._foundations.retire_key(actor, change, kid, resign=resign, anyway=anyway)
 
     def ensure_foundations(self, actor: Actor, *, issuer: str, passphrase: str | None) -> bool:
         """Make what `serve` needs and is not there: an issuer's key, and the certification

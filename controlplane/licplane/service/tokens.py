@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from licplane.errors import ExitCode, PlaneError
+from licplane.issuer.authority import Authority
 from licplane.service.access import Permission, require
 from licplane.service.answers import ChangeResult, Difference, JoinTokenCreated, JoinTokenView
 from licplane.service.core import Core
@@ -80,11 +81,14 @@ class Tokens:
             return JoinTokenCreated(view, "")
         join = {
             "id": view.id,
-            "secret": self._secret(view.id),
+            "secret": self._secret_again(view.id),
             "public": self._core.settings.public_address,
             "control": self._core.settings.control_address,
             "ca": base64url.encode(authority.der),
         }
+        others = [one for one in self._core.authorities().certificates if one != authority.der]
+        if others:  # a server may show a certificate of another one by the time it is used
+            join["more"] = " ".join(map(base64url.encode, others))
         text = json.dumps(join, sort_keys=True, separators=(",", ":"))
         return JoinTokenCreated(view, JOIN_PREFIX + base64url.encode(text.encode()))
 
@@ -124,9 +128,23 @@ class Tokens:
 
         The same request asked twice gets the same answer, although the database has only a hash.
         """
-        private = self._core.authority().private_key.private_numbers().private_value
-        key = hashlib.sha256(b"licplane-join-v1\0" + private.to_bytes(32, "big")).digest()
-        return base64url.encode(hmac.digest(key, token_id.encode(), "sha256"))
+        return _secret(self._core.authority(), token_id)
+
+    def _secret_again(self, token_id: str) -> str:
+        """The secret of a token that may have been made under another authority."""
+        with self._core.store.reading() as reader:
+            row = reader.join_token(token_id)
+        for authority in self._core.authorities().every:
+            secret = _secret(authority, token_id)
+            if row and row.secret_hash == hashlib.sha256(secret.encode()).digest():
+                return secret
+        return self._secret(token_id)
+
+
+def _secret(authority: Authority, token_id: str) -> str:
+    private = authority.private_key.private_numbers().private_value
+    key = hashlib.sha256(b"licplane-join-v1\0" + private.to_bytes(32, "big")).digest()
+    return base64url.encode(hmac.digest(key, token_id.encode(), "sha256"))
 
 
 def token_view(token: JoinToken) -> JoinTokenView:

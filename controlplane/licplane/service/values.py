@@ -45,6 +45,7 @@ class Identity:
     fingerprint: str = ""  # SHA-256 of the certificate (DER), hexadecimal; "" for tokens
     key_fingerprint: bytes = b""  # SHA-256 of its SubjectPublicKeyInfo; b"" for tokens
     not_after_unix_ms: int = 0
+    issued_unix_ms: int = 0  # of a certificate
 
     @property
     def actor(self) -> Actor:

@@ -415,6 +415,9 @@ class StandIn:
         message = sync_pb2.SnapshotManifest(revision=revision, digest=digest, objects=count)
         return self.sealer.seal(SealPurpose.SNAPSHOT, message.SerializeToString())
 
+    def roots_changed_ms(self) -> int:
+        return 0
+
     def server_credentials(self, names: Sequence[str]) -> ServerCredentials:
         self.server_certificates += 1
         made = self.ca.issue("", [*names, "localhost"])

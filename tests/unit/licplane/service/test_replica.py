@@ -282,7 +282,7 @@ def test_keys_come_and_go(both: World) -> None:
     second = both.plane.create_key(ROOT, Change(), issuer="acme", passphrase=PASSPHRASE)
     both.plane.refresh()
     assert both.plane.sign_manifest(EAST, 1, b"", 0).kid == second.kid
-    _, changed = both.plane.retire_key(ROOT, Change(), first.kid[:10])
+    _, changed, _ = both.plane.retire_key(ROOT, Change(), first.kid[:10])
     assert changed
     assert both.plane.retire_key(ROOT, Change(), first.kid)[1] is False
     assert both.plane.refresh().intact
