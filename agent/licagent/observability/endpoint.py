@@ -39,21 +39,24 @@ Handler = Callable[[str], Awaitable[Page]]
 
 async def serve(pages: Mapping[str, Handler], host: str, port: int) -> asyncio.Server:
     """Answer for the pages at an address. Raises OSError when it cannot be had."""
-    open_now = 0
+    waiting: dict[asyncio.StreamWriter, None] = {}
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal open_now
-        open_now += 1
+        if len(waiting) >= _CONNECTIONS_MAX:
+            # The oldest goes, not the newest: who says nothing must not keep a scraper out.
+            oldest = next(iter(waiting))
+            del waiting[oldest]
+            oldest.transport.abort()
+        waiting[writer] = None
         try:
-            if open_now <= _CONNECTIONS_MAX:
-                async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                    writer.write(await _answer(head, pages))
-                    await writer.drain()
+            async with asyncio.timeout(_REQUEST_TIMEOUT_S):
+                head = await reader.readuntil(b"\r\n\r\n")
+                writer.write(await _answer(head, pages))
+                await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a scraper that went away or talks something else gets nothing
         finally:
-            open_now -= 1
+            waiting.pop(writer, None)
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
