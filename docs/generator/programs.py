@@ -28,6 +28,9 @@ EXAMPLES: Final = ROOT / "docs" / "reference" / "examples"
 VERBATIM: Final = "\b"
 REGENERATE: Final = "generated from the commands by docs/build_reference.py; do not edit"
 
+PROGRAMS: Final = frozenset({"licagent", "licplane"})
+"""What examples in help texts begin with; other texts that stand as they are show data."""
+
 ITEMS: Final = frozenset({"events"})
 """Commands whose JSON is one object a line."""
 
@@ -202,7 +205,9 @@ def _spaced(paragraphs: tuple[str, ...]) -> list[str]:
 
 def _markdown(paragraph: str) -> tuple[str, ...]:
     if paragraph.startswith(VERBATIM):
-        return ("```sh", *paragraph.removeprefix(VERBATIM).splitlines(), "```")
+        lines = paragraph.removeprefix(VERBATIM).splitlines()
+        kind = "sh" if lines[0].split()[0] in PROGRAMS else "text"
+        return (f"```{kind}", *lines, "```")
     return (paragraph,)
 
 
