@@ -40,6 +40,8 @@ class _Carried:
 
     def is_alive(self) -> bool:
         """Whether the other process still has it; takes what it says meanwhile."""
+        if self.told.fileno() < 0:  # given up, and not made anew since
+            return False
         poll = select.poll()
         poll.register(self.told, select.POLLIN | select.POLLHUP)
         while events := poll.poll(0):

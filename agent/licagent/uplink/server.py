@@ -109,7 +109,9 @@ class Carrier:
                     raise OSError(f"more than {_CARRIED_MAX} connections at once")
                 await _carried(reader, writer, server)
             except (OSError, TimeoutError) as error:
-                words = str(error) or "no connection in time"
+                # Not asyncio's own words, which name a call: the system's, as other errors have.
+                number = error.errno if isinstance(error, OSError) else None
+                words = os.strerror(number) if number else str(error) or "no connection in time"
                 _log.warning("%s: %s", server, words)
                 _say(asked, {"failure": words})
             finally:
