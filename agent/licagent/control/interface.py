@@ -53,6 +53,7 @@ class HostStatus(IntEnum):
     BANNED = 3
     CLONED = 4
     DRAINING = 5
+    LEAVING = 6
 
 
 class NoticeCode(IntEnum):

@@ -26,7 +26,7 @@ from licagent.control.interface import (
     Refused,
 )
 from licagent.control.leases import LeaseKeeper
-from licagent.control.wire import delta_part, signed, view_message
+from licagent.control.wire import delta_part, sealed, signed, view_message
 from licagent.domain.delta_parts import DeltaParts, GatheredDelta
 from licagent.domain.replica import Kind, SignedBytes
 from licapi.control.v1 import sync_pb2, sync_pb2_grpc
@@ -37,6 +37,9 @@ _WELCOME_S: Final = 30.0
 _WAITING_MAX: Final = 64
 _UNSENT_MAX: Final = 1024
 _DETAIL_MAX: Final = 3_000
+_STATEMENTS: Final = 40
+"""Of one message, which has at most 64 KiB; a statement is a JWS of about 600 bytes."""
+_PARTS_MAX: Final = 200
 _RENEW_WITHIN_MAX_MS: Final = 3_600_000
 COUNTER_BYTES: Final = 32
 
@@ -104,6 +107,7 @@ class SyncStream:
         self.renewal_wanted = asyncio.Event()
         """The control plane asks for it: its roots have changed."""
         self.renew_within_ms = 0
+        self._has_remembered = False
         self.report_interval_ms = 0
 
     async def run(self) -> None:
@@ -289,8 +293,24 @@ class SyncStream:
             detail=error.detail[:_DETAIL_MAX].encode("utf-8", "replace").decode(),
         )
         self._send(sync_pb2.AgentMessage(nack=nack))
+        if is_delta and error.reason is NackReason.ROLLBACK and not self._has_remembered:
+            self._has_remembered = True
+            self._remember()
         if is_delta:
             self._progress(Progress(refusal=str(error)))
+
+    def _remember(self) -> None:
+        """The server's database is an older copy: tell it what it was that took rights away."""
+        held = self._keeper.replica.objects.values()
+        statements = [each.payload for each in held if each.kind is Kind.REVOCATION]
+        parts = [
+            statements[at : at + _STATEMENTS] for at in range(0, len(statements), _STATEMENTS)
+        ] or [[]]
+        for number, part in enumerate(parts[:_PARTS_MAX]):
+            told = sync_pb2.Remembered(statements=part)
+            if number == 0:
+                told.assignment.CopyFrom(sealed(self._keeper.identity.assignment))
+            self._send(sync_pb2.AgentMessage(remembered=told))
 
     def _send(self, message: sync_pb2.AgentMessage) -> None:
         try:

@@ -344,7 +344,7 @@ class Hub:
         if state.assignment_sequence > stream.assignment_sequence:
             stream.assignment_sequence = state.assignment_sequence
             stream.send(Sent.ASSIGNMENT, wire.assignment(state.assignment))
-        draining, stream.draining = stream.draining, state.status is HostStatus.DRAINING
+        draining, stream.draining = stream.draining, state.status is not HostStatus.ACTIVE
         if state.view != stream.view:
             self._leave(stream)
             stream.view = state.view

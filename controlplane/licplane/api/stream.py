@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from licplane.api.hub import Hub
 
 _UNANSWERED_MAX: Final = 4096
+_REMEMBERED_MAX: Final = 200  # messages of one stream
 _RATE_WINDOW_S: Final = 60.0
 _STATEMENT_DETAIL_MAX: Final = 1024
 
@@ -68,10 +69,12 @@ class SyncStream:
         "_hub",
         "_nonce",
         "_received",
+        "_remembered",
         "_reset_wanted",
         "_task",
         "_urgent",
         "_waiting",
+        "_was_ahead",
         "_window_began_s",
         "_writer",
         "assignment_sequence",
@@ -114,6 +117,8 @@ class SyncStream:
         self._delta_nonces: tuple[int, ...] | list[int] = ()
         self._held_back_at = -1  # a delta to this revision was refused: wait for another one
         self._reset_wanted = False
+        self._was_ahead = False
+        self._remembered = 0  # messages
         self._received = 0
         self._window_began_s = 0.0
 
@@ -252,6 +257,11 @@ class SyncStream:
 
     # ----------------------------------------------------------------------- answers
 
+    def may_remember(self) -> bool:
+        """Whether the host may tell what we have forgotten: it refused a catalog as older."""
+        self._remembered += 1
+        return self._was_ahead and self._remembered <= _REMEMBERED_MAX
+
     def counts(self, now_s: float) -> bool:
         """Count a message of the host; False when it sends too many."""
         if now_s - self._window_began_s >= _RATE_WINDOW_S:
@@ -304,7 +314,9 @@ class SyncStream:
             else:
                 self._held_back_at = delta.to_revision
                 # Its revisions are not ours where the database was put back from a copy.
-                self._reset_wanted |= nack.reason == sync_pb2.NACK_REASON_ROLLBACK
+                is_ahead = nack.reason == sync_pb2.NACK_REASON_ROLLBACK
+                self._reset_wanted |= is_ahead
+                self._was_ahead |= is_ahead
         hub.settled(self)
 
 

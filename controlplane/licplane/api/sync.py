@@ -25,6 +25,7 @@ from licplane.errors import PlaneError
 from licplane.service.answers import CounterVerdict, HostState
 from licplane.service.plane import wall_clock_ms
 from licplane.service.values import SERVED, HostStatus, Identity, Role, View
+from lictoken.sealed import Seal
 
 SERVICE: Final = "licapi.control.v1.Sync"
 REFUSAL: Final = "licplane-refusal"
@@ -284,6 +285,8 @@ class SyncService:
                     await self._lease(stream, message.lease_request)
                 case "counter_kept":
                     await self._counter_kept(stream, message.counter_kept.counter)
+                case "remembered":
+                    await self._remembered(stream, message.remembered)
                 case "hello":
                     raise Refused(
                         grpc.StatusCode.INVALID_ARGUMENT, "There is one Hello", "malformed"
@@ -309,6 +312,25 @@ class SyncService:
         else:
             metrics.count("licplane_leases_total", result="given")
             stream.send(Sent.LEASES, wire.leases(bundle))
+
+    async def _remembered(self, stream: SyncStream, told: sync_pb2.Remembered) -> None:
+        if not stream.may_remember():
+            self._hub.refused("remembered")
+            return
+        assignment = told.assignment if told.HasField("assignment") else None
+        try:
+            found = await self._site.call(
+                self._site.plane.take_remembered,
+                stream.host_id,
+                tuple(told.statements),
+                Seal(assignment.payload, assignment.kid, assignment.signature)
+                if assignment is not None
+                else None,
+            )
+        except FAULTS as error:
+            self._site.fault("remembered", error)
+            return
+        self._site.metrics.count("licplane_remembered_total", found.statements)
 
     async def _counter_kept(self, stream: SyncStream, counter: bytes) -> None:
         try:

@@ -19,7 +19,7 @@ from licplane.api.listeners import control_server, public_server
 from licplane.api.probes import serve_pages
 from licplane.api.server import Opened
 from licplane.api.settings import Addresses, ServerSettings
-from licplane.api.site import FAULTS, Site
+from licplane.api.site import FAULTS, Site, log
 from licplane.api.stream import Ending, SyncStream
 from licplane.api.sync import SyncService
 from licplane.api.tls import ServerCertificate
@@ -64,6 +64,11 @@ class Worker:
         names = server_names(self._settings, self._addresses)
         self.certificate = certificate = ServerCertificate(self.site, names, self.hub.roots_changed)
         await certificate.renew()
+        if await self.site.catalog(lambda: self._opened.plane.is_put_back):
+            log.warning(
+                "this database was put back from a backup: no leases are given and nobody is let in"
+                " until `licplane db advance`"
+            )
         await self._start_metrics()
         control, _ = control_server(self.site, certificate, self._sync, self._addresses.control)
         self._servers.append(control)

@@ -130,19 +130,38 @@ def advance(change: Change, beyond: int | None, passphrase_file: Path | None) ->
         plane.refresh()
         before = plane.revision
         wanted = beyond if beyond is not None else _highest_shown(backend, before)
-        if wanted < before or (beyond is None and wanted == before):
+        recovered = _recovered(backend)
+        put_back = plane.is_put_back
+        if not put_back and (wanted < before or (beyond is None and wanted == before)):
             after = before
         else:
             after = plane.advance(backend.actor, change, wanted)
     changed = after != before and not change.dry_run
     if wants_json():
-        print_json({"changed": changed, "before": before, "revision": after})
+        print_json(
+            {"changed": changed, "before": before, "revision": after, "recovered": recovered}
+        )
     elif after == before:
         say(f"No change: no host has shown more than the catalog's revision {before}.")
     elif change.dry_run:
         say(f"Dry run: the catalog would go from revision {before} beyond {wanted}.")
     else:
         say(f"The catalog was at revision {before} and is at {after} now; hosts take it anew.")
+        if put_back:
+            say(f"Hosts remembered {recovered} changes that the backup lacked; see `audit list`.")
+            say("Leases are given again, and hosts may join. Make join tokens and administrators")
+            say("anew: those of the backup were ended.")
+
+
+def _recovered(backend: LocalBackend) -> int:
+    """Entries of the audit log that hosts remembered, since the copy was made or before."""
+    count, after = 0, 0
+    while page := backend.list_audit(after, PAGE_SIZE):
+        count += sum(
+            "remembered_by" in one.detail_json or one.action == "host.remember" for one in page
+        )
+        after = page[-1].sequence
+    return count
 
 
 def _highest_shown(backend: Backend, least: int) -> int:

@@ -36,6 +36,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "export": ("report:export", "Give usage and bills to other programs."),
     "admin": ("admin:admin", "Hand out and end credentials of administrators."),
     "audit": ("audit:audit", "Read the audit log, and check that nobody changed it."),
+    "backup": ("backup:backup", "Copy the whole control plane, and put a copy back."),
     "db": ("db:db", "Show and change the version of the database's schema."),
 }
 

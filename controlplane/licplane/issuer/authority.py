@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -37,6 +38,7 @@ ROOT_LIFE: Final = timedelta(days=3653)
 BACKDATE: Final = timedelta(seconds=10)
 """Certificates start that much earlier, for clocks that are a little behind."""
 CSR_BYTES_MAX: Final = 8 * 1024
+_RANDOM_BITS: Final = 120
 HOST_URI: Final = "licagent://host/"
 ADMIN_URI: Final = "licagent://admin/"
 
@@ -107,6 +109,14 @@ class Authority:
             now_ms=now_ms,
         )
 
+    def _serial(self) -> int:
+        """119 random bits, and before them which authority it is: see `is_issuer_of`."""
+        return self._mark << _RANDOM_BITS | secrets.randbits(_RANDOM_BITS - 1)
+
+    @property
+    def _mark(self) -> int:
+        return mark_of(self.fingerprint)
+
     def _client(
         self, uri: str, name: str, key: ec.EllipticCurvePublicKey, ttl_s: int, now_ms: int
     ) -> Issued:
@@ -134,7 +144,7 @@ class Authority:
     ) -> Issued:
         now = _moment(now_ms)
         end = min(now + timedelta(seconds=ttl_s), self.certificate.not_valid_after_utc)
-        serial = x509.random_serial_number()
+        serial = self._serial()
         certificate = (
             x509.CertificateBuilder()
             .subject_name(_name(common_name))
@@ -222,6 +232,19 @@ def root_certificate(row: SealedKey) -> x509.Certificate:
     return x509.load_der_x509_certificate(
         base64url.decode(str(members["certificate"]), "certificate")
     )
+
+
+def mark_of(fingerprint: str) -> int:
+    """What begins the serial numbers of an authority's certificates: 31 bits, not 0."""
+    return int(fingerprint[:8], 16) >> 1 | 1
+
+
+def is_issuer_of(fingerprint: str, serial: str) -> bool:
+    """Whether an authority made the certificate with this serial number (hexadecimal).
+
+    Those that were made before numbers told of it are nobody's.
+    """
+    return int(serial, 16) >> _RANDOM_BITS == mark_of(fingerprint)
 
 
 def new_private_key() -> ec.EllipticCurvePrivateKey:

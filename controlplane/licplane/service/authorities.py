@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.authority import create_authority, root_certificate
+from licplane.issuer.authority import create_authority, is_issuer_of, root_certificate
 from licplane.issuer.keyring import Keyring
 from licplane.issuer.roots import (
     ROOTS_SETTING,
@@ -30,11 +30,11 @@ from licplane.service.reports import kept
 from licplane.service.requests import Change
 from licplane.service.values import SERVED, Actor
 from licplane.service.work import Work, run_once
-from licplane.store.model import Credential, Host, KeyKind
+from licplane.store.model import AdminIdentity, Host, KeyKind
 from licplane.store.reader import Reader
 
-SETTLING_MS: Final = 60_000
-"""So long after a change another process may still have issued under what was before."""
+_STALE_MS: Final = 6_000
+"""So long after a change another process may still give out what was before."""
 _HOSTS_AT_ONCE: Final = 500
 _PREFIX_MIN: Final = 6
 _NAMED: Final = 10
@@ -223,18 +223,21 @@ class AuthorityRotation:
                 for one in reader.join_tokens()
                 if one.uses < one.uses_max
                 and one.expires_at_unix_ms > now_ms
-                and one.created_at_unix_ms < since_ms + SETTLING_MS // 10
+                and one.created_at_unix_ms < since_ms + _STALE_MS
             ]
-            return found + _admins(
-                reader, since_ms, now_ms, {Credential.CERTIFICATE, Credential.TOKEN}
-            )
+            return found + _admins(reader, since_ms, now_ms)
         if status is not RootStatus.ACTIVE or not roots.active_since_unix_ms:
             return []
-        since_ms = roots.active_since_unix_ms + SETTLING_MS // 10
         found = [
-            _name(host) for host in served if not _is_certified(reader, host, since_ms, now_ms)
+            _name(host) for host in served if not _is_certified(reader, host, fingerprint, now_ms)
         ]
-        return found + _admins(reader, since_ms, now_ms, {Credential.CERTIFICATE})
+        for one in reader.admins():
+            shown = reader.certificate(one.fingerprint)
+            if shown is None or not _is_live(one, now_ms):
+                continue  # a bearer token's file was seen to when the authority took over
+            if not is_issuer_of(fingerprint, shown.serial):
+                found.append(f"!the certificate of the administrator {one.name}")
+        return found
 
 
 def _served(reader: Reader) -> list[Host]:
@@ -257,25 +260,26 @@ def _trusted_by(reader: Reader, host: Host) -> Sequence[str]:
     return [one for one in found if isinstance(one, str)] if isinstance(found, list) else ()
 
 
-def _is_certified(reader: Reader, host: Host, since_ms: int, now_ms: int) -> bool:
+def _is_certified(reader: Reader, host: Host, authority: str, now_ms: int) -> bool:
     return any(
-        one.not_before_unix_ms >= since_ms
+        is_issuer_of(authority, one.serial)
         and one.not_after_unix_ms > now_ms
         and one.revoked_at_unix_ms is None
         for one in reader.certificates_of(host.host_id)
     )
 
 
-def _admins(reader: Reader, since_ms: int, now_ms: int, kinds: set[Credential]) -> list[str]:
-    """Administrators whose file names only the root of before, or whose certificate is of it."""
+def _admins(reader: Reader, since_ms: int, now_ms: int) -> list[str]:
+    """Administrators whose file names only the root of before."""
     return [
         f"!the {one.credential.value} of the administrator {one.name}"
         for one in reader.admins()
-        if one.credential in kinds
-        and one.revoked_at_unix_ms is None
-        and one.expires_at_unix_ms > now_ms
-        and one.created_at_unix_ms < since_ms
+        if _is_live(one, now_ms) and one.created_at_unix_ms < since_ms
     ]
+
+
+def _is_live(one: AdminIdentity, now_ms: int) -> bool:
+    return one.revoked_at_unix_ms is None and one.expires_at_unix_ms > now_ms
 
 
 def _found(roots: Roots, fingerprint: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.authority import Authority
@@ -18,6 +19,9 @@ from licplane.store.reader import Reader
 from lictoken.keys import SigningKey
 from lictoken.sealed import Sealer
 from lictoken.trust import KeyStatus, TrustedKey, TrustStore
+
+PUT_BACK_SETTING: Final = "put-back"
+"""Set by a restore until `licplane db advance`: JSON of when, and of which moment the copy is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,7 @@ class Core:
         self._control: str | None = None
         self._counters: Counters | None = None
         self._authorities: Authorities | None = None
+        self._put_back = False
         self._lock = threading.Lock()
 
     @property
@@ -122,7 +127,9 @@ class Core:
         """
         with self.store.reading() as reader:
             data = reader.setting(ROOTS_SETTING)
+            put_back = reader.setting(PUT_BACK_SETTING) is not None
         with self._lock:
+            self._put_back = put_back
             known = self._authorities
         if known is not None and known.document == data:
             return known
@@ -146,6 +153,23 @@ class Core:
             self._authorities = found
             self._counters = None
         return found
+
+    @property
+    def is_put_back(self) -> bool:
+        """Whether this database is a copy that was put back, and nobody has looked at it yet."""
+        self.authorities()
+        with self._lock:
+            return self._put_back
+
+    def check_looked_at(self) -> None:
+        """Refuse what a copy must not grant. Raises PlaneError BUSY."""
+        if self.is_put_back:
+            raise PlaneError(
+                ExitCode.BUSY,
+                "The control plane was put back from a backup, and gives no leases and lets nobody"
+                " in until somebody has looked at it",
+                "There: `licplane db advance`",
+            )
 
     def counters(self) -> Counters:
         """Who makes and judges the hosts' counters."""

@@ -192,6 +192,7 @@ class Enrolment:
                 "Ask for a new join token: `licplane token create`",
             )
         self._check_usable(token)
+        self._core.check_looked_at()
         if not work.transaction.use_join_token(token.token_id, work.now_ms):
             raise _used_up()
         if known is None:

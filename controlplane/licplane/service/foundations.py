@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -13,7 +14,7 @@ from licplane.issuer.authority import create_authority, new_private_key, pem_of,
 from licplane.issuer.sealedkey import Cost, check_passphrase
 from licplane.service.access import Permission, require
 from licplane.service.answers import ServerCredentials
-from licplane.service.core import Core
+from licplane.service.core import PUT_BACK_SETTING, Core
 from licplane.service.key_rotation import check_others_known, resign_licenses
 from licplane.service.protection import check_protection
 from licplane.service.requests import Change
@@ -113,7 +114,12 @@ class Foundations:
             reached = work.transaction.next_revision()
             if reached == start + 1:
                 _advance_assignments(work)
-                work.audit("catalog.advance", "catalog", {"from": start, "beyond": beyond})
+                detail: dict[str, object] = {"from": start, "beyond": beyond}
+                note = work.transaction.setting(PUT_BACK_SETTING)
+                if note is not None:
+                    detail["put_back"] = json.loads(note)
+                    work.transaction.delete_setting(PUT_BACK_SETTING)
+                work.audit("catalog.advance", "catalog", detail)
             return reached
 
         reached = start
@@ -121,6 +127,7 @@ class Foundations:
             reached = run_once(self._core, actor, change, body)
             if change.dry_run:
                 break
+        self._core.look_at_roots()
         return reached
 
     def server_credentials(self, names: Sequence[str]) -> ServerCredentials:

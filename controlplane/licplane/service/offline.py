@@ -59,6 +59,8 @@ class Offline:
         if len(nonce) > 64:
             raise refuse("The request's nonce is too long", "Make it with `licagent enroll`")
 
+        self._core.check_looked_at()
+
         def body(work: Work) -> tuple[Host, Issued, bytes]:
             host = _admitted(work, told, fingerprint, wanted)
             issued = self._core.authority().issue_host(

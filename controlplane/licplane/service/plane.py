@@ -52,6 +52,7 @@ from licplane.service.hosts import Hosts
 from licplane.service.identities import Identities
 from licplane.service.money import Money
 from licplane.service.offline import Offline
+from licplane.service.remembered import Recovered, Remembered
 from licplane.service.replica import Replica
 from licplane.service.requests import (
     Change,
@@ -113,6 +114,7 @@ class Plane:
         self._offline = Offline(self._core, self._replica, self._streams)
         self._telemetry = Telemetry(self._core, self._replica)
         self._usage_intake = UsageIntake(self._core)
+        self._remembered = Remembered(self._core)
         self._hosts = Hosts(self._core)
         self._tokens = Tokens(self._core)
         self._documents = Documents(self._core)
@@ -281,6 +283,18 @@ class Plane:
         Certificates that were issued before are to be renewed; 0: never.
         """
         return self._core.look_at_roots().roots.changed_unix_ms
+
+    @property
+    def is_put_back(self) -> bool:
+        """Whether this database is a copy that was put back and not looked at: no leases are
+        given, and nobody is let in, until `advance`."""
+        return self._core.is_put_back
+
+    def take_remembered(
+        self, host_id: str, statements: Sequence[bytes], assignment: Seal | None
+    ) -> Recovered:
+        """What a host knows and this database may have forgotten; each part signed by us."""
+        return self._remembered.take(host_id, statements, assignment)
 
     # ------------------------------------------------------------------------ telemetry
     def record_report(self, host_id: str, report: Report) -> None:

@@ -154,6 +154,7 @@ class Streams:
             host = host_of(reader, host_id)
         if host.status is not HostStatus.ACTIVE:
             raise _not_served(host)
+        self._core.check_looked_at()
         return self.lease_for(
             host, key_fingerprint, boot_id, nonce, self._core.settings.lease_ttl_s
         )

@@ -22,8 +22,8 @@ __all__ = [
     "View",
 ]
 
-SERVED: Final = frozenset({HostStatus.ACTIVE, HostStatus.DRAINING})
-"""Hosts of these get leases and may speak; the others are told to go."""
+SERVED: Final = frozenset({HostStatus.ACTIVE, HostStatus.DRAINING, HostStatus.LEAVING})
+"""Hosts of these may speak, and active ones get leases; the others are told to go."""
 
 
 @dataclass(frozen=True, slots=True)

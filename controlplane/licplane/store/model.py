@@ -32,6 +32,7 @@ class HostStatus(IntEnum):
     BANNED = 3
     CLONED = 4
     DRAINING = 5
+    LEAVING = 6
 
     @property
     def word(self) -> str:

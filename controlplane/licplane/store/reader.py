@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from licplane.store.billing_records import BillingReads
 from licplane.store.catalog import CatalogReads
+from licplane.store.copying import CopyReads
 from licplane.store.deliveries import DeliveryReads
 from licplane.store.fleet_counts import FleetCountReads
 from licplane.store.hosts import HostReads
@@ -36,5 +37,6 @@ class Reader(
     DeliveryReads,
     RetentionReads,
     BillingReads,
+    CopyReads,
 ):
     """What a transaction sees. Made by Store.reading()."""

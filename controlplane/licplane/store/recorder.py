@@ -7,6 +7,7 @@ On PostgreSQL these transactions run beside one another and beside those of Stor
 from __future__ import annotations
 
 from licplane.store.billing_records import BillingWrites
+from licplane.store.copying import CopyWrites
 from licplane.store.deliveries import DeliveryRecords
 from licplane.store.identities import IdentityRecords
 from licplane.store.reader import Reader
@@ -24,6 +25,7 @@ class Recorder(
     RetentionRecords,
     BillingWrites,
     DeliveryRecords,
+    CopyWrites,
     Reader,
 ):
     """A transaction for what hosts send. Made by Store.recording(); kept if its block ends well."""

@@ -415,6 +415,8 @@ class StandIn:
         message = sync_pb2.SnapshotManifest(revision=revision, digest=digest, objects=count)
         return self.sealer.seal(SealPurpose.SNAPSHOT, message.SerializeToString())
 
+    is_put_back = False
+
     def roots_changed_ms(self) -> int:
         return 0
 

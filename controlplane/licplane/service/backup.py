@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of the whole control plane, and what is not believed of one that was put back.
+
+A copy knows nothing of what came after it: revocations, evictions, join tokens that were used up.
+So a database that was put back gives no leases and lets nobody in until somebody has looked at it
+(`licplane db advance`): no license is wider than before by it. Hosts are heard meanwhile, and what
+they show of statements that the copy lacks is taken over (licplane.service.remembered).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from licapi.version import installed
+from licplane.errors import ExitCode, PlaneError
+from licplane.service.core import PUT_BACK_SETTING
+from licplane.store.backup_file import BackupReader, write_backup
+from licplane.store.database import Store
+from licplane.store.model import KeyKind
+from licplane.store.reader import Reader
+from lictoken.claims import U32_MAX
+
+NUMBERS_BEYOND: Final = 100_000
+"""Licenses that may have been issued after the copy was made; their numbers are not used again."""
+_HEAD: Final = "head"
+
+
+@dataclass(frozen=True, slots=True)
+class BackupInfo:
+    """What a backup is, as its first line and its end say."""
+
+    created_unix_ms: int
+    program: str  # version of the licplane that made it
+    schema: str
+    revision: int
+    audit_sequence: int
+    tables: dict[str, int]  # rows
+
+    @property
+    def rows(self) -> int:
+        """All of them."""
+        return sum(self.tables.values())
+
+
+def create_backup(store: Store, path: Path, now_ms: int) -> BackupInfo:
+    """Write everything as it is at one moment; servers go on meanwhile. Needs no key."""
+    store.check()
+    with store.reading() as reader:
+        head = reader.head()
+        header = {
+            "created_unix_ms": now_ms,
+            "program": installed(),
+            "schema": store.newest(),
+            "revision": head.revision,
+            "audit_sequence": head.audit_sequence,
+            "keys": len(reader.keys(KeyKind.ISSUER)) + len(reader.keys(KeyKind.AUTHORITY)),
+        }
+        counts = write_backup(path, header, _tables(reader))
+    return _info(header, counts)
+
+
+def read_backup(path: Path) -> BackupInfo:
+    """Read a backup to its end. Raises PlaneError REFUSED where it is damaged."""
+    with BackupReader(path) as source:
+        for table in source.tables():
+            for _ in table.rows:
+                pass
+        return _info(source.header, source.counts)
+
+
+def restore_backup(path: Path, store: Store, now_ms: int, *, untouched: bool = False) -> BackupInfo:
+    """Put a backup into an empty database, and note that it is one that was put back.
+
+    The schema is made as the backup has it, then brought up to date. `untouched` leaves that note
+    and all that goes with it out: for a scratch copy to look at. Raises PlaneError REFUSED where
+    the database is not empty, or the file is damaged; nothing is put then.
+    """
+    info = read_backup(path)
+    if store.current():
+        raise PlaneError(
+            ExitCode.REFUSED,
+            "There is a database in this place already",
+            "Move it away first (keep it: it may know more than the backup), or name another place",
+        )
+    store.upgrade(info.schema)
+    with store.recording() as recorder, BackupReader(path) as source:
+        recorder.empty_tables()
+        for table in source.tables():
+            rows: Iterator[Sequence[Any]] = table.rows
+            if table.name == _HEAD and not untouched:
+                rows = _numbers_beyond(table.columns, rows)
+            recorder.put_rows(table.name, table.columns, rows)
+    store.upgrade()
+    if not untouched:
+        _distrust(store, info, now_ms)
+    return info
+
+
+def scratch_copy(path: Path, folder: Path) -> Store:
+    """A backup as a database of its own, to look at. The caller closes it."""
+    store = Store.open(str(folder))
+    try:
+        restore_backup(path, store, 0, untouched=True)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _distrust(store: Store, info: BackupInfo, now_ms: int) -> None:
+    """End what lets somebody in: the copy does not know what of it was used or ended since."""
+    with store.transaction() as transaction:
+        for token in transaction.join_tokens():
+            transaction.delete_join_token(token.token_id)
+        for name in {one.name for one in transaction.admins()}:
+            transaction.revoke_admin(name, now_ms)
+        note = {"at_unix_ms": now_ms, "made_unix_ms": info.created_unix_ms}
+        note["revision"] = info.revision
+        transaction.put_setting(PUT_BACK_SETTING, json.dumps(note, sort_keys=True).encode())
+
+
+def _numbers_beyond(
+    columns: Sequence[str], rows: Iterator[Sequence[Any]]
+) -> Iterator[Sequence[Any]]:
+    at = list(columns).index("next_number")
+    for row in rows:
+        values = list(row)
+        values[at] = min(int(values[at]) + NUMBERS_BEYOND, U32_MAX + 1)
+        yield values
+
+
+def _tables(reader: Reader) -> Iterator[tuple[str, Sequence[str], Iterator[Sequence[Any]]]]:
+    for name, columns in reader.tables():
+        yield name, columns, reader.rows(name)
+
+
+def _info(header: Any, counts: dict[str, int]) -> BackupInfo:
+    try:
+        return BackupInfo(
+            int(header["created_unix_ms"]),
+            str(header["program"]),
+            str(header["schema"]),
+            int(header["revision"]),
+            int(header["audit_sequence"]),
+            dict(counts),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise PlaneError(
+            ExitCode.REFUSED, "The backup does not say what it is", "Use another one"
+        ) from error

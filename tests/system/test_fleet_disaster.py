@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control plane is lost and put back from a backup: nothing is wider, nothing billed twice."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.system.harness.controlplane import ControlPlane, Host, binding, license
+from tests.system.harness.scene import HOLDER, STRANGER, eventually
+
+SPARE = 62_001
+
+
+def disaster(plane: ControlPlane) -> None:
+    """The machine is gone, with all that was on its disk."""
+    plane.kill()
+    shutil.rmtree(plane.state)
+
+
+def chain(plane: ControlPlane) -> tuple[int, int, int]:
+    """Of the newest chain of usage: where it stands, and how many records and gaps there are."""
+    with plane.rows() as rows:
+        one = rows.execute(
+            "SELECT epoch, acked_sequence FROM usage_epochs ORDER BY epoch DESC LIMIT 1"
+        ).fetchone()
+        if one is None:
+            return 0, 0, 0
+        records = rows.execute(
+            "SELECT count(*), count(DISTINCT sequence) FROM usage_records WHERE epoch = ?",
+            (one[0],),
+        ).fetchone()
+        assert records[0] == records[1], "a record is there twice"
+        [gaps] = rows.execute("SELECT count(*) FROM usage_gaps").fetchone()
+    return int(one[1]), int(records[0]), int(gaps)
+
+
+def settled(plane: ControlPlane, beyond: int) -> None:
+    """Wait until usage after this sequence has come in."""
+    eventually(lambda: chain(plane)[0] > beyond, f"usage beyond {beyond}")
+
+
+def test_put_back_from_yesterdays_backup(
+    plane: ControlPlane, make_host: Callable[..., Host], tmp_path: Path
+) -> None:
+    host = make_host(settings="metering_interval_s = 1\n")
+    host.enroll()
+    plane.apply(license("spare"), binding("spare", SPARE))
+    host.licensed()
+    host.until("ok", SPARE)
+    settled(plane, 0)
+    file = tmp_path / "yesterday.licplane"
+    made = plane.ask("backup", "create", file)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert plane.ask("backup", "verify", file)["deep"] is True
+    at_backup = chain(plane)[0]
+
+    # Everything that a day brings: rights are taken away, tokens used, usage counted.
+    with host.program() as (program, report):
+        assert report["outcome"] == "ok"
+        unused = plane.join(uses=5)
+        plane.do("admin", "create", "ops", "--role", "admin", "--out", tmp_path / "ops.pem")
+        plane.do("license", "revoke", "spare", "--reason", "contract ended")
+        host.until("EKEYREVOKED", SPARE)
+        plane.do("host", "label", host.id, "site=two")
+        eventually(lambda: host.control["labels"].get("site") == "two", "the label")
+        settled(plane, at_backup + 1)
+        name, before = host.id, chain(plane)[0]
+        assert plane.cli("backup", "restore", file).status == 7  # over what is there? No.
+        disaster(plane)
+        restored = plane.ask("backup", "restore", file)
+        assert (restored["rows"], restored["revision"]) == (made["rows"], made["revision"])
+        assert host.connect(HOLDER) == "ok"  # hosts go on meanwhile
+        plane.start()
+        host.agent.kill()
+        host.agent.start()
+        eventually(lambda: host.control["state"] == "connected", "the host found back")
+
+        # Nothing is granted by a copy that nobody has looked at.
+        assert plane.ask("token", "list")["tokens"] == []
+        newcomer = make_host()
+        refused = newcomer.cli("enroll", unused)
+        assert refused.status == 7, refused
+        again = newcomer.cli("enroll", plane.join())
+        assert again.status == 7
+        assert "put back" in again.err
+        eventually(lambda: plane.metric("licplane_leases_total", result="refused") > 0, "no lease")
+
+        # The host hands back what it was told after the backup: signed, and only to take away.
+        eventually(
+            lambda: plane.ask("license", "show", "spare")["license"]["state"] == "revoked",
+            "the revocation came back",
+        )
+        eventually(lambda: plane.host(name)["labels"].get("site") == "two", "the label came back")
+        eventually(lambda: "older copy" in str(plane.host(name)["drift"]), "it says what is wrong")
+
+        advanced = plane.ask("db", "advance", "--reason", "looked at")
+        assert advanced["changed"] is True
+        assert advanced["recovered"] >= 2
+        eventually(lambda: not plane.host(name)["drift"], "in step again")
+        assert host.connect(SPARE) == "EKEYREVOKED"
+        host.until("ok")
+        assert program.process.poll() is None
+
+    # A host that comes now gets the revoked license neither from the catalog nor by a lease.
+    assert newcomer.cli("enroll", plane.join()).status == 0
+    eventually(lambda: newcomer.state_of("spare") == "revoked", newcomer.cli("license", "list").out)
+    plane.apply(license("later"), binding("later", STRANGER))
+    host.until("ok", STRANGER)
+
+    # Usage that was acknowledged before came again, each record once, or by the name of a gap.
+    settled(plane, before + 1)
+    acked, records, _gaps = chain(plane)
+    assert acked > before
+    assert records <= acked
+    check = plane.cli("usage", "verify")
+    assert check.status == 0, check
+    assert plane.ask("audit", "verify")["intact"] is True
+
+
+def test_a_backup_that_is_damaged_is_found(plane: ControlPlane, tmp_path: Path) -> None:
+    file = tmp_path / "backup"
+    plane.do("backup", "create", file)
+    data = gzip.decompress(file.read_bytes())
+    lines = data.splitlines(keepends=True)
+    elsewhere = ControlPlane()
+    try:
+        for what, text in {
+            "cut off": b"".join(lines[:-1]),
+            "a row less": b"".join(lines[:3] + lines[4:]),
+            "a byte": data.replace(b"acme", b"acne", 1),
+            "nothing": b"",
+        }.items():
+            bad = tmp_path / "bad"
+            bad.write_bytes(gzip.compress(text))
+            assert plane.cli("backup", "verify", bad).status == 7, what
+            assert elsewhere.cli("backup", "restore", bad).status == 7, what
+            with contextlib.suppress(FileNotFoundError):
+                (elsewhere.state / "licplane.db").unlink()
+        assert plane.cli("backup", "verify", tmp_path / "none").status == 6
+    finally:
+        elsewhere.close()
