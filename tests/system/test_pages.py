@@ -69,6 +69,11 @@ SCENARIOS = (
         "how-to/billing.md",
         "fleet; mkdir $STAGE/etc/licplane; openssl rand -base64 32 >$STAGE/etc/licplane/hook.key",
     ),
+    Scenario("how-to/monitor.md", "issuer; host"),
+    Scenario(
+        "how-to/license-a-pipeline.md",
+        "fleet; printf '#!/bin/sh\\nnc -z -w 5 10.0.5.7 5433\\n' >deploy.sh; chmod +x deploy.sh",
+    ),
     Scenario("operations/troubleshooting.md", "issuer; host; licensed"),
 )
 
