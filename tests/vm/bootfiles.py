@@ -19,12 +19,13 @@ from typing import Final
 from tests.vm import initramfs, kernels
 from tests.vm.image import locked
 
-_WANTED: Final = ("virtio_pci", "virtio_blk", "ext4")
+_WANTED: Final = ("virtio_pci", "virtio_blk", "ext4", "quota_v2")
 """What must be there to find the disks; further modules come from the disk."""
 _INIT: Final = """#!/bin/sh
 # Finds the disks and hands over to the system on the first of them.
 /bin/busybox mount -t devtmpfs devtmpfs /dev
 exec </dev/console >/dev/console 2>&1
+set -e
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sysfs /sys
 while read -r module; do /bin/busybox insmod "/modules/$module"; done </modules/order
@@ -91,8 +92,8 @@ def _modules(wanted: kernels.Kernel, vmlinuz: Path, scratch: Path) -> Path:
     found = next(unpacked.rglob("virtio_net.ko*"), None)
     if found is None:
         # Since 7 the modules stand in a package of their own.
-        release = next(unpacked.glob("usr/lib/modules/*")).name
-        _unpack(wanted, f"linux-modules-{release}", unpacked)
+        version = next(unpacked.glob("usr/lib/modules/*")).name
+        _unpack(wanted, f"linux-modules-{version}", unpacked)
         found = next(unpacked.rglob("virtio_net.ko*"), None)
     if found is None:
         raise kernels.NoKernel(f"the packages of kernel {wanted.name} have no virtio_net")

@@ -79,9 +79,8 @@ class Image:
 
 
 def fingerprint() -> str:
-    """Of everything the disk is made from, less the versions of the packages."""
-    parts = (SUITE, PACKAGES, DISK_GIB, sorted(_FILES.items()), _OFF, _FEATURES)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    """Of this file, by which the disk is made; the versions of the packages are not in it."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
 
 
 def image() -> Image:
@@ -150,8 +149,13 @@ def _furnish(root: Path, public_key: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         path.write_text(text)
+    # Options for the time of making only: packages under test bring their documents.
+    for made in ("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/apt/apt.conf.d/99mmdebstrap"):
+        (root / made).unlink(missing_ok=True)
+    # A kernel's modules are mounted here.
+    (root / "usr" / "lib" / "modules").mkdir(exist_ok=True)
     keys = root / "root" / ".ssh" / "authorized_keys"
-    keys.parent.mkdir(mode=0o700)
+    keys.parent.mkdir(mode=0o700, exist_ok=True)
     keys.write_text(public_key)
     keys.chmod(0o600)
     systemctl = ["systemctl", f"--root={root}", "--quiet"]

@@ -396,6 +396,8 @@ class Machine:
     def _check_alive(self) -> None:
         if self._qemu is None or self._qemu.poll() is not None:
             raise MachineError(f"QEMU has ended:\n{self.console}")
+        if "Kernel panic" in self.console:
+            raise MachineError(f"the kernel panicked:\n{self.console}")
 
     def _pipe(self, source: Sequence[str], command: str) -> None:
         with subprocess.Popen(source, stdout=subprocess.PIPE) as sender:
