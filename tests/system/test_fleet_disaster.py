@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.system.harness.controlplane import ControlPlane, Host, binding, license
-from tests.system.harness.scene import HOLDER, STRANGER, eventually
+from tests.system.harness.scene import STRANGER, eventually
 
 SPARE = 62_001
 
@@ -44,9 +44,10 @@ def settled(plane: ControlPlane, beyond: int) -> None:
 
 
 def test_put_back_from_yesterdays_backup(
-    plane: ControlPlane, make_host: Callable[..., Host], tmp_path: Path
+    make_plane: Callable[..., ControlPlane], make_host: Callable[..., Host], tmp_path: Path
 ) -> None:
-    host = make_host(settings="metering_interval_s = 1\n")
+    plane = make_plane("--lease-ttl", "20s")
+    host = make_host(of=plane, settings="metering_interval_s = 1\n")
     host.enroll()
     plane.apply(license("spare"), binding("spare", SPARE))
     host.licensed()
@@ -59,63 +60,56 @@ def test_put_back_from_yesterdays_backup(
     at_backup = chain(plane)[0]
 
     # Everything that a day brings: rights are taken away, tokens used, usage counted.
-    with host.program() as (program, report):
-        assert report["outcome"] == "ok"
-        unused = plane.join(uses=5)
-        plane.do("admin", "create", "ops", "--role", "admin", "--out", tmp_path / "ops.pem")
-        plane.do("license", "revoke", "spare", "--reason", "contract ended")
-        host.until("EKEYREVOKED", SPARE)
-        plane.do("host", "label", host.id, "site=two")
-        eventually(lambda: host.control["labels"].get("site") == "two", "the label")
-        settled(plane, at_backup + 1)
-        name, before = host.id, chain(plane)[0]
-        assert plane.cli("backup", "restore", file).status == 7  # over what is there? No.
-        disaster(plane)
-        restored = plane.ask("backup", "restore", file)
-        assert (restored["rows"], restored["revision"]) == (made["rows"], made["revision"])
-        assert host.connect(HOLDER) == "ok"  # hosts go on meanwhile
-        plane.start()
-        host.agent.kill()
-        host.agent.start()
-        eventually(lambda: host.control["state"] == "connected", "the host found back")
+    unused = plane.join(uses=5)
+    plane.do("license", "revoke", "spare", "--reason", "contract ended")
+    host.until("EKEYREVOKED", SPARE)
+    plane.do("host", "label", host.id, "site=two")
+    eventually(lambda: host.control["labels"].get("site") == "two", "the label")
+    settled(plane, at_backup + 1)
+    name, before = host.id, chain(plane)[0]
+    assert plane.cli("backup", "restore", file).status == 7  # over what is there? No.
+    disaster(plane)
+    restored = plane.ask("backup", "restore", file)
+    assert (restored["rows"], restored["revision"]) == (made["rows"], made["revision"])
+    plane.start()
+    host.agent.kill()
+    host.agent.start()
+    eventually(lambda: host.control["state"] == "connected", "the host found back")
 
-        # Nothing is granted by a copy that nobody has looked at.
-        assert plane.ask("token", "list")["tokens"] == []
-        newcomer = make_host()
-        refused = newcomer.cli("enroll", unused)
-        assert refused.status == 7, refused
-        again = newcomer.cli("enroll", plane.join())
-        assert again.status == 7
-        assert "put back" in again.err
-        eventually(lambda: plane.metric("licplane_leases_total", result="refused") > 0, "no lease")
+    # Nothing is granted by a copy that nobody has looked at.
+    assert plane.ask("token", "list")["tokens"] == []
+    newcomer = make_host(of=plane)
+    assert newcomer.cli("enroll", unused).status == 7
+    refused = newcomer.cli("enroll", plane.join())
+    assert refused.status == 7
+    assert "put back" in refused.err
+    host.until("EKEYEXPIRED")
 
-        # The host hands back what it was told after the backup: signed, and only to take away.
-        eventually(
-            lambda: plane.ask("license", "show", "spare")["license"]["state"] == "revoked",
-            "the revocation came back",
-        )
-        eventually(lambda: plane.host(name)["labels"].get("site") == "two", "the label came back")
-        eventually(lambda: "older copy" in str(plane.host(name)["drift"]), "it says what is wrong")
+    # The host hands back what it was told after the backup: signed, and only to take away.
+    eventually(
+        lambda: plane.ask("license", "show", "spare")["license"]["state"] == "revoked",
+        "the revocation came back",
+    )
+    eventually(lambda: plane.host(name)["labels"].get("site") == "two", "the label came back")
+    eventually(lambda: "older copy" in str(plane.host(name)["drift"]), "it says what is wrong")
 
-        advanced = plane.ask("db", "advance", "--reason", "looked at")
-        assert advanced["changed"] is True
-        assert advanced["recovered"] >= 2
-        eventually(lambda: not plane.host(name)["drift"], "in step again")
-        assert host.connect(SPARE) == "EKEYREVOKED"
-        host.until("ok")
-        assert program.process.poll() is None
+    advanced = plane.ask("db", "advance", "--reason", "looked at")
+    assert advanced["changed"] is True
+    assert advanced["recovered"] >= 2
+    eventually(lambda: not plane.host(name)["drift"], "in step again")
+    assert host.connect(SPARE) == "EKEYREVOKED"
+    host.until("ok")
 
     # A host that comes now gets the revoked license neither from the catalog nor by a lease.
-    assert newcomer.cli("enroll", plane.join()).status == 0
-    eventually(lambda: newcomer.state_of("spare") == "revoked", newcomer.cli("license", "list").out)
+    newcomer.enroll()
+    eventually(lambda: newcomer.state_of("spare") == "revoked", "it knows of the revocation")
     plane.apply(license("later"), binding("later", STRANGER))
     host.until("ok", STRANGER)
 
     # Usage that was acknowledged before came again, each record once, or by the name of a gap.
     settled(plane, before + 1)
     acked, records, _gaps = chain(plane)
-    assert acked > before
-    assert records <= acked
+    assert before < acked >= records
     check = plane.cli("usage", "verify")
     assert check.status == 0, check
     assert plane.ask("audit", "verify")["intact"] is True

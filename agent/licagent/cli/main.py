@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "doctor": ("doctor:doctor", "Check this host and what can be closed on it."),
     "break-glass": ("break_glass:break_glass", "Open the host for a bounded time, on the record."),
     "enroll": ("enroll:enroll", "Join a control plane."),
+    "leave": ("leave:leave", "Leave the control plane, with the last usage settled."),
     "config": ("config:config_group", "Check the agent's settings."),
     "daemon": ("daemon:daemon", "Run the agent (a service does this)."),
     "detach": ("detach:detach", "Take enforcement away from this host."),

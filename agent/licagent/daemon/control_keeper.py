@@ -358,6 +358,8 @@ class ControlKeeper:
             end_ns = self.leases.end_of(jti, held.license.generation)
             if self._is_sent_away and held.license.failure_mode == "open":
                 denied.add(number)  # no lease's end would ever end it
+            elif status is HostStatus.LEAVING:
+                denied.add(number)  # what is used from now on would never be settled
             elif end_ns:
                 ends[number] = end_ns
             elif is_answer or status in _SUSPENDED:

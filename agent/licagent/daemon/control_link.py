@@ -26,6 +26,7 @@ from licagent.control.report import HostReport
 from licagent.control.session import ControlSession
 from licagent.daemon.control_reach import Reach
 from licagent.daemon.control_report import Reporter
+from licagent.daemon.leaving import Leaving
 from licagent.daemon.reports import VERSION
 from licagent.daemon.usage_delivery import UsageDelivery
 from licagent.domain.lease import LeaseSet
@@ -80,6 +81,7 @@ class ControlLink:
         self.reach = Reach(agent.state)
         self.reporter = Reporter(agent)
         self.delivery = UsageDelivery(agent)
+        self.leaving = Leaving(agent, self)
         self.notices: deque[Told] = deque(maxlen=_NOTICES)
         self._was_connected = False
 
@@ -122,6 +124,7 @@ class ControlLink:
         if not self.is_off:
             jobs.append(self._for_ever(self.session.run))
             jobs.append(self._for_ever(self.delivery.run))
+            jobs.append(self._for_ever(self.leaving.run))
         await asyncio.gather(*jobs)
 
     async def _for_ever(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -144,6 +147,17 @@ class ControlLink:
             await self._kernel(self._boot_again)
         else:
             self.wake()  # the session reads the stores, and has it put in force
+
+    async def begin_again_without(self) -> None:
+        """Go on as a host that nobody manages: the stores are empty."""
+        await self.resolve()
+        await self._kernel(self._boot_again)
+        self.wake()
+
+    async def tell_left(self, why: str) -> None:
+        """Keep on record that this host is of no control plane any more."""
+        message = f"this host is of no control plane any more: {why}"
+        await self._kernel(lambda: self._agent.emit("control", message, why=why))
 
     async def tell_enrolled(self, host_id: str, server: str, by: str) -> None:
         """Keep on record that this host joined."""

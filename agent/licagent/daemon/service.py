@@ -11,6 +11,7 @@ from licagent.daemon import (
     enrolling,
     explain,
     history,
+    leaving,
     metering_reports,
     metering_top,
     reports,
@@ -72,7 +73,8 @@ class Service:
         server.method("doctor", self._doctor)
         server.method("break_glass", self._break_glass, write=True)
         server.method("run.prepare", self._run_prepare, write=True)
-        server.method("enroll", self._enroll, write=True)
+        server.method("enroll", self.enroll, write=True)
+        server.method("leave", self._leave, write=True)
         server.method("usage", self._usage)
         server.method("usage.verify", self._usage_verify)
         server.method("top", self._top)
@@ -355,9 +357,14 @@ class Service:
 
         return await self._on_kernel(prepare)
 
-    async def _enroll(self, params: Params, peer: Peer) -> Result:
+    async def enroll(self, params: Params, peer: Peer) -> Result:
+        """Join a control plane as `params` say; LocalError where it did not happen."""
         async with self._enrolling:  # two at once would leave the key of one with the other's name
             return await enrolling.answer(self._agent, params, peer)
+
+    async def _leave(self, params: Params, peer: Peer) -> Result:
+        async with self._enrolling:
+            return await leaving.answer(self._agent, params, peer)
 
     async def _detach(self, _params: Params, _peer: Peer) -> Result:
         agent = self._agent

@@ -138,6 +138,14 @@ METHODS: Final[Mapping[str, Method]] = {
             write=True,
             one_of=("join", "bundle", "request"),
         ),
+        Method(
+            "leave",
+            (
+                Param("wait_s", "integer", default=60, maximum=3_600),
+                Param("forget", "flag", default=False),
+            ),
+            write=True,
+        ),
         Method("config.check"),
         Method("detach", write=True),
     )

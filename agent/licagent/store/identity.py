@@ -68,6 +68,13 @@ class IdentityStore:
         with self._lock:
             self._state.delete_document(_PENDING)
 
+    def forget(self) -> None:
+        """This host is nobody's any more; durable. Its key goes too."""
+        with self._lock:
+            self._state.delete_document(_PENDING)
+            self._state.delete_document(_DOCUMENT)
+            self._last = None
+
     def _load(self) -> Identity | None:
         if self._last is None:
             body = self._state.read_document(_DOCUMENT, _SCHEMA)

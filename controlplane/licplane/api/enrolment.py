@@ -15,6 +15,7 @@ from licplane.api.peers import Refused
 from licplane.api.wire import sealed
 from licplane.errors import Unauthenticated
 from licplane.service.answers import Enrolled
+from licplane.service.leaving import UsageEnd
 from licplane.service.plane import Plane
 from licplane.service.requests import EnrollRequest, Machine, ReenrollRequest
 from licplane.service.values import Identity, Role
@@ -37,7 +38,10 @@ class EnrollmentService:
 
     def mutual(self) -> Mapping[str, Method]:
         """For hosts with one."""
-        return {"Renew": Method(enrollment_pb2.RenewRequest, self._renew)}
+        return {
+            "Renew": Method(enrollment_pb2.RenewRequest, self._renew),
+            "Leave": Method(enrollment_pb2.LeaveRequest, self._leave),
+        }
 
     def _enroll(
         self, _identity: Identity | None, request: enrollment_pb2.EnrollRequest
@@ -79,6 +83,17 @@ class EnrollmentService:
                 grpc.StatusCode.PERMISSION_DENIED, "Only hosts renew their certificate", "role"
             )
         return _response(self._plane.renew(identity, request.csr, request.counter))
+
+    def _leave(
+        self, identity: Identity | None, request: enrollment_pb2.LeaveRequest
+    ) -> enrollment_pb2.LeaveResponse:
+        if identity is None or identity.role is not Role.HOST:
+            raise Refused(grpc.StatusCode.PERMISSION_DENIED, "Only hosts leave", "role")
+        if request.announce:
+            self._plane.leaving.announce(identity)
+            return enrollment_pb2.LeaveResponse(host_id=identity.host_id)
+        ends = [UsageEnd(one.epoch, one.sequence) for one in request.usage]
+        return enrollment_pb2.LeaveResponse(host_id=self._plane.leaving.finish(identity, ends))
 
 
 @contextmanager

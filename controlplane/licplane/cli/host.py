@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Final
 
 import click
 
 from licplane.cli.admit import admit
-from licplane.cli.backend import every
+from licplane.cli.backend import Backend, every
 from licplane.cli.changes import change_options, changing, reading, show_change
 from licplane.cli.completion import complete_host
 from licplane.cli.framework import json_option, now_s, print_json, say, wants_json
@@ -24,11 +25,13 @@ from licplane.cli.output import (
 )
 from licplane.cli.parsing import duration_s, label_changes, labels_of
 from licplane.cli.place import place_options
+from licplane.errors import ExitCode, PlaneError
 from licplane.service.answers import HostView
 from licplane.service.requests import Change
 from licplane.service.values import HostStatus
 
 _SPLIT_TOKEN_S: Final = 3600
+_LOOK_S: Final = 0.5
 
 
 @click.group()
@@ -156,6 +159,61 @@ _status_command(
     "is active.",
     "End a drain or a ban of HOST. After an eviction it needs a new join token too.",
 )
+
+
+@host.command()
+@click.argument("host", metavar="HOST", shell_complete=complete_host)
+@click.option(
+    "--wait",
+    default="2m",
+    show_default=True,
+    metavar="TIME",
+    help="How long to wait until the host is out; 0s: only tell it.",
+)
+@change_options
+@json_option
+def decommission(change: Change, passphrase_file: Path | None, host: str, wait: str) -> None:
+    """End the membership of HOST with its last usage settled.
+
+    Its licenses end at once; it sends what was used until then, and when all of that is stored its
+    certificates are revoked. `licplane host drain` before it lets work there end by itself. A host
+    that is gone for good settles nothing: use `licplane host evict`, and what it had not sent yet
+    stays unknown.
+    """
+    limit_s = duration_s(wait)
+    with changing(passphrase_file) as backend:
+        found = backend.get_host(host)
+        if found.status is HostStatus.EVICTED:
+            raise PlaneError(ExitCode.REFUSED, f"{host} is out already", "There is nothing to do")
+        result = backend.update_host(change, found.host_id, {}, HostStatus.LEAVING)
+        is_out = not change.dry_run and _is_out(backend, found.host_id, limit_s)
+    if wants_json() or change.dry_run or is_out:
+        show_change(
+            result,
+            f"{host} is out; all its usage is stored.",
+            host_id=found.host_id,
+            settled=is_out,
+        )
+    if not (is_out or change.dry_run or limit_s == 0):
+        raise PlaneError(
+            ExitCode.BUSY,
+            f"{host} is leaving, and its last usage has not all come in after {wait}",
+            "It goes on by itself once it is connected; where it is gone for good, run `licplane"
+            " host evict`",
+        )
+    if not is_out and not change.dry_run:
+        say(f"{host} is told to leave; `licplane host show` says when it is out.")
+
+
+def _is_out(backend: Backend, host_id: str, limit_s: float) -> bool:
+    """Whether a host that was told to leave is out within the time."""
+    end_s = time.monotonic() + limit_s
+    while backend.get_host(host_id).status is not HostStatus.EVICTED:
+        left_s = end_s - time.monotonic()
+        if left_s <= 0:
+            return False
+        time.sleep(min(_LOOK_S, left_s))
+    return True
 
 
 @host.command()

@@ -26,6 +26,8 @@ def drift_of(
     if host.status in (HostStatus.EVICTED, HostStatus.BANNED):
         return ()
     found: list[str] = []
+    if host.status is HostStatus.LEAVING:
+        found.append("is leaving: its last usage has not all come in yet")
     if host.status is HostStatus.CLONED:
         found.append("two machines speak for this host: `licplane host split` mends it")
     if seen.last_nack:

@@ -50,6 +50,7 @@ from licplane.service.fleet_watch import FleetWatch
 from licplane.service.foundations import Foundations
 from licplane.service.hosts import Hosts
 from licplane.service.identities import Identities
+from licplane.service.leaving import Leaving
 from licplane.service.money import Money
 from licplane.service.offline import Offline
 from licplane.service.remembered import Recovered, Remembered
@@ -115,6 +116,7 @@ class Plane:
         self._telemetry = Telemetry(self._core, self._replica)
         self._usage_intake = UsageIntake(self._core)
         self._remembered = Remembered(self._core)
+        self._leaving = Leaving(self._core)
         self._hosts = Hosts(self._core)
         self._tokens = Tokens(self._core)
         self._documents = Documents(self._core)
@@ -208,6 +210,11 @@ class Plane:
             lease_ttl_s=lease_ttl_s,
             nonce=nonce,
         )
+
+    @property
+    def leaving(self) -> Leaving:
+        """What hosts ask for when they go for good."""
+        return self._leaving
 
     # ---------------------------------------------------------------------- sync stream
     def open_stream(self, host_id: str, counter: bytes) -> CounterResult:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from licapi.control.v1 import common_pb2 as licapi_dot_control_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"licapi/control/v1/enrollment.proto\x12\x11licapi.control.v1\x1a\x1elicapi/control/v1/common.proto\"q\n\rEnrollRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12+\n\x07machine\x18\x04 \x01(\x0b\x32\x1a.licapi.control.v1.Machine\"o\n\x07Machine\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\x12\n\nmachine_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\",\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x0c\"n\n\x0fReenrollRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x0c\x12\x19\n\x11signed_at_unix_ms\x18\x04 \x01(\x03\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\xe9\x01\n\x0e\x45nrollResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x03(\x0c\x12\x17\n\x0f\x63\x61_certificates\x18\x03 \x03(\x0c\x12\r\n\x05trust\x18\x04 \x01(\x0c\x12-\n\nassignment\x18\x05 \x01(\x0b\x32\x19.licapi.control.v1.Sealed\x12\x0f\n\x07\x63ounter\x18\x06 \x01(\x0c\x12\x0f\n\x07\x63hanged\x18\x07 \x01(\x08\x12\x19\n\x11not_after_unix_ms\x18\x08 \x01(\x03\x12\x17\n\x0f\x63ontrol_address\x18\t \x01(\t\":\n\x0cLeaveRequest\x12*\n\x05usage\x18\x01 \x03(\x0b\x32\x1b.licapi.control.v1.UsageEnd\"+\n\x08UsageEnd\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\" \n\rLeaveResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t2\xc7\x02\n\nEnrollment\x12M\n\x06\x45nroll\x12 .licapi.control.v1.EnrollRequest\x1a!.licapi.control.v1.EnrollResponse\x12K\n\x05Renew\x12\x1f.licapi.control.v1.RenewRequest\x1a!.licapi.control.v1.EnrollResponse\x12Q\n\x08Reenroll\x12\".licapi.control.v1.ReenrollRequest\x1a!.licapi.control.v1.EnrollResponse\x12J\n\x05Leave\x12\x1f.licapi.control.v1.LeaveRequest\x1a .licapi.control.v1.LeaveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"licapi/control/v1/enrollment.proto\x12\x11licapi.control.v1\x1a\x1elicapi/control/v1/common.proto\"q\n\rEnrollRequest\x12\x10\n\x08token_id\x18\x01 \x01(\t\x12\x14\n\x0ctoken_secret\x18\x02 \x01(\t\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\x12+\n\x07machine\x18\x04 \x01(\x0b\x32\x1a.licapi.control.v1.Machine\"o\n\x07Machine\x12\x10\n\x08hostname\x18\x01 \x01(\t\x12\x12\n\nmachine_id\x18\x02 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\t\x12\x16\n\x0ekernel_release\x18\x05 \x01(\t\",\n\x0cRenewRequest\x12\x0b\n\x03\x63sr\x18\x01 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x02 \x01(\x0c\"n\n\x0fReenrollRequest\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x0b\n\x03\x63sr\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ounter\x18\x03 \x01(\x0c\x12\x19\n\x11signed_at_unix_ms\x18\x04 \x01(\x03\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"\xe9\x01\n\x0e\x45nrollResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x03(\x0c\x12\x17\n\x0f\x63\x61_certificates\x18\x03 \x03(\x0c\x12\r\n\x05trust\x18\x04 \x01(\x0c\x12-\n\nassignment\x18\x05 \x01(\x0b\x32\x19.licapi.control.v1.Sealed\x12\x0f\n\x07\x63ounter\x18\x06 \x01(\x0c\x12\x0f\n\x07\x63hanged\x18\x07 \x01(\x08\x12\x19\n\x11not_after_unix_ms\x18\x08 \x01(\x03\x12\x17\n\x0f\x63ontrol_address\x18\t \x01(\t\"L\n\x0cLeaveRequest\x12*\n\x05usage\x18\x01 \x03(\x0b\x32\x1b.licapi.control.v1.UsageEnd\x12\x10\n\x08\x61nnounce\x18\x02 \x01(\x08\"+\n\x08UsageEnd\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08sequence\x18\x02 \x01(\x04\" \n\rLeaveResponse\x12\x0f\n\x07host_id\x18\x01 \x01(\t2\xc7\x02\n\nEnrollment\x12M\n\x06\x45nroll\x12 .licapi.control.v1.EnrollRequest\x1a!.licapi.control.v1.EnrollResponse\x12K\n\x05Renew\x12\x1f.licapi.control.v1.RenewRequest\x1a!.licapi.control.v1.EnrollResponse\x12Q\n\x08Reenroll\x12\".licapi.control.v1.ReenrollRequest\x1a!.licapi.control.v1.EnrollResponse\x12J\n\x05Leave\x12\x1f.licapi.control.v1.LeaveRequest\x1a .licapi.control.v1.LeaveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,11 +43,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENROLLRESPONSE']._serialized_start=476
   _globals['_ENROLLRESPONSE']._serialized_end=709
   _globals['_LEAVEREQUEST']._serialized_start=711
-  _globals['_LEAVEREQUEST']._serialized_end=769
-  _globals['_USAGEEND']._serialized_start=771
-  _globals['_USAGEEND']._serialized_end=814
-  _globals['_LEAVERESPONSE']._serialized_start=816
-  _globals['_LEAVERESPONSE']._serialized_end=848
-  _globals['_ENROLLMENT']._serialized_start=851
-  _globals['_ENROLLMENT']._serialized_end=1178
+  _globals['_LEAVEREQUEST']._serialized_end=787
+  _globals['_USAGEEND']._serialized_start=789
+  _globals['_USAGEEND']._serialized_end=832
+  _globals['_LEAVERESPONSE']._serialized_start=834
+  _globals['_LEAVERESPONSE']._serialized_end=866
+  _globals['_ENROLLMENT']._serialized_start=869
+  _globals['_ENROLLMENT']._serialized_end=1196
 # @@protoc_insertion_point(module_scope)
