@@ -105,7 +105,16 @@ def _build_deb(root: Path, version: str, folder: Path) -> list[Path]:
 
 
 def _build_rpm(root: Path, version: str, folder: Path) -> list[Path]:
-    raise NotImplementedError
+    source = folder / f"licagent-{version}"
+    source.mkdir()
+    stage.sources(root, source)
+    _give_wheels(root, source / "wheels")
+    when = stage.rpm(source, version)
+    top = folder / "rpmbuild"
+    command = ["rpmbuild", "-bb", "--build-in-place", "--define", f"_topdir {top}"]
+    command += ["--define", f"licagent_version {version}", "packaging/rpm/licagent.spec"]
+    _run(command, source, folder / "log", SOURCE_DATE_EPOCH=str(when), PATH=_system_path())
+    return [top / "RPMS" / "x86_64" / f"{name}-{version}-1.x86_64.rpm" for name in _NAMES]
 
 
 def _give_wheels(root: Path, folder: Path) -> None:

@@ -41,13 +41,11 @@ def main() -> None:
             shutil.copyfile(file, target / (rename or file.name))
 
     systemd = _SOURCE / "systemd"
-    put(sorted(systemd.glob(f"{name}*.service")), arguments.units)
-    for kind, folder in (
-        ("sysusers.d", "usr/lib/sysusers.d"),
-        ("tmpfiles.d", "usr/lib/tmpfiles.d"),
-        ("presets", "usr/lib/systemd/system-preset"),
-    ):
-        put(sorted((systemd / kind).glob(f"*{name}*")), folder)
+    units = [*systemd.glob(f"{name}*.service"), *systemd.glob(f"{name}*.socket")]
+    put(sorted(units), arguments.units)
+    put([systemd / f"{name}.sysusers"], "usr/lib/sysusers.d", rename=f"{name}.conf")
+    put([systemd / f"{name}.tmpfiles"], "usr/lib/tmpfiles.d", rename=f"{name}.conf")
+    put(sorted(systemd.glob(f"*-{name}.preset")), "usr/lib/systemd/system-preset")
 
     packaging = _SOURCE / "packaging"
     put([packaging / "man" / f"{name}.1"], "usr/share/man/man1")
@@ -64,7 +62,6 @@ def main() -> None:
 
     _put_documentation(root / "usr/share/doc" / name)
     if name == "licagent":
-        (root / "etc/licagent/licenses").mkdir(parents=True)
         _put_bpf(arguments.objects, root)
 
 

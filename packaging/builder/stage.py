@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+from datetime import UTC, datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
 import inputs
+from environment import ENVIRONMENTS
 
 _SPDX: Final = "# SPDX-License-Identifier: Apache-2.0\n"
 
@@ -39,7 +40,7 @@ def wheels(root: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in range(34, 16, -1)]
     platforms += ["manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "-qq"]
     command += ["download", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
     command += ["--python-version", "3.11", "--implementation", "cp", "--abi", "cp311"]
     command += ["--abi", "abi3", "--abi", "none"]
@@ -61,23 +62,37 @@ def debian(folder: Path, version: str) -> int:
     (target / "source" / "format").write_text("3.0 (native)\n")
     changelog = target / "changelog"
     text = changelog.read_text().removeprefix(_SPDX)
-    when = re.search(r"^ -- (.*)  (.*)$", text, re.MULTILINE)
-    if when is None:
-        raise inputs.Refused("packaging/deb/changelog has no entry")
+    who, when = _newest_entry(text)
     if not text.startswith(f"licagent ({version}) "):
         text = (
             f"licagent ({version}) bookworm; urgency=medium\n\n  * Built as {version}.\n\n"
-            f" -- {when[1]}  {when[2]}\n\n{text}"
+            f" -- {who}  {format_datetime(when)}\n\n{text}"
         )
     changelog.write_text(text)
-    return int(parsedate_to_datetime(when[2]).timestamp())
+    return int(when.timestamp())
 
 
-def rpm_changelog(folder: Path, version: str) -> str:
-    """The changelog of the RPM packages: the newest entry of the Debian one, in their form."""
-    text = (folder / "packaging" / "deb" / "changelog").read_text()
-    when = re.search(r"^ -- (.*)  (.*)$", text, re.MULTILINE)
-    if when is None:
+def rpm(folder: Path, version: str) -> int:
+    """Write what licagent.spec includes; the time of the newest changelog entry, for the build."""
+    who, when = _newest_entry((folder / "packaging" / "deb" / "changelog").read_text())
+    (folder / "changelog.inc").write_text(
+        f"* {when.astimezone(UTC):%a %b %d %Y} {who} - {version}-1\n- Version {version}.\n"
+    )
+    for environment in ENVIRONMENTS.values():
+        # Fedora's form: whoever looks for a library with a hole finds who carries it.
+        lock = (folder / "requirements" / environment.requirements).read_text()
+        (folder / f"bundled-{environment.name}.inc").write_text(
+            "".join(
+                f"Provides:       bundled(python3dist({name})) = {number}\n"
+                for name, number in re.findall(r"^([a-z0-9._-]+)==([^ ;]+)", lock, re.MULTILINE)
+            )
+        )
+    return int(when.timestamp())
+
+
+def _newest_entry(changelog: str) -> tuple[str, datetime]:
+    """Who wrote the newest entry of a Debian changelog, and when."""
+    found = re.search(r"^ -- (.*)  (.*)$", changelog, re.MULTILINE)
+    if found is None:
         raise inputs.Refused("packaging/deb/changelog has no entry")
-    day = parsedate_to_datetime(when[2]).astimezone(UTC)
-    return f"* {day:%a %b %d %Y} {when[1]} - {version}-1\n- Version {version}.\n"
+    return found[1], parsedate_to_datetime(found[2])
