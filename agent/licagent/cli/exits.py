@@ -16,6 +16,7 @@ PERMISSION: Final = 5
 NOT_FOUND: Final = 6
 REFUSED: Final = 7
 BUSY: Final = 8
+DETACHED: Final = 9
 NOT_EXECUTABLE: Final = 126
 NO_COMMAND: Final = 127
 INTERRUPTED: Final = 130
@@ -33,6 +34,7 @@ EXITS: Final[dict[int, str]] = {
     NOT_FOUND: "no such license, process or socket",
     REFUSED: "refused: bad policy, license, or settings; nothing was changed",
     BUSY: "busy: too many clients, or another agent holds the state",
+    DETACHED: "daemon: `licagent detach` has ended it",
     NOT_EXECUTABLE: "run: the command cannot be executed",
     NO_COMMAND: "run: there is no such command",
     INTERRUPTED: "interrupted",

@@ -32,6 +32,7 @@ from licagent.daemon.metering_keeper import MeteringKeeper
 from licagent.daemon.outside import SyncWatch
 from licagent.daemon.policy_keeper import Compiled, PolicyKeeper
 from licagent.daemon.self_check import SelfCheck
+from licagent.daemon.settings_keeper import SettingsKeeper
 from licagent.daemon.shadow import ShadowBook
 from licagent.domain.clock import ClockChange, Reading, TrustedClock
 from licagent.domain.config import AgentConfig
@@ -106,6 +107,9 @@ class Agent:
         self.loaded_at = 0.0
         self.policy_problem = ""
         self.metrics_problem = ""
+        self.settings: SettingsKeeper | None = None
+        """Where the settings can be read again; set by whoever starts the agent."""
+        self.is_detached = False
         self.glass: dict[str, Any] | None = None
         self.kernel_side: KernelSide | None = None
         self.identity: IdentityKeeper | None = None
@@ -563,6 +567,7 @@ class Agent:
         if usage_lost:
             message = f"what was used since the last commit is lost: {usage_lost}"
             self.emit("metering", message, problem=usage_lost)
+        self.is_detached = True
         self.kernel.interfaces.close()  # it would attach again
         self.kernel.pins.remove()
         return hooks

@@ -6,20 +6,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import faulthandler
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Final, TypeVar
 
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
+from licagent.daemon.join_credential import join
 from licagent.daemon.kernel_side import KernelUnavailable
+from licagent.daemon.life_signs import LifeSigns
 from licagent.daemon.link_watch import on_link_changes
 from licagent.daemon.metrics_keeper import MetricsKeeper
 from licagent.daemon.service import Service
+from licagent.daemon.settings_keeper import SettingsKeeper, chosen
 from licagent.domain.config import AgentConfig
 from licagent.host.cgroups import CgroupError
 from licagent.kernel.libbpf import BpfError
@@ -27,7 +32,7 @@ from licagent.local.fanout import Fanout
 from licagent.local.peer import readers_gid
 from licagent.local.server import LocalServer
 from licagent.observability.logs import setup_logging
-from licagent.observability.systemd import Notifier, watchdog_interval_s
+from licagent.observability.systemd import Notifier
 from licagent.store.errors import StateDirBusy, StoreError
 
 _log: Final = logging.getLogger(__name__)
@@ -42,12 +47,15 @@ _BUSY_EVENTS: Final = 10
 _BUSY_PAUSE_S: Final = 0.05
 _MEASURE_S: Final = 0.2
 _END_SLACK_S: Final = 0.02
+_EVENTS_WAIT_S: Final = 5.0
+_ENDS_WAIT_S: Final = 15.0
 
 # Exit statuses as the command line has them (licagent.cli.exits), one per class of error.
 _EXIT_INTERNAL: Final = 1
 _EXIT_PERMISSION: Final = 5
 _EXIT_REFUSED: Final = 7
 _EXIT_BUSY: Final = 8
+_EXIT_DETACHED: Final = 9
 
 T = TypeVar("T")
 
@@ -76,13 +84,16 @@ async def readable(fd: int) -> None:
 class Daemon:
     """Wires the agent to the event loop, the local socket, signals and systemd."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, settings: SettingsKeeper | None = None) -> None:
         self._config = config
         self._fanout: Fanout[Record] = Fanout()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._agent = Agent(config, notify=self._publish)
+        self._agent.settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
         self._notifier = Notifier.from_environment(os.environ)
+        self._life = LifeSigns(self._notifier)
+        self._interfaces_made = self._life.expect("interfaces", _REFRESH_S)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._wake_ends = asyncio.Event()
@@ -110,16 +121,19 @@ class Daemon:
         agent = self._agent
         try:
             await self.on_kernel(agent.start)
+            if agent.settings is not None:
+                agent.settings.remember(agent.state)
             agent.sync_watch.begin()
             server = LocalServer(self._config.socket_path, readers_gid=readers_gid())
-            Service(agent, self.on_kernel, self._fanout, self._stop).register(server)
+            service = Service(agent, self.on_kernel, self._fanout, self._stop)
+            service.register(server)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop.set)
             self._loop.add_signal_handler(signal.SIGHUP, self._reload.set)
             await server.start()
             try:
-                self._notifier.ready(f"generation {agent.kernel.control.generation}")
-                await self._serve()
+                await self._on_kernel_only(lambda: self._life.ready(agent))
+                await self._serve(service)
             finally:
                 self._notifier.stopping()
                 await server.close()
@@ -127,22 +141,24 @@ class Daemon:
             await agent.metering.close()
             await self._loop.run_in_executor(self._thread, agent.close)
             self._thread.shutdown()
-        return 0
+        return _EXIT_DETACHED if agent.is_detached else 0
 
-    async def _serve(self) -> None:
+    async def _serve(self, service: Service) -> None:
         jobs = (
             self._events(),
-            self._every(_SETTLE_S, self._agent.settle_repeats),
-            self._every(_SETTLE_S, self._agent.log.sync),
-            self._every(_REFRESH_S, self._refresh),
-            self._every(_CONDITIONS_S, self._agent.conditions.refresh),
-            self._every(_CLOCK_S, self._agent.watch_clock),
-            self._every(_SAVE_CLOCK_S, self._agent.save_clock),
+            self._every(_SETTLE_S, self._agent.settle_repeats, "repeats"),
+            self._every(_SETTLE_S, self._agent.log.sync, "event log"),
+            self._every(_REFRESH_S, self._refresh, "identities"),
+            self._every(_CONDITIONS_S, self._agent.conditions.refresh, "checks of the kernel"),
+            self._every(_CLOCK_S, self._agent.watch_clock, "clock"),
+            self._every(_SAVE_CLOCK_S, self._agent.save_clock, "clock's record"),
             on_link_changes(self._cover_interfaces, at_least_every_s=_REFRESH_S),
             self._measure(),
             self._ends(),
             self._reloads(),
-            self._watchdog(),
+            self._life.feed_watchdog(self._on_kernel_only),
+            self._life.tell_status(self._agent, self._on_kernel_only),
+            join(self._agent, service.enroll),
             self._agent.link.run(self.on_kernel),
             self._agent.metering.run(self.on_kernel),
             MetricsKeeper(self._agent).run(self._on_kernel_only),
@@ -164,18 +180,24 @@ class Daemon:
         if reader is None:
             raise RuntimeError("the agent was not started")
         loop = asyncio.get_running_loop()
+        made = self._life.expect("events", _EVENTS_WAIT_S)
         while True:
-            await readable(reader.fileno())
+            with contextlib.suppress(TimeoutError):  # not wait_for: see _ends
+                async with asyncio.timeout(_EVENTS_WAIT_S):
+                    await readable(reader.fileno())
             count = await loop.run_in_executor(self._thread, reader.consume)
+            made()
             if self._agent.to_measure:  # at once: many programs end soon
                 await self._attempt(self._agent.measure_started)
             # Many events are one wake-up; the ring holds thousands.
             await asyncio.sleep(_EVENTS_PAUSE_S if count < _BUSY_EVENTS else _BUSY_PAUSE_S)
 
-    async def _every(self, interval_s: float, action: Callable[[], object]) -> None:
+    async def _every(self, interval_s: float, action: Callable[[], object], job: str) -> None:
+        made = self._life.expect(job, interval_s)
         while True:
             await asyncio.sleep(interval_s)
             await self._attempt(action)
+            made()
 
     async def _attempt(self, action: Callable[[], T]) -> T | None:
         """On the kernel thread; what fails is logged, and tried again at its next time."""
@@ -194,21 +216,26 @@ class Daemon:
         interfaces = self._agent.kernel.interfaces
         try:
             await asyncio.wrap_future(interfaces.begin())
+            self._interfaces_made()
         except OSError as error:
             _log.error("interfaces cannot be covered: %s", error)
 
     async def _measure(self) -> None:
         """New executables at once, installed ones in slices."""
+        made = self._life.expect("executables")
         while True:
             more = await self._attempt(self._agent.measure)
+            made()
             await asyncio.sleep(0.05 if more else _MEASURE_S)
 
     async def _ends(self) -> None:
         """Close the sockets of licenses and break-glass that end. The kernel has silenced them."""
         loop = asyncio.get_running_loop()
+        made = self._life.expect("ends of licenses", _ENDS_WAIT_S)
         while True:
             self._wake_ends.clear()
             wait_s = await loop.run_in_executor(self._thread, self._next_end_s)
+            made()
             if wait_s > 0:
                 # Not wait_for: in Python 3.11 it forgets that it was cancelled when what it waits
                 # for happens at that moment, and the daemon would never end.
@@ -223,10 +250,11 @@ class Daemon:
     def _next_end_s(self) -> float:
         """Seconds until a license or break-glass ends that no cut has followed yet, or hours do.
 
-        An hour at most. Zero or less: it is over already, and no request may put its cut off.
+        A few at most, as a sign of life. Zero or less: it is over already, and no request may put
+        its cut off.
         """
         agent = self._agent
-        wait_s = 3600.0
+        wait_s = _ENDS_WAIT_S
         license_s = agent.license_end_s()
         if license_s is not None:
             wait_s = min(wait_s, license_s + _END_SLACK_S)
@@ -251,39 +279,64 @@ class Daemon:
             await self._reload.wait()
             self._reload.clear()
             self._notifier.reloading()
-            await self.on_kernel(self._load_again)
+            await self._attempt(self._load_again)
+            self._wake_ends.set()
             self._agent.link.wake()
-            self._notifier.ready(f"generation {self._agent.kernel.control.generation}")
+            await self._on_kernel_only(lambda: self._life.ready(self._agent))
 
     def _load_again(self) -> None:
-        self._agent.licensing.load()
-        self._agent.write_licenses()
-        self._agent.load_policy()
-
-    async def _watchdog(self) -> None:
-        """Tell systemd only after the kernel thread has answered: progress, not existence."""
-        interval_s = watchdog_interval_s(os.environ)
-        if interval_s is None:
-            await asyncio.Event().wait()
-            return
-        loop = asyncio.get_running_loop()
-        while True:
-            await loop.run_in_executor(self._thread, lambda: None)
-            self._notifier.watchdog()
-            await asyncio.sleep(interval_s / 2)
+        agent = self._agent
+        must_switch = agent.settings is not None and agent.settings.reload(agent)
+        agent.licensing.load()
+        agent.write_licenses()
+        generation = agent.kernel.control.generation
+        agent.load_policy()
+        is_same = agent.kernel.control.generation == generation
+        if must_switch and is_same and agent.compiled is not None:
+            agent.apply(agent.compiled)  # the same tables, in another mode
 
 
-async def _run(config: AgentConfig) -> int:
-    return await Daemon(config).run()
+async def _run(config: AgentConfig, settings: SettingsKeeper | None) -> int:
+    return await Daemon(config, settings).run()
 
 
-def run(config: AgentConfig, *, load_only: bool = False) -> int:
+def start(
+    environment: Mapping[str, str] = os.environ,
+    path: Path | None = None,
+    *,
+    load_only: bool = False,
+) -> int:
+    """Run with the settings as they are written, else with the last good ones; see `run`.
+
+    7 where there are neither: nothing was changed, what is in the kernel goes on deciding.
+    """
+    setup_logging(environment)
+    notifier = Notifier.from_environment(environment)
+
+    def refused(problem: str) -> None:
+        _log.error("the settings are refused, and there are no earlier ones: %s", problem)
+        notifier.status(f"the settings are refused, the kernel goes on as it was: {problem}")
+
+    found = chosen(environment, path, tell=refused)
+    if found is None:
+        return _EXIT_REFUSED
+    settings, config = found
+    return run(config, settings=settings, load_only=load_only)
+
+
+def run(
+    config: AgentConfig, *, settings: SettingsKeeper | None = None, load_only: bool = False
+) -> int:
     """Run the daemon, or put the last policy into the kernel and end.
 
     Returns the exit status (docs/reference/commands.md), with the reason on the log: 0; 5 for
-    want of root; 8 when another daemon has the state folder or the socket; else 1.
+    want of root; 8 when another daemon has the state folder or the socket; 9 when `licagent
+    detach` has ended it; else 1.
     """
     setup_logging(os.environ)
+    # What ends a daemon that hangs (the watchdog, by SIGABRT) leaves in the log where it hung.
+    with contextlib.suppress(OSError, ValueError):  # no standard error
+        faulthandler.enable()
     if os.geteuid() != 0:
         _log.error("the daemon must run as root: it loads BPF programs")
         return _EXIT_PERMISSION
@@ -295,7 +348,7 @@ def run(config: AgentConfig, *, load_only: bool = False) -> int:
             finally:
                 agent.close()
             return 0
-        return asyncio.run(_run(config))
+        return asyncio.run(_run(config, settings))
     except StateDirBusy as error:
         _log.error("%s", error)
         return _EXIT_BUSY
@@ -306,11 +359,4 @@ def run(config: AgentConfig, *, load_only: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    from licagent.domain.config import ConfigError, read_config
-
-    try:
-        _config = read_config(os.environ).config
-    except ConfigError as _error:
-        print(f"the settings are refused: {_error}", file=sys.stderr)  # noqa: T201
-        sys.exit(_EXIT_REFUSED)
-    sys.exit(run(_config))
+    sys.exit(start())

@@ -135,7 +135,7 @@ class PolicyKeeper:
         self._folder = folder
         self._state = state
         self._numbering = numbering
-        self._failsafe = tuple(failsafe)
+        self.failsafe = tuple(failsafe)
         self.reachable: tuple[FailsafeSetting, ...] = ()
         """The control plane's own addresses, which no policy may close."""
         self.withheld: Callable[[], AbstractSet[tuple[str, str]]] = frozenset
@@ -277,7 +277,7 @@ class PolicyKeeper:
     ) -> tuple[PolicyCompiler, Tables]:
         folder = Folder(self._numbering, self._user, self._group)
         compiler = PolicyCompiler(policy, licenses, folder, frame.withheld)
-        failsafe = failsafe_entries((*self._failsafe, *frame.reachable), frame.resolvers)
+        failsafe = failsafe_entries((*self.failsafe, *frame.reachable), frame.resolvers)
         return compiler, compiler.compile(failsafe, lenient=False, tolerated=tolerated)
 
     def attribution(self, compiled: Compiled, licenses: Mapping[str, License]) -> AttributionTable:

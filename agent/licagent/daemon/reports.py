@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter as Tally
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from licagent.daemon import control_status, metering_status
@@ -168,6 +168,7 @@ def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
                     "install licagent again, or see `licagent doctor`",
                 )
             )
+    found.extend(_settings_reasons(agent))
     if agent.policy_problem:
         found.append(
             _reason(
@@ -217,6 +218,23 @@ def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
         for path in agent.state.damaged()
     )
     return found
+
+
+def _settings_reasons(agent: Agent) -> Iterator[Report]:
+    """What is written in agent.toml and is not in force."""
+    keeper = agent.settings
+    if keeper is not None and keeper.problem:
+        yield _reason(
+            "settings-refused",
+            f"the settings are refused, the last good ones are in force: {keeper.problem}",
+            "see `licagent config check`, mend them, then: systemctl reload licagent",
+        )
+    if keeper is not None and keeper.waiting:
+        yield _reason(
+            "settings-wait",
+            f"changed settings wait for the next start: {', '.join(keeper.waiting)}",
+            "systemctl restart licagent; enforcement goes on meanwhile",
+        )
 
 
 def _reason(code: str, message: str, hint: str) -> Report:

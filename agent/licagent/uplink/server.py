@@ -108,10 +108,11 @@ class Carrier:
                 if self._open > _CARRIED_MAX:
                     raise OSError(f"more than {_CARRIED_MAX} connections at once")
                 await _carried(reader, writer, server)
-            except (OSError, TimeoutError) as error:
+            except OSError as error:  # also what took too long
                 # Not asyncio's own words, which name a call: the system's, as other errors have.
-                number = error.errno if isinstance(error, OSError) else None
-                words = os.strerror(number) if number else str(error) or "no connection in time"
+                words = str(error) or "no connection in time"
+                if error.errno:
+                    words = os.strerror(error.errno)
                 _log.warning("%s: %s", server, words)
                 _say(asked, {"failure": words})
             finally:

@@ -86,19 +86,21 @@ class AgentUnderTest:
     def start(self, *, wait: bool = True) -> None:
         """Start the daemon, and wait until it answers."""
         self.write_config()
-        log = (self.folder / "daemon.log").open("ab")
-        try:
+        self.spawn()
+        if wait:
+            self.wait_ready()
+
+    def spawn(self, module: str = "licagent.daemon.main", **more: str) -> subprocess.Popen[bytes]:
+        """Start the daemon with agent.toml as it stands, and `more` in its environment."""
+        with (self.folder / "daemon.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "licagent.daemon.main"],
-                env=self.environment,
+                [sys.executable, "-m", module],
+                env={**self.environment, **more},
                 stdout=log,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
             )
-        finally:
-            log.close()
-        if wait:
-            self.wait_ready()
+        return self.process
 
     def wait_ready(self) -> None:
         """Return when the daemon answers. AssertionError with its log if it ended."""

@@ -93,14 +93,7 @@ class ConfinedAgent(AgentUnderTest):
     def start(self, *, wait: bool = True) -> None:
         """Start the daemon, confined."""
         self.write_config()
-        with (self.folder / "daemon.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.system.harness.confined"],
-                env={**self.environment, "LICAGENT_UPLINK": str(self.uplink_path)},
-                stdout=log,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-            )
+        self.spawn("tests.system.harness.confined", LICAGENT_UPLINK=str(self.uplink_path))
         if wait:
             self.wait_ready()
 

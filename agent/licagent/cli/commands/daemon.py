@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
@@ -25,9 +26,8 @@ def daemon(session: Session, load_only: bool, uplink: bool) -> None:
     if uplink:
         way_out = importlib.import_module("licagent.daemon.outside").run
         raise click.exceptions.Exit(int(way_out()))
-    config = session.settings().config
     # By name: the command line stands beside the daemon, not above it, and only this command
     # may load it.
-    run = importlib.import_module("licagent.daemon.main").run
-    status = run(config, load_only=True) if load_only else run(config)
+    start = importlib.import_module("licagent.daemon.main").start
+    status = start(os.environ, session.config_path, load_only=load_only)
     raise click.exceptions.Exit(int(status or 0))

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host that joins its control plane by itself, with a token its service manager holds.
+
+For images and cloud-init: systemd hands the credential `licagent.join-token` to the daemon alone
+(systemd.exec(5), LoadCredential=), decrypted if need be. It is read only while the host has not
+joined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from licagent.local.errors import LocalError
+from licagent.local.peer import Peer
+from licagent.store.errors import StoreError
+
+if TYPE_CHECKING:
+    from licagent.daemon.agent import Agent
+
+_log: Final = logging.getLogger(__name__)
+
+CREDENTIAL: Final = "licagent.join-token"
+_TOKEN_MAX_BYTES: Final = 16 * 1024
+_AGAIN_FIRST_S: Final = 5.0
+_AGAIN_MOST_S: Final = 300.0
+
+Enroll = Callable[[Mapping[str, Any], Peer], Awaitable[object]]
+
+
+def token(environment: Mapping[str, str] = os.environ) -> str:
+    """The join token that the service manager holds; "" where it holds none."""
+    folder = environment.get("CREDENTIALS_DIRECTORY", "")
+    if not folder:
+        return ""
+    try:
+        with Path(folder, CREDENTIAL).open("rb") as file:
+            return file.read(_TOKEN_MAX_BYTES).decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        _log.error("the credential %s cannot be read: %s", CREDENTIAL, error.strerror)
+        return ""
+
+
+async def join(agent: Agent, enroll: Enroll) -> None:
+    """Join, and try again until it is done. Never returns: a job of the daemon's.
+
+    The network may come long after the daemon, and a control plane may be down for a while.
+    """
+    again_s = _AGAIN_FIRST_S
+    said = ""
+    while not _has_joined(agent) and (found := token()):
+        try:
+            await enroll({"join": found, "identity": "keep"}, Peer(os.getpid(), 0, 0, frozenset()))
+            _log.info("joined by the credential %s", CREDENTIAL)
+            break
+        except LocalError as error:
+            if str(error) != said:
+                said = str(error)
+                _log.warning("not joined by the credential %s: %s", CREDENTIAL, said)
+        await asyncio.sleep(again_s)
+        again_s = min(2 * again_s, _AGAIN_MOST_S)
+    await asyncio.Event().wait()
+
+
+def _has_joined(agent: Agent) -> bool:
+    try:
+        return agent.link.identities.load() is not None
+    except StoreError:
+        return True  # it is somebody: root decides who, not a token in a file
