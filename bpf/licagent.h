@@ -25,6 +25,8 @@
 #define LIC_ANY_OWNER 0xffffffffU
 #define LIC_NO_OWNER 0xfffffffeU /* of a subject: not known */
 #define LIC_FAILSAFE_RESOURCE 0xffffffffU
+#define LIC_FAMILY_RESOURCE \
+	0xfffffffeU /* sockets of other families, where no resource names them */
 #define LIC_SERVICE_CLASS 0
 #define LIC_RULE_LICENSES 4
 #define LIC_MAX_SHAPES 32
@@ -297,7 +299,8 @@ struct lic_repeat {
 
 enum lic_event_kind {
 	LIC_EVENT_DECISION = 1,
-	LIC_EVENT_EXEC = 2, /* an executable whose content was never measured */
+	LIC_EVENT_EXEC = 2,  /* an executable whose content was never measured */
+	LIC_EVENT_GUARD = 3, /* somebody else tried to change what is ours; see guard.h */
 };
 
 struct lic_event {
@@ -343,6 +346,8 @@ enum lic_hook {
 	LIC_HOOK_ADOPT = 8,
 	LIC_HOOK_EXEC = 9,
 	LIC_HOOK_INTERFACE = 10,
+	LIC_HOOK_FAMILY = 11,
+	LIC_HOOK_GUARD = 12,
 };
 
 /* Lost work, per CPU. Index of the `faults` map. */
@@ -460,6 +465,33 @@ struct lic_taken {
 	__u64 cancelled_bytes;
 	__u32 era;
 	__u32 reserved;
+};
+
+/* What the guard protects. Kind of an entry of `guarded`, and `rule` of its events. */
+enum lic_guarded {
+	LIC_GUARDED_LINK = 1,    /* by the kernel's id: detached, or given another program */
+	LIC_GUARDED_MAP = 2,     /* by the kernel's id: written, or used by a foreign program */
+	LIC_GUARDED_FOLDER = 3,  /* by device and inode: a pin in it removed or renamed */
+	LIC_GUARDED_MOUNT = 4,   /* by device: taken away in the host's mount namespace */
+	LIC_GUARDED_PROCESS = 5, /* the daemon: traced, its memory or descriptors taken */
+};
+
+struct lic_guarded_key {
+	__u32 kind;   /* enum lic_guarded */
+	__u32 device; /* kernel's s_dev; 0 for ids */
+	__u64 number; /* id or inode; 0 for a mount */
+};
+
+/* Whose the kernel side is. One element; nobody but the daemon writes it while it is locked. */
+struct lic_guard {
+	__u32 daemon; /* its process id; who descends from it is the daemon, too */
+	__u32 locked; /* 0: everybody may do as root may; so it is while no daemon lives */
+	__u32 network_namespace; /* of the host */
+	__u32 mount_namespace;   /* of the host */
+	__u32 seen; /* bits: an LSM program has run: of the families 1, of the guard 2 */
+	__u32 reserved;
+	__u64 told_ns; /* CLOCK_BOOTTIME of the last event */
+	__u64 refused; /* attempts since */
 };
 
 /* A socket as an iterator reports it. */

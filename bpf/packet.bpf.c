@@ -17,14 +17,41 @@
 #include "subject.h"
 #include "tag.h"
 
+/* The subject that an outgoing packet without a decision is of, and the decision. */
+static __always_inline int decide_outgoing(struct lic_control *ctl, struct __sk_buff *skb,
+					   struct lic_tag *tag)
+{
+	struct lic_subject subject;
+
+	if (tag)
+		tag_subject(tag, &subject);
+	else
+		packet_subject(skb, &subject);
+	return decide_packet(ctl, skb, &subject, skb->protocol, 0, LIC_HOOK_EGRESS);
+}
+
+static __always_inline int serves_unlicensed(struct lic_control *ctl, struct __sk_buff *skb,
+					     struct bpf_sock *sk, struct lic_tag *tag);
+
+#ifdef LICAGENT_PLAIN
+#include "packet_parts.h"
+#else
+#define RENEW_NETWORK(ctl, tag, hook, skb) renew_half(ctl, tag, &(tag)->network, 0, hook, skb)
+#define RENEW_SERVICE(ctl, tag, hook, skb) renew_half(ctl, tag, &(tag)->service, 1, hook, skb)
+#define DECIDE_OUTGOING(ctl, skb, tag) decide_outgoing(ctl, skb, tag)
+#define SERVES_UNLICENSED(ctl, skb, sk, tag) serves_unlicensed(ctl, skb, sk, tag)
+#define IS_BARE_RESET(skb) is_bare_reset(skb)
+#define METER_PACKET(ctl, skb, sk, tag, direction) meter_packet(ctl, skb, sk, tag, direction)
+#endif
+
 static __always_inline int tag_holds(struct lic_control *ctl, struct __sk_buff *skb,
 				     struct lic_tag *tag, __u32 hook)
 {
 	if (tag->network.kind && !half_holds(ctl, &tag->network) &&
-	    !renew_half(ctl, tag, &tag->network, 0, hook, skb))
+	    !RENEW_NETWORK(ctl, tag, hook, skb))
 		return 0;
 	if (unlikely(tag->service.kind) && !half_holds(ctl, &tag->service) &&
-	    !renew_half(ctl, tag, &tag->service, 1, hook, skb))
+	    !RENEW_SERVICE(ctl, tag, hook, skb))
 		return 0;
 	return 1;
 }
@@ -61,11 +88,9 @@ static __always_inline int goes_to(struct __sk_buff *skb, const struct lic_tag *
 static __always_inline int may_leave(struct lic_control *ctl, struct __sk_buff *skb,
 				     struct bpf_sock *sk, struct lic_tag *tag)
 {
-	struct lic_subject subject;
-
 	if (tag && tag->network.kind != LIC_TAG_PACKET) {
 		if (unlikely(!tag_holds(ctl, skb, tag, LIC_HOOK_EGRESS)))
-			return is_bare_reset(skb);
+			return IS_BARE_RESET(skb);
 		if (!tag->network.kind) {
 			/* A listener or what it accepted; for UDP the sendmsg hook has decided. */
 			if (tag->protocol == LIC_PROTO_TCP && sk->state != LIC_TCP_SYN_SENT)
@@ -74,9 +99,7 @@ static __always_inline int may_leave(struct lic_control *ctl, struct __sk_buff *
 			return 1;
 		}
 	}
-	if (tag) {
-		tag_subject(tag, &subject);
-	} else {
+	if (!tag) {
 		/*
 		 * No tag. TCP that did not go through connect was accepted: inbound, not a use of
 		 * the network. Everything else is decided here, by what the socket alone tells.
@@ -91,9 +114,8 @@ static __always_inline int may_leave(struct lic_control *ctl, struct __sk_buff *
 		 * programs are tagged when they are made. */
 		if (sk->type == LIC_SOCK_RAW)
 			return 1;
-		packet_subject(skb, &subject);
 	}
-	return decide_packet(ctl, skb, &subject, skb->protocol, 0, LIC_HOOK_EGRESS);
+	return DECIDE_OUTGOING(ctl, skb, tag);
 }
 
 SEC("cgroup_skb/egress")
@@ -109,7 +131,7 @@ int licagent_egress(struct __sk_buff *skb)
 	if (ctl->generation && !may_leave(ctl, skb, sk, tag))
 		return 0;
 	if (ctl->sheet)
-		meter_packet(ctl, skb, sk, tag, LIC_DIRECTION_TX);
+		METER_PACKET(ctl, skb, sk, tag, LIC_DIRECTION_TX);
 	return 1;
 }
 
@@ -183,7 +205,7 @@ static __always_inline int may_enter(struct lic_control *ctl, struct __sk_buff *
 	/* A port of a service that was taken behind the bind hooks' back. */
 	if (!(policy_flags(ctl) & LIC_POLICY_HAS_SERVICES))
 		return 1;
-	return !serves_unlicensed(ctl, skb, sk, tag);
+	return !SERVES_UNLICENSED(ctl, skb, sk, tag);
 }
 
 SEC("cgroup_skb/ingress")
@@ -199,7 +221,7 @@ int licagent_ingress(struct __sk_buff *skb)
 	if (ctl->generation && !may_enter(ctl, skb, sk, tag))
 		return 0;
 	if (ctl->sheet)
-		meter_packet(ctl, skb, sk, tag, LIC_DIRECTION_RX);
+		METER_PACKET(ctl, skb, sk, tag, LIC_DIRECTION_RX);
 	return 1;
 }
 

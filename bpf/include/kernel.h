@@ -13,6 +13,7 @@
 
 struct super_block {
 	__u32 s_dev;
+	unsigned long s_magic;
 };
 
 struct timespec64 {
@@ -53,7 +54,48 @@ struct path {
 struct file {
 	struct path f_path;
 	struct inode *f_inode;
+	void *private_data;
 };
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct vfsmount {
+	struct super_block *mnt_sb;
+};
+
+struct ns_common {
+	unsigned int inum;
+};
+
+struct net {
+	struct ns_common ns;
+};
+
+struct mnt_namespace {
+	struct ns_common ns;
+};
+
+struct nsproxy {
+	struct mnt_namespace *mnt_ns;
+	struct net *net_ns;
+};
+
+struct user_namespace {
+	int level;
+};
+
+/* Two words before 6.3 (commit f122a08b197d), one of 64 bits since: on little-endian machines the
+ * same bytes. */
+typedef struct {
+	__u64 val;
+} kernel_cap_t;
 
 typedef struct {
 	int counter;
@@ -121,6 +163,8 @@ typedef struct {
 struct cred {
 	kuid_t uid;
 	kgid_t gid;
+	kernel_cap_t cap_effective;
+	struct user_namespace *user_ns;
 };
 
 struct kernfs_node {
@@ -155,6 +199,9 @@ struct task_struct {
 	const struct cred *cred;
 	struct css_set *cgroups;
 	struct task_struct *group_leader;
+	struct task_struct *real_parent;
+	struct files_struct *files;
+	struct nsproxy *nsproxy;
 	int exit_state;
 	__u64 start_boottime;
 	struct sched_entity se;
@@ -230,6 +277,24 @@ enum sock_flags {
 struct udp_sock;
 
 struct seq_file;
+
+struct bpf_link {
+	__u32 id;
+};
+
+struct bpf_map {
+	__u32 id;
+};
+
+struct bpf_prog_aux {
+	atomic64_t refcnt;
+	__u32 used_map_cnt;
+	struct bpf_map **used_maps;
+};
+
+struct bpf_prog {
+	struct bpf_prog_aux *aux;
+};
 
 struct bpf_iter_meta {
 	struct seq_file *seq;

@@ -18,7 +18,8 @@ from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
 from licagent.kernel.events import Counters
-from licagent.kernel.hooks import HOOKS, Hook, HookKind
+from licagent.kernel.guard import GuardTables
+from licagent.kernel.hooks import HOOKS, LSM_HOOKS, Hook, HookKind
 from licagent.kernel.identity import IdentityTables
 from licagent.kernel.interfaces import InterfaceLinks
 from licagent.kernel.iterators import Iterators
@@ -96,6 +97,7 @@ class KernelSide:
         self.counters.prepare()
         self.iterators = Iterators(pins)
         self.usage = UsageMeter(pins)
+        self.guard = GuardTables(pins)
         name = next(hook.name for hook in HOOKS if hook.kind is HookKind.INTERFACE)
         self.interfaces = InterfaceKeeper(InterfaceLinks(pins, name), in_each_namespace)
 
@@ -103,7 +105,8 @@ class KernelSide:
         """The hooks as they are attached now: asked of the kernel, not remembered."""
         states = {state["name"]: state for state in self.report["hooks"]}
         found = []
-        for hook in HOOKS:
+        # Those of the LSM only where the loader tried them: else they are open routes (doctor).
+        for hook in (*HOOKS, *(hook for hook in LSM_HOOKS if hook.name in states)):
             state = states.get(hook.name, {})
             if hook.kind is HookKind.INTERFACE:
                 found.append(self._interface_hook(hook, state))

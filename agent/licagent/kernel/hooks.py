@@ -19,6 +19,8 @@ class HookKind(StrEnum):
     CGROUP = "cgroup"
     TRACING = "tracing"
     ITERATOR = "iterator"
+    LSM = "lsm"
+    """By the kernel's security hooks, where BPF is among its modules (lsm=... at boot)."""
     INTERFACE = "interface"
     """By one link for each network interface; the name is that of the pinned program."""
 
@@ -322,6 +324,81 @@ HOOKS: Final[tuple[Hook, ...]] = (
     ),
 )
 
+
+def _lsm(name: str, object_: str, program: str, closes: str, without: str) -> Hook:
+    kind = HookKind.TRACING if name == "guard_exit" else HookKind.LSM
+    return Hook(name, object_, program, kind, closes, without, "5.7, with BTF and lsm=...,bpf")
+
+
+LSM_HOOKS: Final[tuple[Hook, ...]] = (
+    _lsm(
+        "lsm_socket_create",
+        "families",
+        "licagent_socket_create",
+        "AF_PACKET, AF_XDP, AF_VSOCK, SMC, RDS, TIPC, Bluetooth and other families",
+        "sockets of other families lead around licensed networks",
+    ),
+    _lsm(
+        "guard_exit",
+        "guard",
+        "licagent_guard_exit",
+        "a daemon that is gone locks nobody out",
+        "nothing below is protected",
+    ),
+    _lsm(
+        "lsm_bpf",
+        "guard",
+        "licagent_bpf",
+        "detaching our links, or giving them another program",
+        "root may detach; status and events tell of it within seconds",
+    ),
+    _lsm(
+        "lsm_bpf_map",
+        "guard",
+        "licagent_bpf_map",
+        "writing our tables",
+        "root may change what is in force unseen",
+    ),
+    _lsm(
+        "lsm_bpf_prog",
+        "guard",
+        "licagent_bpf_prog",
+        "foreign programs that write our tables from the kernel",
+        "root may change what is in force by a program of their own",
+    ),
+    _lsm(
+        "lsm_inode_unlink",
+        "guard",
+        "licagent_unlink",
+        "removing our pins",
+        "root may detach by removing pins; status and events tell of it within seconds",
+    ),
+    _lsm(
+        "lsm_inode_rename",
+        "guard",
+        "licagent_rename",
+        "moving our pins away",
+        "root may hide our pins; status and events tell of it within seconds",
+    ),
+    _lsm(
+        "lsm_sb_umount",
+        "guard",
+        "licagent_umount",
+        "unmounting the BPF file system with our pins",
+        "root may detach by unmounting; status and events tell of it within seconds",
+    ),
+    _lsm(
+        "lsm_ptrace",
+        "guard",
+        "licagent_ptrace",
+        "taking over the daemon: its memory and its descriptors",
+        "root may act as the daemon",
+    ),
+)
+"""Loaded and reported only where the kernel has BPF among its security modules."""
+
+LSM_OBJECTS: Final = ("families", "guard")
+
 CORE_OBJECTS: Final = ("connect", "bind", "socket", "packet")
 """What either loader can make; the others need BTF and libbpf."""
 
@@ -333,4 +410,4 @@ BTF_OBJECTS: Final = ("identity", "sockets", "usage", "interface")
 
 def hook(name: str) -> Hook:
     """The hook of this name."""
-    return next(candidate for candidate in HOOKS if candidate.name == name)
+    return next(candidate for candidate in (*HOOKS, *LSM_HOOKS) if candidate.name == name)

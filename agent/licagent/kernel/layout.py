@@ -40,6 +40,8 @@ class Hook(IntEnum):
     ADOPT = 8
     EXEC = 9
     INTERFACE = 10
+    FAMILY = 11
+    GUARD = 12
 
 
 class TagKind(IntEnum):
@@ -89,6 +91,24 @@ class EventKind(IntEnum):
 
     DECISION = 1
     EXEC = 2
+    GUARD = 3
+
+
+class Guarded(IntEnum):
+    """enum lic_guarded: what the guard protects."""
+
+    LINK = 1
+    MAP = 2
+    FOLDER = 3
+    MOUNT = 4
+    PROCESS = 5
+
+
+class SeenBy(IntEnum):
+    """LIC_SEEN_...: which LSM object's programs have run."""
+
+    FAMILIES = 1
+    GUARD = 2
 
 
 class Control(Structure):
@@ -293,6 +313,27 @@ class Event(Structure):
     ]
 
 
+class GuardedKey(Structure):
+    """struct lic_guarded_key."""
+
+    _fields_ = [("kind", c_uint32), ("device", c_uint32), ("number", c_uint64)]
+
+
+class Guard(Structure):
+    """struct lic_guard."""
+
+    _fields_ = [
+        ("daemon", c_uint32),
+        ("locked", c_uint32),
+        ("network_namespace", c_uint32),
+        ("mount_namespace", c_uint32),
+        ("seen", c_uint32),
+        ("reserved", c_uint32),
+        ("told_ns", c_uint64),
+        ("refused", c_uint64),
+    ]
+
+
 class SheetTimes(Structure):
     """struct lic_sheet."""
 
@@ -423,6 +464,8 @@ class SocketRecord(Structure):
 
 STRUCTS: Final[dict[str, type[Structure]]] = {
     "lic_control": Control,
+    "lic_guard": Guard,
+    "lic_guarded_key": GuardedKey,
     "lic_policy": Policy,
     "lic_license": License,
     "lic_path_key": PathKey,

@@ -29,6 +29,9 @@ _LINK_TCX: Final = 11
 _BEFORE: Final = 1 << 3
 """BPF_F_BEFORE; without a program to relate to: before all others."""
 
+_STATE_FREQ: Final = 1 << 3
+"""BPF_F_TEST_STATE_FREQ, of BPF_PROG_LOAD (5.4, commit 10d274e880eb)."""
+
 
 class AttachType(IntEnum):
     """enum bpf_attach_type, include/uapi/linux/bpf.h."""
@@ -174,6 +177,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, ...]]] = {
     "bpf_program__name": (c_char_p, c_void_p),
     "bpf_program__fd": (c_int, c_void_p),
     "bpf_program__set_autoload": (c_int, c_void_p, ctypes.c_bool),
+    "bpf_program__set_flags": (c_int, c_void_p, c_uint32),
     "bpf_program__attach": (c_void_p, c_void_p),
     "bpf_link__fd": (c_int, c_void_p),
     "bpf_link__disconnect": (None, c_void_p),
@@ -292,6 +296,17 @@ class BpfObject:
             check(
                 library().bpf_program__set_autoload(handle, wanted(name)), f"select program {name}"
             )
+
+    def keep_states(self) -> None:
+        """Have the verifier remember each branching, not one in several.
+
+        It takes more memory while it loads, and merges ways that it else follows to their end:
+        a third of the steps, without which programs with an unrolled search are beyond the million
+        that 5.10 allows.
+        """
+        for name, handle in self.programs():
+            result = library().bpf_program__set_flags(handle, _STATE_FREQ)
+            check(result, f"set flags of {name}")
 
     def program_fd(self, handle: int) -> int:
         """File descriptor of a loaded program; it lives as long as this object."""

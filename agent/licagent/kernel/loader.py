@@ -23,16 +23,20 @@ from typing import Final
 from licagent.kernel import attach, libbpf, migrate
 from licagent.kernel.accounting import leave_memory_limits
 from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.guard import GuardTables, security_modules
 from licagent.kernel.hooks import (
     BTF_OBJECTS,
     CORE_OBJECTS,
     FORMER_HOOKS,
     HOOKS,
+    LSM_HOOKS,
+    LSM_OBJECTS,
     Hook,
     HookKind,
 )
 from licagent.kernel.hooks import hook as hook_named
 from licagent.kernel.interfaces import InterfaceLinks
+from licagent.kernel.layout import SeenBy
 from licagent.kernel.libbpf import BpfError, BpfObject
 from licagent.kernel.maps import Map
 
@@ -147,7 +151,9 @@ class Loader:
         wanted = build_id(loader)
         if self._installed() == wanted and self._all_live():
             hooks = [HookState(hook.name, True, _loader_of(hook, loader)) for hook in HOOKS]
-            return Report(loader, hooks, unchanged=True)
+            report = Report(loader, hooks, unchanged=True)
+            self._load_lsm(report)
+            return report
         report = Report(loader)
         self._prepare_maps(report)
         if loader == "prebuilt":
@@ -164,11 +170,40 @@ class Loader:
             raise LoadError("; ".join(sorted({state.error for state in missing})))
         for name in BTF_OBJECTS:
             self._load_prebuilt(name, report)
+        self._load_lsm(report)
         self._remove_former()
-        self._record(wanted if all(state.attached for state in report.hooks) else "")
+        core = {hook.name for hook in HOOKS}
+        is_whole = all(state.attached for state in report.hooks if state.name in core)
+        self._record(wanted if is_whole else "")
         for folder in self.pins.other_maps():
             migrate.remove(folder)
         return report
+
+    def _load_lsm(self, report: Report) -> None:
+        """What needs BPF among the kernel's security modules; nothing, and no word, elsewhere."""
+        modules = security_modules()
+        if modules is not None and "bpf" not in modules:
+            return
+        guard = GuardTables(self.pins)
+        if modules is None and report.unchanged and not guard.exist():
+            return  # tried when this build was loaded
+        tried = Report(report.loader)
+        for name in LSM_OBJECTS:
+            hooks = [hook for hook in LSM_HOOKS if hook.object == name]
+            links = [self.pins.links / hook.name for hook in hooks]
+            if report.unchanged and all(attach.link_is_live(link, None) for link in links):
+                tried.hooks += [HookState(hook.name, True, "prebuilt") for hook in hooks]
+            else:
+                self._load_prebuilt(name, tried)
+        seen = guard.prepare() if guard.exist() else 0
+        if modules is None and not seen:
+            return  # securityfs is not mounted, and this kernel does not have it either
+        for state in tried.hooks:
+            object_ = hook_named(state.name).object
+            if state.attached and not seen & SeenBy[object_.upper()]:
+                (self.pins.links / state.name).unlink(missing_ok=True)
+                state.attached, state.error = False, "attached, but this kernel never calls it"
+        report.hooks += tried.hooks
 
     def _remove_former(self) -> None:
         """Detach what an earlier version attached and this one does not have."""
@@ -190,7 +225,7 @@ class Loader:
 
     def _load_prebuilt(self, name: str, report: Report) -> None:
         """Load an object whole; where that fails, program by program."""
-        hooks = {hook.program: hook for hook in HOOKS if hook.object == name}
+        hooks = {hook.program: hook for hook in (*HOOKS, *LSM_HOOKS) if hook.object == name}
         path = self.objects / f"{name}.bpf.o"
         if not path.exists():
             for hook in hooks.values():
@@ -203,6 +238,8 @@ class Loader:
         for candidate in (path, plain):
             try:
                 with BpfObject(candidate, self.pins.maps) as obj:
+                    if candidate == plain:
+                        obj.keep_states()
                     obj.load()
                     self._attach_all(obj, hooks, report)
                 return
@@ -215,6 +252,8 @@ class Loader:
         for program, hook in hooks.items():
             try:
                 with BpfObject(path, self.pins.maps) as obj:
+                    if path == plain:
+                        obj.keep_states()
                     obj.select(lambda candidate, wanted=program: candidate == wanted)  # type: ignore[misc]
                     obj.load()
                     self._attach_all(obj, {program: hook}, report)

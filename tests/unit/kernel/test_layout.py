@@ -23,7 +23,7 @@ from tests.kernel.harness.btf import Btf, BtfStruct
 from licagent.domain import tables as domain
 from licagent.domain.reason import REASON_ERRNO, Reason, Verdict
 from licagent.kernel import layout, tables
-from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS
+from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, LSM_HOOKS, LSM_OBJECTS
 from licagent.kernel.loader import object_folder, source_folder
 
 HEADER: Final = (source_folder() / "licagent.h").read_text(encoding="utf-8")
@@ -50,6 +50,7 @@ ENUMS: Final[dict[str, tuple[type[IntEnum | domain.Shape], str]]] = {
     "lic_tag_kind": (layout.TagKind, "LIC_TAG_"),
     "lic_event_kind": (layout.EventKind, "LIC_EVENT_"),
     "lic_hook": (layout.Hook, "LIC_HOOK_"),
+    "lic_guarded": (layout.Guarded, "LIC_GUARDED_"),
     "lic_fault": (layout.Fault, "LIC_FAULT_"),
     "lic_direction": (layout.Direction, "LIC_DIRECTION_"),
 }
@@ -82,7 +83,8 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> Btf:
 
 
 OBJECTS: Final = [
-    object_folder() / f"{name}.bpf.o" for name in (*CORE_OBJECTS, *BTF_OBJECTS, "maps")
+    object_folder() / f"{name}.bpf.o"
+    for name in (*CORE_OBJECTS, *BTF_OBJECTS, *LSM_OBJECTS, "maps")
 ]
 
 
@@ -183,10 +185,10 @@ def test_every_program_of_the_objects_has_a_hook() -> None:
         )
     }
 
-    assert programs == {(hook.object, hook.program) for hook in HOOKS}
+    assert programs == {(hook.object, hook.program) for hook in (*HOOKS, *LSM_HOOKS)}
     plain = {name for name in sources if name.endswith("_plain")}
-    assert sources - plain == {*CORE_OBJECTS, *BTF_OBJECTS, "maps"}
-    assert {name.removesuffix("_plain") for name in plain} <= set(CORE_OBJECTS)
+    assert sources - plain == {*CORE_OBJECTS, *BTF_OBJECTS, *LSM_OBJECTS, "maps"}
+    assert {name.removesuffix("_plain") for name in plain} <= {*CORE_OBJECTS, "families"}
 
 
 def _unpack(data: bytes, found: BtfStruct) -> dict[str, bytes]:

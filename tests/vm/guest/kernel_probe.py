@@ -307,6 +307,7 @@ def main() -> None:
         ("cgroup2", "/sys/fs/cgroup"),
         ("bpf", "/sys/fs/bpf"),
         ("tmpfs", "/run"),
+        ("securityfs", "/sys/kernel/security"),
     ):
         if why := mount(kind, target):
             found.setdefault("mounts", {})[target] = why
