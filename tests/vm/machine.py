@@ -104,6 +104,17 @@ class Machine:
             raise
         return made
 
+    @classmethod
+    def resume(cls, disk: Path, name: str, hardware: Hardware) -> Self:
+        """The machine that was saved in `disk` under that name; its folder is the disk's."""
+        made = cls(disk.parent, image(), hardware, _free_port(), _saved={name: hardware})
+        try:
+            made.restore(name)
+        except BaseException:
+            made.stop()
+            raise
+        return made
+
     # ------------------------------------------------------------------------- power
 
     def power_on(self, *, saved: str | None = None, wait: bool = True) -> None:
@@ -150,6 +161,15 @@ class Machine:
         """End the machine and remove all that it wrote."""
         self._end_qemu()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def quit(self) -> None:
+        """End the machine as if its power were cut; its disk is whole for another to use."""
+        self._disconnect()
+        with self.qmp() as control:
+            control.execute("quit")
+        if self._qemu is not None:
+            self._qemu.wait()
+            self._qemu = None
 
     def boot_id(self) -> str:
         """Of the running system."""
@@ -284,6 +304,11 @@ class Machine:
         return port
 
     @property
+    def disk(self) -> Path:
+        """Its overlay of the image, with the snapshots in it."""
+        return self.folder / "disk.qcow2"
+
+    @property
     def ssh_key(self) -> Path:
         """The key that lets in as root."""
         return self.base.key
@@ -311,16 +336,12 @@ class Machine:
 
     # ----------------------------------------------------------------------- insides
 
-    @property
-    def _disk(self) -> Path:
-        return self.folder / "disk.qcow2"
-
     def _make_disk(self, begin: Path | None) -> None:
         if begin is not None:
-            subprocess.run(["cp", "--sparse=always", str(begin), str(self._disk)], check=True)
+            subprocess.run(["cp", "--sparse=always", str(begin), str(self.disk)], check=True)
             return
         options = ["-q", "-f", "qcow2", "-F", "raw", "-b", str(self.base.disk)]
-        subprocess.run(["qemu-img", "create", *options, str(self._disk)], check=True)
+        subprocess.run(["qemu-img", "create", *options, str(self.disk)], check=True)
 
     def _command(self, saved: str | None) -> list[str]:
         files = boot_files(self.hardware.kernel)
@@ -334,7 +355,7 @@ class Machine:
         command += ["-accel", "tcg,thread=multi", "-machine", "pc", "-smp", "2", "-cpu", "max"]
         command += ["-m", str(self.hardware.memory_mib), "-display", "none"]
         command += ["-kernel", str(files.vmlinuz), "-initrd", str(files.initrd), "-append", words]
-        command += ["-drive", f"if=virtio,format=qcow2,file={self._disk},discard=unmap"]
+        command += ["-drive", f"if=virtio,format=qcow2,file={self.disk},discard=unmap"]
         command += ["-drive", f"if=virtio,format=raw,readonly=on,file={files.modules}"]
         command += ["-nic", f"user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:{self.ssh_port}-:22"]
         command += ["-rtc", f"clock=host{clock or ',base=utc'}"]
