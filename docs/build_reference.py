@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Final
 
 from generator import pages
+from generator.degraded import degraded
 from generator.grpc import grpc
 from generator.programs import LICAGENT, LICPLANE, completions, manual, reference
+from generator.sizing import sizing
 from generator.statuses import statuses
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -37,7 +39,9 @@ def outputs() -> dict[Path, str]:
         ROOT / "docs" / "reference" / "settings.md": pages.settings(),
         ROOT / "docs" / "reference" / "limits.md": pages.limits(),
         ROOT / "docs" / "reference" / "exit-status.md": statuses(),
+        ROOT / "docs" / "reference" / "degraded.md": degraded(),
         ROOT / "docs" / "reference" / "grpc.md": grpc(),
+        ROOT / "docs" / "operations" / "sizing.md": sizing(),
     }
     for program in (LICAGENT, LICPLANE):
         found[packaging / "man" / f"{program.name}.1"] = manual(program)

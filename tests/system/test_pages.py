@@ -74,6 +74,7 @@ SCENARIOS = (
         "how-to/license-a-pipeline.md",
         "fleet; printf '#!/bin/sh\\nnc -z -w 5 10.0.5.7 5433\\n' >deploy.sh; chmod +x deploy.sh",
     ),
+    Scenario("operations/runbooks.md", "issuer; host; licensed"),
     Scenario("operations/troubleshooting.md", "issuer; host; licensed"),
 )
 

@@ -197,7 +197,7 @@ def _delivering(agent: Agent) -> Iterator[Report]:
             "usage-refused",
             f"the control plane set {progress.refused_records} usage records aside: "
             f"{progress.last_refusal}",
-            "they are kept there and not billed; see `licplane usage refused`",
+            "they are kept there, with the reason, and not billed; see `licplane usage verify`",
         )
     elif progress.alarm:
         yield _reason(

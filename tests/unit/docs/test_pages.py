@@ -44,6 +44,8 @@ KINDS = {
     "ruby",
 }
 
+TELLING = {".py", ".service", ".socket", ".yml", ".toml", ".env", ".j2"}
+
 every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
@@ -94,31 +96,53 @@ def test_headings_are_one_title_and_parts_in_order(page: Path) -> None:
 def commands(page: Path) -> Iterator[list[str]]:
     """Every `licagent` and `licplane` line: of the blocks, and in code within the text."""
     lines = "".join(block.text for block in fences(page, "sh"))
-    found = lines.replace("\\\n", " ").splitlines()
-    found += re.findall(r"`((?:licagent|licplane) [^`|]+)`", page.read_text(encoding="utf-8"))
-    for line in found:
+    in_text = re.findall(r"`((?:licagent|licplane) [^`|]+)`", page.read_text(encoding="utf-8"))
+    return split([*lines.replace("\\\n", " ").splitlines(), *in_text])
+
+
+def split(lines: list[str]) -> Iterator[list[str]]:
+    """The words of those lines that are commands of ours, and whole."""
+    for line in lines:
         text = re.sub(r"^(?:[A-Z_]+=\S+ |sudo |until |if )+", "", line.strip())
         if re.match(r"(licagent|licplane) [a-z-]", text) and "..." not in text:
-            yield shlex.split(text, comments=True)
+            words = shlex.split(text, comments=True)
+            ends = (at for at, word in enumerate(words) if re.match(r"[|>&]|\d?>", word))
+            yield words[: next(ends, len(words))]
 
 
 @every_page
 def test_commands_and_options_exist(page: Path) -> None:
     for words in commands(page):
-        command: click.Command = cli if words[0] == "licagent" else licplane
-        rest = words[1:]
-        while isinstance(command, click.Group) and rest:
-            if command.invoke_without_command and rest[0].startswith("-"):
-                break  # options of the group itself
-            found = command.get_command(click.Context(command), rest[0])
-            assert found is not None, words
-            command, rest = found, rest[1:]
-        known = {"-h", "--help", "--version"}
-        for parameter in command.params:
-            known |= {*parameter.opts, *parameter.secondary_opts}
-        for word in rest[: rest.index("--")] if "--" in rest else rest:
-            if re.match(r"-{1,2}[a-z]", word):
-                assert word.partition("=")[0] in known, (words, word)
+        check_command(words)
+
+
+@pytest.mark.parametrize("folder", ["agent", "controlplane", "token", "packaging", "systemd"])
+def test_commands_that_programs_tell_to_type_exist(folder: str) -> None:
+    files = [file for file in (ROOT / folder).rglob("*") if file.suffix in TELLING]
+    assert files
+    for file in files:
+        text = re.sub(r"[\"']\n\s*f?[\"']", "", file.read_text(encoding="utf-8"))  # joined
+        for words in split(re.findall(r"`((?:licagent|licplane) [^`|\n]+)`", text)):
+            if "{" not in words[1]:
+                check_command([re.sub(r"\{.*?\}", "X", word) for word in words])
+
+
+def check_command(words: list[str]) -> None:
+    """It, and each of its options, is one that the program knows."""
+    command: click.Command = cli if words[0] == "licagent" else licplane
+    rest = words[1:]
+    while isinstance(command, click.Group) and rest:
+        if rest[0].startswith("-"):
+            break  # options of the group itself
+        found = command.get_command(click.Context(command), rest[0])
+        assert found is not None, words
+        command, rest = found, rest[1:]
+    known = {"-h", "--help", "--version"}
+    for parameter in command.params:
+        known |= {*parameter.opts, *parameter.secondary_opts}
+    for word in rest[: rest.index("--")] if "--" in rest else rest:
+        if re.match(r"-{1,2}[a-z]", word):
+            assert word.partition("=")[0] in known, (words, word)
 
 
 @every_page
