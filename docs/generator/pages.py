@@ -24,7 +24,7 @@ from licagent.domain.config import (
     values,
 )
 from licagent.domain.reason import REASON_ERRNO, Reason
-from licagent.kernel.hooks import CORE_OBJECTS, HOOKS
+from licagent.kernel.hooks import CORE_OBJECTS, HOOKS, LSM_HOOKS
 
 NOTICE: Final = "generated from the code by docs/build_reference.py; do not edit"
 
@@ -85,12 +85,36 @@ def hooks() -> str:
         "`unix:group`, `unix:path` and `unix:sha256` never do. Encapsulated packets (MPLS, "
         "PPPoE, tunnels) are not looked into. It needs TCX; the older way to tc, clsact, is not "
         "used, because it has no links that end with the agent's pins.",
+        "## Where the kernel has BPF among its security modules",
+        "With `bpf` in `lsm=` on the kernel's command line (`cat /sys/kernel/security/lsm` says "
+        "whether it is) these are loaded as well. `doctor` lists them only there; each is made "
+        "to run once when it is loaded, because a kernel without the module attaches such programs "
+        "and never calls them.",
+        table(
+            ("hook", "closes", "without it", "first kernel"),
+            ((f"`{hook.name}`", hook.closes, hook.without, hook.kernel) for hook in LSM_HOOKS),
+        ),
+        '**Other families.** A resource with `protocol = "other"` and the destination '
+        "`0.0.0.0/0` or `::/0` names sockets of other families, and who has a license for it may "
+        "make them. Where no resource does, `lsm_socket_create` refuses them while the host "
+        "enforces and some network is licensed, because they lead around it; events name the "
+        "resource `other-families`. In observe mode they are shadow usage. Not asked about are "
+        "families that lead to no network (UNIX, netlink, key, the kernel's crypto), IP, which "
+        "has its own hooks, the kernel's own sockets, and packet sockets of a process that has "
+        "CAP_NET_ADMIN in the host's network: a DHCP client, on which the way in may depend, and "
+        "which could set routes and filters anyway.",
+        "**Self-protection.** While the daemon runs, other processes are refused (EPERM) what "
+        "would take enforcement away behind its back, also as root: each attempt is an event of "
+        "kind `tampering`. It ends with the daemon, so `licagent detach`, an upgrade or a "
+        "removal need no key that could be lost. Who may stop the daemon may detach: that "
+        "is seen by systemd and by the control plane, not prevented. Loading a kernel module or "
+        "booting another kernel is not prevented either.",
         "## Routes that stay open",
         "Ways to a resource that none of these programs sees. They need a privilege, or somebody "
-        "who holds a licensed socket and gives it away. A kernel as named could close them; this "
-        "version has no program that does.",
+        "who holds a licensed socket and gives it away. `doctor` leaves out those that an LSM "
+        "program of the host closes.",
         table(
-            ("route", "why", "a kernel that could close it"),
+            ("route", "why", "a kernel that closes it"),
             ((route.name, route.detail, route.kernel_needed) for route in OPEN_ROUTES),
         ),
         "A [local proxy](../threat-model.md) is not in the table: what connects through it uses "

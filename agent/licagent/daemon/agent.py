@@ -27,6 +27,7 @@ from licagent.daemon.decisions import (
 )
 from licagent.daemon.identity_keeper import IdentityKeeper
 from licagent.daemon.kernel_side import KernelSide, load_programs
+from licagent.daemon.kernel_watch import KernelWatch
 from licagent.daemon.licensing import Licensing
 from licagent.daemon.metering_keeper import MeteringKeeper
 from licagent.daemon.outside import SyncWatch
@@ -92,6 +93,7 @@ class Agent:
         self.keeper = PolicyKeeper(config.policy_dir, self.state, self.numbering, config.failsafe)
         self.keeper.withheld = self.licensing.withheld
         self.self_check = SelfCheck(self.state)
+        self.kernel_watch = KernelWatch(self.emit)
         facts = FactReader(
             synchronised=self.sync_watch.is_synchronised, is_whole=self.self_check.is_whole
         )
@@ -145,6 +147,7 @@ class Agent:
             self.emit("events", f"{cut.bytes_cut} bytes of a torn event were cut off {cut.segment}")
         self._restore_glass()
         self.self_check.begin(self.kernel_side.hooks)
+        self.kernel_watch.begin(self.kernel_side)
         self.conditions.begin()
         self.licensing.load()
         self.link.boot()
@@ -400,6 +403,9 @@ class Agent:
         if event.kind == EventKind.EXEC:
             self.to_measure.append(event)
             return
+        if event.kind == EventKind.GUARD:
+            self.kernel_watch.refused(event)
+            return
         record = self.book.record(event)
         self.keep(record)
 
@@ -423,7 +429,7 @@ class Agent:
             "count": 1,
             **fields,
         }
-        _log.info("%s", message)
+        _log.info("%s", message, extra={"fields": {"kind": kind, **fields}})
         self.keep(record)
 
     def settle_repeats(self) -> None:
@@ -568,6 +574,7 @@ class Agent:
             message = f"what was used since the last commit is lost: {usage_lost}"
             self.emit("metering", message, problem=usage_lost)
         self.is_detached = True
+        self.kernel_watch.end()
         self.kernel.interfaces.close()  # it would attach again
         self.kernel.pins.remove()
         return hooks

@@ -14,13 +14,19 @@ from typing import Any, Final
 
 from licagent.domain.reason import REASON_ERRNO, Reason, Verdict
 from licagent.domain.rulebook import RuleChange
-from licagent.domain.tables import FAILSAFE_RESOURCE, ResourceEntry, Rule, Tables
+from licagent.domain.tables import FAILSAFE_RESOURCE, FAMILY_RESOURCE, ResourceEntry, Rule, Tables
 from licagent.host.cgroups import CgroupTree, names_of
 from licagent.host.processes import Process, ProcessGone, describe
 from licagent.host.users import Users
 from licagent.kernel.layout import Event, Hook, RepeatKey
 
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp", 255: "other"}
+_FAMILIES: Final = {
+    **{int(family): family.name for family in socket.AddressFamily},
+    43: "AF_SMC",
+    44: "AF_XDP",
+}
+"""Python 3.11 does not know the last two (include/linux/socket.h)."""
 _DESCRIBED_MAX: Final = 512
 _DESCRIBED_FOR_S: Final = 5.0
 _CGROUPS_MAX: Final = 4096
@@ -88,8 +94,24 @@ class NameBook:
         """A resource's name."""
         if number == FAILSAFE_RESOURCE:
             return "failsafe"
+        if number == FAMILY_RESOURCE:
+            return "other-families"
         entry = self.resources.get(number)
         return None if entry is None else entry.name
+
+
+def _network(event: Event) -> Record:
+    if event.hook == Hook.FAMILY:
+        # A socket that may go anywhere; its family stands where a port would.
+        family = _FAMILIES.get(event.destination_port, f"family {event.destination_port}")
+        return {"family": family, "protocol": family, "source": None, "destination": None}
+    is_ipv6 = bool(event.is_ipv6)
+    return {
+        "family": "ipv6" if is_ipv6 else "ipv4",
+        "protocol": _PROTOCOLS.get(event.protocol, "other"),
+        "source": address_text(event.source, event.source_port, is_ipv6=is_ipv6),
+        "destination": address_text(event.destination, event.destination_port, is_ipv6=is_ipv6),
+    }
 
 
 class DecisionBook:
@@ -106,7 +128,6 @@ class DecisionBook:
         """One decision as a record (docs/reference/events.md)."""
         verdict, reason = Verdict(event.verdict), Reason(event.reason)
         rule = self._names.rules.get(event.rule)
-        is_ipv6 = bool(event.is_ipv6)
         record: Record = {
             "kind": "decision",
             "at": rfc3339(boottime_to_unix(event.at_ns)),
@@ -120,14 +141,7 @@ class DecisionBook:
             "selectors": list(rule.selectors) if rule else [],
             "source": rule.source if rule else None,
             "process": self._process(event),
-            "network": {
-                "family": "ipv6" if is_ipv6 else "ipv4",
-                "protocol": _PROTOCOLS.get(event.protocol, "other"),
-                "source": address_text(event.source, event.source_port, is_ipv6=is_ipv6),
-                "destination": address_text(
-                    event.destination, event.destination_port, is_ipv6=is_ipv6
-                ),
-            },
+            "network": _network(event),
             "hook": Hook(event.hook).name.lower() if event.hook else None,
             "cookie": event.cookie or None,
             "count": event.count,

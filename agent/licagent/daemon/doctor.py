@@ -12,7 +12,8 @@ from licagent.daemon import control_status, metering_status
 from licagent.daemon.agent import Agent
 from licagent.daemon.kernel_side import HookReport
 from licagent.host import posture
-from licagent.kernel.hooks import HOOKS, Hook, HookKind
+from licagent.kernel.hooks import Hook, HookKind
+from licagent.kernel.hooks import hook as hook_named
 from licagent.kernel.layout import Fault
 
 Report = dict[str, Any]
@@ -20,52 +21,62 @@ Report = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A way to a resource that none of the hooks sees."""
+    """A way to a resource that no hook sees, or none but an LSM hook."""
 
     name: str
     detail: str
     kernel_needed: str
-    needs_lsm: bool = True
+    closed_by: str = ""
+    """The LSM hook that closes it where the kernel has it; it is a route of its own elsewhere."""
 
 
 _LSM: Final = "5.7 with bpf among its security modules (lsm=... on its command line)"
+_NONE: Final = "none: this version has no program for it"
 
 OPEN_ROUTES: Final = (
     Route(
         "AF_PACKET with PACKET_QDISC_BYPASS, AF_XDP",
         "their frames go straight to the driver, past the qdisc; they need CAP_NET_RAW",
         _LSM,
+        "lsm_socket_create",
     ),
     Route(
         "AF_VSOCK, other families",
         "no IP hook sees them",
         _LSM,
+        "lsm_socket_create",
+    ),
+    Route(
+        "root detaches programs, edits tables or removes pins",
+        "it is told within seconds, in status, events and the report to the control plane",
+        _LSM,
+        "lsm_bpf",
     ),
     Route(
         "SCM_RIGHTS",
         "a connected socket that is passed on keeps its license; `licagent explain` shows for "
         "whom it was made and who holds it. New connections are decided for who makes them",
-        _LSM,
+        _NONE,
     ),
     Route(
         "pidfd_getfd",
         "as SCM_RIGHTS; it needs ptrace rights over the owner",
-        _LSM,
+        _NONE,
     ),
     Route(
         "connected sockets inherited over exec",
         "a connected socket keeps its license when its process runs another program; new "
         "connections are decided for the new program",
-        _LSM,
+        _NONE,
     ),
     Route(
         "TUN, forwarded and virtual-machine packets",
-        "packets that no socket here sends; TUN and bridges need CAP_NET_ADMIN",
+        "packets that no socket here sends; TUN and bridges need CAP_NET_ADMIN, and so do packet "
+        "sockets of who runs the host's network (a DHCP client)",
         "none: tc or netfilter on the router",
-        needs_lsm=False,
     ),
 )
-"""What stays open whatever is attached; docs/reference/hooks.md is made from it, too."""
+"""What stays open; docs/reference/hooks.md is made from it, too."""
 
 
 FAULTS: Final = (
@@ -193,10 +204,10 @@ def _ephemeral_services(agent: Agent) -> str:
 
 def coverage(agent: Agent) -> list[Report]:
     """Each hook and what it closes; then what no hook of this kernel closes."""
-    states = {each.name: each for each in agent.kernel.hooks()}
+    states = agent.kernel.hooks()
     rows: list[Report] = []
-    for hook in HOOKS:
-        state = states[hook.name]
+    for state in states:
+        hook = hook_named(state.name)
         rows.append(
             {
                 "hook": hook.name,
@@ -207,18 +218,18 @@ def coverage(agent: Agent) -> list[Report]:
                 "kernel_needed": hook.kernel,
             }
         )
-    unused = "; this kernel has the BPF LSM, but this version brings no programs for it"
-    has_lsm = "bpf" in posture.security_modules()
+    attached = {state.name for state in states if state.attached}
     rows += [
         {
             "hook": None,
             "route": route.name,
             "loader": None,
             "state": "open",
-            "detail": route.detail + (unused if has_lsm and route.needs_lsm else ""),
+            "detail": route.detail,
             "kernel_needed": route.kernel_needed,
         }
         for route in OPEN_ROUTES
+        if route.closed_by not in attached
     ]
     return rows
 

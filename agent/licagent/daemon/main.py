@@ -39,6 +39,7 @@ _log: Final = logging.getLogger(__name__)
 
 _REFRESH_S: Final = 5.0
 _CONDITIONS_S: Final = 2.0
+_KERNEL_WATCH_S: Final = 3.0
 _CLOCK_S: Final = 10.0
 _SAVE_CLOCK_S: Final = 60.0
 _SETTLE_S: Final = 1.0
@@ -150,6 +151,7 @@ class Daemon:
             self._every(_SETTLE_S, self._agent.log.sync, "event log"),
             self._every(_REFRESH_S, self._refresh, "identities"),
             self._every(_CONDITIONS_S, self._agent.conditions.refresh, "checks of the kernel"),
+            self._every(_KERNEL_WATCH_S, self._agent.kernel_watch.check, "attached programs"),
             self._every(_CLOCK_S, self._agent.watch_clock, "clock"),
             self._every(_SAVE_CLOCK_S, self._agent.save_clock, "clock's record"),
             on_link_changes(self._cover_interfaces, at_least_every_s=_REFRESH_S),

@@ -169,6 +169,14 @@ def reasons_of(agent: Agent, hooks: list[Any]) -> list[Report]:
                 )
             )
     found.extend(_settings_reasons(agent))
+    found.extend(
+        _reason(
+            "kernel-changed",
+            problem,
+            "find out who did it (`licagent events`), then restart licagent",
+        )
+        for problem in agent.kernel_watch.replaced
+    )
     if agent.policy_problem:
         found.append(
             _reason(

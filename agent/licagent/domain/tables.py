@@ -20,6 +20,9 @@ ANY_OWNER: Final = 0xFFFFFFFF
 FAILSAFE_RESOURCE: Final = 0xFFFFFFFF
 """Resource number of destinations that always pass (DESIGN: failsafe list)."""
 
+FAMILY_RESOURCE: Final = 0xFFFFFFFE
+"""Stands for sockets of other families (AF_PACKET, AF_VSOCK...) where no resource names them."""
+
 SERVICE_CLASS: Final = 0
 """Class number under which the ports of `service` resources stand."""
 
