@@ -17,6 +17,7 @@ from licagent.daemon.decisions import rfc3339
 from licagent.daemon.reports import VERSION
 from licagent.domain.replica import Refused
 from licagent.host import posture
+from licagent.host.hostroot import as_host_sees
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.store.catalog import CatalogStore
 from licagent.store.errors import StateDirBusy, StoreError
@@ -80,7 +81,7 @@ async def _enrol(
         if params.get("request"):
             return enrolment_request(identities, machine(), mode=mode).decode()
         if params.get("bundle"):
-            data = read_bounded(Path(params["bundle"]), BUNDLE_MAX_BYTES)
+            data = read_bounded(Path(as_host_sees(params["bundle"])), BUNDLE_MAX_BYTES)
             return enroll_from_bundle(data, identities, catalogs, settings, mode=mode)
         join = str(params["join"]).strip()
         return await enroll(join, identities, catalogs, machine(), mode=mode)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from licagent.host.hostroot import as_host_sees, real_path
 from licagent.host.mounts import Mount, MountTable
 
 _MINOR_BITS: Final = 20  # MKDEV() inside the kernel, include/linux/kdev_t.h
@@ -113,7 +114,7 @@ def directory_entry(path: str | Path, mounts: MountTable | None = None) -> Direc
     mounted over the path is known by the folder it comes from, and so does not match.
     Raises NoSuchExecutable.
     """
-    resolved = os.path.realpath(path)
+    resolved = real_path(path)
     directory, name = os.path.split(resolved)
     if not name:
         raise NoSuchExecutable(str(path), "it is a folder")
@@ -132,7 +133,7 @@ def _own_mounts() -> MountTable:
 
 def _open_path(path: str, flags: int) -> int:
     try:
-        return os.open(path, os.O_PATH | os.O_CLOEXEC | flags)
+        return os.open(as_host_sees(path), os.O_PATH | os.O_CLOEXEC | flags)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise NoSuchExecutable(path, why or "it cannot be opened") from error

@@ -30,6 +30,6 @@ def _memory_root(mounts: Path) -> Path | None:
         _device, point, kind, options, *_rest = line.split(" ")
         if kind == "cgroup" and "memory" in options.split(","):
             return Path(point)
-        if kind == "cgroup2":
+        if kind == "cgroup2" and unified is None:  # later lines may be parts of it, mounted again
             unified = Path(point)
     return unified

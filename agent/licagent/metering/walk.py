@@ -33,6 +33,10 @@ LARGEST_LINKED: Final = 1_000_000
 blocks divided by its names, and the result is estimated."""
 
 
+_PRIVATE_TMP: Final = b"/systemd-private-"
+"""In the name of the folder that systemd mounts over /tmp (systemd.exec(5), PrivateTmp=)."""
+
+
 @dataclass(frozen=True, slots=True)
 class WalkTask:
     """What to walk."""
@@ -106,14 +110,20 @@ class TreeWalk:
         self._devices: set[int] = set()
         self._ground = Ground(())
         self._entered: set[tuple[int, int]] = set()
+        self._prefix = b""
         self.found = Walked(task.name)
 
     def run(self) -> Walked:
         """Walk until done or out of time. OSError where the folder itself cannot be read."""
         start = os.fsencode(os.path.realpath(self._task.path))
-        self._ground = Ground(mounts(f"{self._proc}/self/mountinfo"))
+        places = tuple(mounts(f"{self._proc}/self/mountinfo"))
+        if any(_PRIVATE_TMP in place.root for place in places):
+            # The service manager gave us a /tmp of our own: the host's tree is process 1's.
+            places = tuple(mounts(f"{self._proc}/1/mountinfo"))
+            self._prefix = os.fsencode(f"{self._proc}/1/root")
+        self._ground = Ground(places)
         try:
-            fd = os.open(start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(self._prefix + start, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             self.found.missing = self.found.is_whole = True
             return self.found
@@ -244,7 +254,7 @@ class TreeWalk:
     def _again(self, levels: list[_Level], start: bytes) -> int:
         """Go down from the top along `levels`, and forget those that are not there any more."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(start, flags)
+        fd = os.open(self._prefix + start, flags)
         for depth, level in enumerate(levels[1:], start=1):
             try:
                 below = os.open(level.name, flags, dir_fd=fd)

@@ -8,6 +8,10 @@ Where they go is found, not configured: the journal (native protocol, each field
 LICAGENT_<NAME>) when standard error is connected to it; else JSON lines or text on standard
 error. Names of processes and files come from whoever runs them, so control characters never
 reach a terminal or start a line of their own.
+
+The native protocol is one datagram, so it is spoken here. The libraries there are (python-systemd,
+cysystemd) are bindings that must be compiled against libsystemd on each distribution, block while
+the journal is stopped, and need the same care for names and newlines in fields.
 """
 
 from __future__ import annotations
