@@ -17,6 +17,7 @@ DAEMON: Final = Path(__file__).resolve().parents[2] / "agent" / "licagent" / "da
 _MEANING: Final = {
     "hook-missing": "a program that enforces is not attached: what it closes is open",
     "hook-partial": "a program is attached, but not on every interface",
+    "kernel-changed": "somebody gave one of licagent's links another program",
     "hook-old": "the new program does not load; the one before is at work",
     "settings-refused": "agent.toml has mistakes; the last good settings are in force",
     "settings-wait": "a changed setting takes effect with the next start",
