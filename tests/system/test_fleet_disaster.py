@@ -63,6 +63,9 @@ def test_put_back_from_yesterdays_backup(
     unused = plane.join(uses=5)
     plane.do("license", "revoke", "spare", "--reason", "contract ended")
     host.until("EKEYREVOKED", SPARE)
+    for uid in (62_003, 62_004):
+        plane.apply(binding(uid=uid))
+    host.until("ok", 62_004)
     plane.do("host", "label", host.id, "site=two")
     eventually(lambda: host.control["labels"].get("site") == "two", "the label")
     settled(plane, at_backup + 1)
@@ -98,6 +101,7 @@ def test_put_back_from_yesterdays_backup(
     assert advanced["recovered"] >= 2
     eventually(lambda: not plane.host(name)["drift"], "in step again")
     assert host.connect(SPARE) == "EKEYREVOKED"
+    assert host.connect(62_004) == "ENOKEY"  # granted after the backup: to be granted again
     host.until("ok")
 
     # A host that comes now gets the revoked license neither from the catalog nor by a lease.

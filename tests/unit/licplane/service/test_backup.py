@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backups: every row, of one moment, into either database; and what is not believed of a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.usage import Spool, record
+from tests.unit.licplane.service.test_usage_intake import Sender
+from tests.unit.licplane.service.world import (
+    PASSPHRASE,
+    ROOT,
+    SETTINGS,
+    START_MS,
+    FakeHost,
+    World,
+    binding,
+    license,
+    resource,
+)
+
+from licplane.errors import ExitCode, PlaneError
+from licplane.issuer.keyring import open_keys
+from licplane.issuer.registry import Registry
+from licplane.service.backup import NUMBERS_BEYOND, create_backup, read_backup, restore_backup
+from licplane.service.plane import Plane
+from licplane.service.requests import Change, Machine, PageRequest
+from licplane.service.values import HostStatus
+from licplane.store.database import Store
+from licplane.store.schema import metadata
+from lictoken.sealed import Seal
+
+pytest_plugins = ["tests.support.postgres"]
+
+
+def rows_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+    with store.reading() as reader:
+        return {
+            name: sorted(map(repr, reader.rows(name)))  # type: ignore[misc]
+            for name, _ in reader.tables()
+        }
+
+
+def filled(world: World) -> World:
+    """With something in most tables."""
+    world.apply(resource(), binding(), license(), license("spare"))
+    host = world.host()
+    host.connect()
+    world.token()
+    sender = Sender(world, host, Spool(host_id=host.id))
+    sender.send(sender.spool.commit([record(number) for number in range(5)]))
+    sender.send(sender.spool.lose(2))
+    sender.send(sender.spool.commit([record(9)]))
+    return world
+
+
+def opened(store: Store, world: World) -> Plane:
+    with store.reading() as reader:
+        keys = open_keys(reader, lambda: PASSPHRASE)
+    return Plane(store, keys, SETTINGS, now_ms=world.clock)
+
+
+@contextmanager
+def other_place(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[Store]:
+    """An empty database of a kind."""
+    if kind == "sqlite":
+        folder.mkdir(mode=0o700)
+        with Store.open(str(folder)) as store:
+            yield store
+        return
+    with request.getfixturevalue("postgres").database() as url, Store.open(url) as store:
+        yield store
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_all_rows_come_back_in_either_database(
+    both: World, kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    world, file = filled(both), tmp_path / "backup"
+    made = create_backup(world.store, file, START_MS)
+    assert read_backup(file) == made
+    before = rows_of(world.store)
+    assert sum(map(len, before.values())) == made.rows
+    with other_place(kind, request, tmp_path / "other") as store:
+        restore_backup(file, store, START_MS, untouched=True)
+        assert rows_of(store) == before
+        plane = opened(store, world)
+        assert plane.verify_head().intact
+        assert plane.verify_audit(ROOT).intact
+        assert not plane.is_put_back
+        with pytest.raises(PlaneError, match="already"):
+            restore_backup(file, store, START_MS)
+
+
+def test_a_copy_grants_nothing_until_it_was_looked_at(world: World, tmp_path: Path) -> None:
+    filled(world)
+    world.plane.create_admin(ROOT, Change(), name="ops", role=ROOT.role, means="token", ttl_s=3600)
+    file = tmp_path / "backup"
+    create_backup(world.store, file, START_MS)
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane = opened(store, world)
+        assert plane.is_put_back
+        assert plane.list_join_tokens(ROOT) == ()
+        assert all(one.revoked for one in plane.list_admins(ROOT))
+        [host] = plane.list_hosts(ROOT, {}, _page()).items
+        with pytest.raises(PlaneError, match="put back") as caught:
+            plane.lease(host.host_id, b"k" * 32, "boot", b"n" * 16)
+        assert caught.value.code is ExitCode.BUSY
+        with store.reading() as reader, world.store.reading() as lost:
+            numbers = [reader.rows("head"), lost.rows("head")]
+            after, before = (next(iter(rows)) for rows in numbers)
+        at = [c.name for c in metadata.tables["head"].columns].index("next_number")
+        assert after[at] - before[at] == NUMBERS_BEYOND
+        plane.refresh()
+        revision = plane.revision
+        assert plane.advance(ROOT, Change(), revision) == revision + 1
+        assert not plane.is_put_back
+        plane.refresh()
+        plane.lease(host.host_id, b"k" * 32, "boot", b"n" * 16)
+
+
+def test_what_hosts_remember_only_takes_away(world: World, tmp_path: Path) -> None:
+    """A revocation is taken over, a reinstatement is not; nor is anything that we did not sign."""
+    filled(world)
+    file = tmp_path / "backup"
+    world.plane.set_license_state(ROOT, Change(), "acme-db", "suspend")
+    create_backup(world.store, file, START_MS)
+    world.plane.set_license_state(ROOT, Change(), "acme-db", "reinstate")
+    world.plane.set_license_state(ROOT, Change(), "spare", "revoke")
+    [host] = world.plane.list_hosts(ROOT, {}, _page()).items
+    world.plane.update_host(ROOT, Change(), host.host_id, labels={"org": "acme", "site": "two"})
+    world.plane.refresh()
+    view = world.plane.view_of(host.host_id)
+    told = [
+        one.payload
+        for one in world.plane.view_snapshot(view).objects
+        if one.kind.name == "REVOCATION"
+    ]
+    assigned = world.plane.host_state(host.host_id).assignment
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane = opened(store, world)
+        forged = Seal(assigned.payload + b"\x08\x01", assigned.kid, assigned.signature)
+        nothing = plane.take_remembered(host.host_id, [b"x", told[0][:-4] + b"AAAA"], forged)
+        assert (nothing.statements, nothing.assignment) == (0, False)
+        found = plane.take_remembered(host.host_id, told, assigned)
+        assert (found.statements, found.assignment) == (1, True)
+        again = plane.take_remembered(host.host_id, told, assigned)
+        assert (again.statements, again.assignment) == (0, False)
+        with store.reading() as reader:
+            standings = {one.jti: one.standing.value for one in Registry(reader)}
+        assert standings == {"acme-db": "suspended", "spare": "revoked"}
+        assert plane.get_host(ROOT, host.host_id).labels["site"] == "two"
+        assert plane.verify_head().intact
+        assert plane.verify_audit(ROOT).intact
+
+
+def test_a_host_that_was_put_out_since_is_out_again(world: World, tmp_path: Path) -> None:
+    filled(world)
+    file = tmp_path / "backup"
+    create_backup(world.store, file, START_MS)
+    [host] = world.plane.list_hosts(ROOT, {}, _page()).items
+    world.plane.update_host(ROOT, Change(), host.host_id, labels={}, status=HostStatus.BANNED)
+    assigned = world.plane.host_state(host.host_id).assignment
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane = opened(store, world)
+        plane.take_remembered(host.host_id, [], assigned)
+        assert plane.get_host(ROOT, host.host_id).status is HostStatus.BANNED
+
+
+def test_an_agent_that_is_too_new_uses_up_no_token(world: World) -> None:
+    machine = Machine("late-1", "b" * 32, "boot", "99.0.0", "6.1")
+    late = FakeHost(world.plane, machine)
+    with pytest.raises(PlaneError, match="newer than this control plane"):
+        late.enroll(world.token().join)
+    with world.store.reading() as reader:
+        assert [one.uses for one in reader.join_tokens()] == [0]
+
+
+def _page() -> PageRequest:
+    return PageRequest()
