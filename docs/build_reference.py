@@ -18,6 +18,7 @@ from typing import Final
 from generator import pages
 from generator.degraded import degraded
 from generator.grpc import grpc
+from generator.metrics import metrics
 from generator.programs import LICAGENT, LICPLANE, completions, manual, reference
 from generator.sizing import sizing
 from generator.statuses import statuses
@@ -41,6 +42,7 @@ def outputs() -> dict[Path, str]:
         ROOT / "docs" / "reference" / "exit-status.md": statuses(),
         ROOT / "docs" / "reference" / "degraded.md": degraded(),
         ROOT / "docs" / "reference" / "grpc.md": grpc(),
+        ROOT / "docs" / "reference" / "metrics.md": metrics(),
         ROOT / "docs" / "operations" / "sizing.md": sizing(),
     }
     for program in (LICAGENT, LICPLANE):

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from licagent.domain.license import LicenseState
+from licagent.domain.reason import Reason, Verdict
 from licagent.observability.families import Family, table
 
 SERIES_MAX: Final = 200
@@ -57,7 +59,7 @@ FAMILIES: Final = table(
         _gauge("policy_resources", "Resources of the policy in force."),
         _gauge("policy_bindings", "Bindings of the policy in force."),
         _gauge("policy_rules", "Compiled rules in force."),
-        _gauge("licenses", "Licenses on the host, by state.", ("state",), "6 states"),
+        _gauge("licenses", "Licenses on the host, by state.", ("state",), f"{len(LicenseState)} states"),
         _gauge("licenses_refused", "License files that were refused."),
         _gauge(
             "license_expiry_timestamp_seconds",
@@ -71,7 +73,7 @@ FAMILIES: Final = table(
             "decisions",
             "Decisions of the kernel, exact also where events were dropped.",
             (*_USE, "verdict", "reason"),
-            f"{_PAIRS}; 5 verdicts, 14 reasons",
+            f"{_PAIRS}; {len(Verdict)} verdicts, {len(Reason)} reasons",
         ),
         _gauge("shadow_users", "Kinds of use without a binding that were seen (user, program...)."),
         _counter("events_emitted", "Events that the kernel told of."),
