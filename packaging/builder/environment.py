@@ -102,7 +102,7 @@ def make(environment: Environment, source: Path, wheels: Path, root: Path, versi
     _tidy(site)
     _compile(site, root)
     (home / "bin").mkdir()
-    (home / "bin" / "python3").symlink_to(f"/usr/bin/{PYTHON}")
+    (home / "bin" / "python3").symlink_to(f"../../../bin/{PYTHON}")
     (home / "bin" / name).write_text(_LAUNCHER.format(name=name))
     (home / "pyvenv.cfg").write_text(
         "home = /usr/bin\ninclude-system-site-packages = false\nversion = 3.11\n"
