@@ -14,6 +14,7 @@ SERIES_MAX: Final = 200
 
 _PAIRS: Final = f"{SERIES_MAX} pairs of license and resource, the others are `other`"
 _LICENSES: Final = f"the {SERIES_MAX} licenses that end first, the others are `other`"
+_LICENSE_STATES: Final = f"{len(LicenseState)} states"
 _CODES: Final = "the agent's own words"
 
 
@@ -59,7 +60,7 @@ FAMILIES: Final = table(
         _gauge("policy_resources", "Resources of the policy in force."),
         _gauge("policy_bindings", "Bindings of the policy in force."),
         _gauge("policy_rules", "Compiled rules in force."),
-        _gauge("licenses", "Licenses on the host, by state.", ("state",), f"{len(LicenseState)} states"),
+        _gauge("licenses", "Licenses on the host, by state.", ("state",), _LICENSE_STATES),
         _gauge("licenses_refused", "License files that were refused."),
         _gauge(
             "license_expiry_timestamp_seconds",
