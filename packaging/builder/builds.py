@@ -22,34 +22,28 @@ _NAMES: Final = ("licagent", "licplane")
 
 def deb(root: Path, version: str, out: Path) -> list[Path]:
     """The Debian packages of `version` in `out`: licagent_V_amd64.deb, licplane_V_amd64.deb."""
-    paths = [out / f"{name}_{version}_amd64.deb" for name in _NAMES]
-    return _unless_made(root, version, out, "deb", paths, _build_deb)
+    names = [f"{name}_{version}_amd64.deb" for name in _NAMES]
+    return _unless_made(root, version, [out / name for name in names], _build_deb)
 
 
 def rpm(root: Path, version: str, out: Path) -> list[Path]:
     """The RPM packages of `version` in `out`."""
-    paths = [out / f"{name}-{version}-1.x86_64.rpm" for name in _NAMES]
-    return _unless_made(root, version, out, "rpm", paths, _build_rpm)
+    names = [f"{name}-{version}-1.x86_64.rpm" for name in _NAMES]
+    return _unless_made(root, version, [out / name for name in names], _build_rpm)
 
 
 def _unless_made(
-    root: Path,
-    version: str,
-    out: Path,
-    kind: str,
-    paths: list[Path],
-    build: Callable[[Path, str, Path], list[Path]],
+    root: Path, version: str, paths: list[Path], build: Callable[[Path, str, Path], list[Path]]
 ) -> list[Path]:
     """Build, unless `paths` are there and were made from what there is now."""
+    out = paths[0].parent
     out.mkdir(parents=True, exist_ok=True)
     with _turn(out):
+        kind = paths[0].suffix.removeprefix(".")
         stamp = out / f".{kind}-{version}.made-from"
         wanted = inputs.fingerprint(root, kind, version)
-        if (
-            all(path.is_file() for path in paths)
-            and stamp.is_file()
-            and stamp.read_text() == wanted
-        ):
+        made = all(path.is_file() for path in paths)
+        if made and stamp.is_file() and stamp.read_text() == wanted:
             return paths
         print(f"dev: package: building {', '.join(path.name for path in paths)}", file=sys.stderr)
         stamp.unlink(missing_ok=True)

@@ -120,15 +120,12 @@ def _install_wheels(requirements: Path, wheels: Path, site: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The pip that comes with Python itself: no other is asked of the machine that builds.
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        subprocess.run(
-            [f"{folder}/bin/python", "-m", "pip", "--isolated", "--no-input", "--quiet"]
-            + ["--disable-pip-version-check", "install", "--no-index", "--no-deps"]
-            + ["--require-hashes", "--no-compile", "--find-links", str(wheels)]
-            + ["--only-binary", ":all:", "--target", str(site), "-r", str(requirements)],
-            check=True,
-            # pip warns of what stands in --target's bin folder; nothing of it is kept.
-            env={**os.environ, "PIP_CONFIG_FILE": os.devnull},
-        )
+        pip = [f"{folder}/bin/python", "-m", "pip", "--isolated", "--no-input", "--quiet"]
+        pip += ["--disable-pip-version-check", "install", "--no-index", "--no-deps"]
+        pip += ["--require-hashes", "--no-compile", "--only-binary", ":all:"]
+        pip += ["--find-links", str(wheels), "--target", str(site), "-r", str(requirements)]
+        # No settings of the machine that builds: they name places to look elsewhere.
+        subprocess.run(pip, check=True, env={**os.environ, "PIP_CONFIG_FILE": os.devnull})
 
 
 def _tidy(site: Path) -> None:

@@ -50,9 +50,7 @@ def main() -> None:
     packaging = _SOURCE / "packaging"
     put([packaging / "man" / f"{name}.1"], "usr/share/man/man1")
     completions = packaging / "completions"
-    put(
-        [completions / f"{name}.bash"], "usr/share/bash-completion/completions", rename=name
-    )
+    put([completions / f"{name}.bash"], "usr/share/bash-completion/completions", rename=name)
     put([completions / f"_{name}"], arguments.zsh)
     put([completions / f"{name}.fish"], "usr/share/fish/vendor_completions.d")
 

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Debian packages on a host: installed, upgraded and downgraded without a gap, removed, purged.
+
+Two programs connect without pause the whole time: one that the policy refuses, one that a license
+lets through. Neither may ever see anything else while a version takes another one's place.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.vm import states
+from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
+from tests.vm.machine import Machine
+
+ROOT = Path(__file__).parents[2]
+NEXT = "0.1.99"
+PINS = "/sys/fs/bpf/licagent"
+
+PROBE = """#!/usr/bin/python3
+# connects without pause; a line for each outcome that differs from the last, and their count
+import errno, signal, socket, sys, time
+port, last, counts, ending = int(sys.argv[1]), None, {}, []
+signal.signal(signal.SIGTERM, lambda *_: ending.append(1))
+while not ending:
+    with socket.socket() as s:
+        s.settimeout(10)
+        outcome = errno.errorcode[e] if (e := s.connect_ex(("127.0.0.1", port))) else "connected"
+    counts[outcome] = counts.get(outcome, 0) + 1
+    if outcome != last:
+        print(f"{time.time():.3f} {outcome}", file=sys.stderr, flush=True)
+        last = outcome
+    time.sleep(0.002)
+print(" ".join(f"{name}={count}" for name, count in sorted(counts.items())), flush=True)
+"""
+
+LINKS = """
+import ctypes, os, sys
+lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+gone = []
+for number in map(int, sys.argv[2:]):
+    fd = getattr(lib, f"bpf_{sys.argv[1]}_get_fd_by_id")(number)
+    if fd >= 0:
+        os.close(fd)
+        print(number)
+"""
+
+
+@dataclass(slots=True)
+class Probes:
+    """The two programs in the machine, and what they have met."""
+
+    machine: Machine
+
+    def start(self) -> None:
+        self.machine.write("/usr/local/bin/probe", PROBE, mode=0o755)
+        for port in (7001, 7002):
+            self.machine.run(
+                f"systemd-run --quiet --collect --unit=probe-{port} -p StandardOutput=file:/root/"
+                f"probe-{port}.out -p StandardError=file:/root/probe-{port}.err"
+                f" /usr/local/bin/probe {port}"
+            )
+
+    def end(self) -> dict[int, dict[str, int]]:
+        """Stop them: how often each has met what, by port."""
+        found = {}
+        for port in (7001, 7002):
+            self.machine.run(f"systemctl stop probe-{port}")
+            words = self.machine.run(f"cat /root/probe-{port}.out").stdout.split()
+            found[port] = {name: int(count) for name, count in (w.split("=") for w in words)}
+        return found
+
+
+@pytest.fixture(scope="module")
+def next_version() -> Path:
+    """The agent's package of a later version, out of the same sources: each program differs."""
+    folder = ROOT / "build" / "upgrade"
+    subprocess.run(
+        [sys.executable, "packaging/builder", "--deb", "--version", NEXT, "--out", str(folder)],
+        cwd=ROOT,
+        check=True,
+    )
+    return folder / f"licagent_{NEXT}_amd64.deb"
+
+
+@pytest.fixture(scope="module")
+def enforced(installed: Machine) -> LicensedHost:
+    """Port 7001 is refused, 7002 licensed to the probe."""
+    host = LicensedHost(installed)
+    host.set_up()
+    put_dial(installed)
+    host.license("probe", ["open"])
+    host.policy(
+        resource("closed", 7001)
+        + resource("open", 7002, "systemd:unit:probe-7002.service", jti="probe")
+    )
+    assert said(installed.run(dial(7001))) != "connected"
+    return host
+
+
+def kernel_ids(machine: Machine) -> dict[str, list[int]]:
+    """The ids of our links and of their programs, by the agent's own report."""
+    script = (
+        "import ctypes,json,os,glob,sys\n"
+        "sys.path.insert(0,'/usr/lib/licagent/site')\n"
+        "from licagent.kernel import libbpf\n"
+        "from pathlib import Path\n"
+        f"infos=[libbpf.link_info(libbpf.open_pin(Path(p))) for p in glob.glob('{PINS}/links/*')]\n"
+        "print(json.dumps({'link':[i.id for i in infos],'prog':[i.program_id for i in infos]}))\n"
+    )
+    found: dict[str, list[int]] = json.loads(machine.run("python3 -", stdin=script).stdout)
+    return found
+
+
+def live(machine: Machine, kind: str, ids: list[int]) -> list[str]:
+    """Which of these objects the kernel still has."""
+    words = " ".join(map(str, ids))
+    return machine.run(f"python3 - {kind} {words}", stdin=LINKS).stdout.split()
+
+
+def version(machine: Machine) -> str:
+    return machine.run("dpkg-query -W -f '${Version}' licagent").stdout
+
+
+def test_installing_starts_an_agent_that_observes(installed: Machine) -> None:
+    assert installed.run("dpkg --verify licagent licplane").stdout == ""
+    for unit in ("licagent.service", "licagent-load.service", "licagent-uplink.socket"):
+        assert installed.run(f"systemctl is-enabled {unit}").stdout.strip() == "enabled"
+    for unit in ("licagent.service", "licagent-uplink.socket"):
+        assert installed.run(f"systemctl is-active {unit}").stdout.strip() == "active"
+    assert installed.run("systemctl is-enabled licplane", check=False).stdout.strip() == "disabled"
+    assert LicensedHost(installed).status()["mode"] == "observe"
+    assert installed.run("getent group licagent").stdout
+    assert installed.run("getent passwd licplane").stdout
+    # Nobody but the package's own files is asked for a module.
+    path = installed.run(
+        "cd /tmp && PYTHONPATH=/tmp /usr/lib/licagent/bin/python3 -I -c "
+        "'import sys; print(*sys.path)'"
+    ).stdout
+    assert "dist-packages" not in path
+    assert "/tmp" not in path.split()
+
+
+def test_an_upgrade_and_a_downgrade_leave_no_gap(
+    installed: Machine, enforced: LicensedHost, next_version: Path
+) -> None:
+    first = version(installed)
+    for package, wanted in ((next_version, NEXT), (states.package("licagent", first), first)):
+        before, main = kernel_ids(installed), installed.run("systemctl show -P MainPID licagent")
+        probes = Probes(installed)
+        probes.start()
+        installed.wait_for("test -s /root/probe-7001.err && test -s /root/probe-7002.err")
+        states.install(installed, package)
+        installed.wait_for("licagent status --json | grep -q '\"mode\"'", timeout=240)
+        met = probes.end()
+        after = kernel_ids(installed)
+
+        assert version(installed) == wanted
+        assert installed.run("licagent --version").stdout.split()[-1] == wanted
+        assert installed.run("systemctl show -P MainPID licagent").stdout != main.stdout
+        assert "connected" not in met[7001], met
+        assert set(met[7002]) == {"connected"}, met
+        assert min(sum(counts.values()) for counts in met.values()) > 100
+        # The attachments are the same ones, and other programs stand in each of them.
+        assert sorted(before["link"]) == sorted(after["link"])
+        assert not set(before["prog"]) & set(after["prog"])
+
+
+def test_removing_takes_enforcement_away_and_purging_all_else(
+    installed: Machine, enforced: LicensedHost
+) -> None:
+    installed.run("licagent run --license probe -- /bin/true")
+    assert installed.run("find /sys/fs/cgroup -name 'licagent.run'").stdout
+    ids = kernel_ids(installed)
+    assert live(installed, "link", ids["link"])
+
+    installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
+
+    assert said(installed.run(dial(7001))) == "connected"
+    assert live(installed, "link", ids["link"]) == []
+    assert live(installed, "prog", ids["prog"]) == []
+    assert installed.run(f"ls -d {PINS}", check=False).status != 0
+    assert installed.run("find /sys/fs/cgroup -name '*licagent*'").stdout == ""
+    assert installed.run("ls /etc/licagent/agent.toml /var/lib/licagent").stdout
+    assert installed.run("ls -d /usr/lib/licagent", check=False).status != 0
+
+    installed.run(
+        "DEBIAN_FRONTEND=noninteractive apt-get -q -y purge licagent licplane", timeout=300
+    )
+
+    left = installed.run(
+        "find / -xdev \\( -iname '*licagent*' -o -iname '*licplane*' \\)"
+        " -not -path '/proc/*' -not -path '/var/log/*' -not -path '/var/tmp/*'"
+    ).stdout.splitlines()
+    assert left == []
+    for where in ("/run", "/sys/fs/bpf", "/sys/fs/cgroup"):
+        assert installed.run(f"find {where} -name '*licagent*' -o -name '*licplane*'").stdout == ""
+    assert (
+        "lic"
+        not in installed.run(
+            "getent passwd licplane; getent group licagent licplane", check=False
+        ).stdout
+    )
+    assert installed.run("systemctl list-unit-files 'lic*' --no-legend").stdout == ""
+
+
+def test_removing_works_with_settings_that_are_refused(installed: Machine) -> None:
+    installed.restore("installed")
+    ids = kernel_ids(installed)
+    installed.write("/etc/licagent/agent.toml", "mode = \n")
+    installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
+    assert live(installed, "link", ids["link"]) == []
+    assert installed.run(f"ls -d {PINS}", check=False).status != 0
