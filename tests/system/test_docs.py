@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from tests.kernel.harness.cgroups import CgroupTree, mount_point
 from tests.kernel.harness.probes import free_port
+from tests.support.pages import matches
 from tests.system.harness.scene import STRANGER, Scene, eventually
 
 from licagent.kernel.bpffs import PinFolder
@@ -61,13 +62,6 @@ def adapted(text: str, home: Path, ports: dict[str, int]) -> str:
     control = f"--listen 127.0.0.1:{ports['8443']} --public-listen 127.0.0.1:{ports['8444']}"
     text = text.replace("licplane serve ", f"licplane serve {control} ")
     return text.replace(CGROUP, f"{CGROUP}-{home.name}")
-
-
-def matches(wanted: str, printed: str) -> bool:
-    """Whether some line is as wanted, where `...` and the width of gaps may be anything."""
-    pattern = re.escape(wanted.strip()).replace(re.escape("..."), ".*")
-    pattern = re.sub(r"(?:\\ )+", r"\\s+", pattern)
-    return any(re.fullmatch(pattern, line.strip()) for line in printed.splitlines())
 
 
 def test_the_tutorial_works_as_written(home: Path) -> None:
