@@ -141,7 +141,7 @@ METHODS: Final[Mapping[str, Method]] = {
         Method(
             "leave",
             (
-                Param("wait_s", "integer", default=60, maximum=3_600),
+                Param("wait_s", "integer", default=60, maximum=3_500),
                 Param("forget", "flag", default=False),
             ),
             write=True,

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from licagent.cli.output import Block
 
 _WAIT_S: Final = 60
-_ANSWER_S: Final = 3_660.0
+_WAIT_MAX_S: Final = 3_500
+_ANSWER_S: Final = 3_600.0
 """The daemon waits for the control plane as long as it is told; then it answers."""
 
 
@@ -23,7 +24,7 @@ _ANSWER_S: Final = 3_660.0
 @click.option(
     "--wait",
     "wait_s",
-    type=click.IntRange(0, 3_600),
+    type=click.IntRange(0, _WAIT_MAX_S),
     default=_WAIT_S,
     show_default=True,
     metavar="SECONDS",
