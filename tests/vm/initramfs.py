@@ -66,10 +66,12 @@ def build(root: Path, source: Path, target: Path) -> None:
             _put(root, path, Path("/licagent") / folder.name / path.relative_to(folder))
     for path in (source / "build" / "bpf").glob("*.bpf.o"):
         _put(root, path, Path("/licagent/objects") / path.name)
-    _put(root, source / "tests" / "vm" / "guest" / "kernel_probe.py", Path("/licagent/probe.py"))
+    probes = source / "tests" / "vm" / "guest"
+    _put(root, probes / "kernel_probe.py", Path("/licagent/probe.py"))
+    _put(root, probes / "lsm_probe.py", Path("/licagent/lsm_probe.py"))
     (root / "bin" / "sh").symlink_to("busybox")
-    for folder in ("proc", "sys", "dev", "run", "tmp", "etc"):
-        (root / folder).mkdir(exist_ok=True)
+    for place in ("proc", "sys", "dev", "run", "tmp", "etc"):
+        (root / place).mkdir(exist_ok=True)
     (root / "etc" / "passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
     init = root / "init"
     init.write_text(_INIT)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.vm import initramfs
+from tests.vm.guest import lsm_probe
 from tests.vm.guest.kernel_probe import BEGIN, END
 from tests.vm.kernels import KERNELS, Kernel, NoKernel, image, kernel
 
 from licagent.host.posture import kernel_version
-from licagent.kernel.hooks import HOOKS, HookKind
+from licagent.kernel.hooks import HOOKS, LSM_HOOKS, HookKind
 
 _BOOT_S: Final = 900
 _RETVAL: Final = (5, 18)
@@ -58,13 +59,14 @@ def boot(vmlinuz: Path, archive: Path) -> dict[str, Any]:
 
 def problems(found: dict[str, Any]) -> list[str]:
     """What is not as it should be on this kernel."""
-    for step in ("hooks", "enforce", "meter"):
+    for step in ("hooks", "enforce", "meter", "lsm"):
         if "exception" in found[step]:
             return [f"{step}: {found[step]['exception']}"]
     release = kernel_version(found["release"])
+    hooks = (*HOOKS, *LSM_HOOKS) if "bpf" in (found["lsm"]["modules"] or ()) else HOOKS
     wrong = [
         f"{hook.name} should load here: {found['hooks'].get(hook.name, 'not tried')}"
-        for hook in HOOKS
+        for hook in hooks
         if found["hooks"].get(hook.name, "not tried")
         and hook.kind is not HookKind.INTERFACE
         and release >= kernel_version(hook.kernel)
@@ -72,7 +74,7 @@ def problems(found: dict[str, Any]) -> list[str]:
     denied = "ENOKEY" if release >= _RETVAL else "EPERM"
     revoked = "EKEYREVOKED" if release >= _RETVAL else "EPERM"
     enforced = found["enforce"]
-    wanted = {name: denied for name in enforced if name.startswith("denied")}
+    wanted: dict[str, Any] = {name: denied for name in enforced if name.startswith("denied")}
     wanted |= {name: "" for name in enforced if name.startswith("licensed")}
     wanted |= {"other port": "", "connect after revocation": revoked, "bytes after revocation": 0}
     wrong += [
@@ -82,6 +84,8 @@ def problems(found: dict[str, Any]) -> list[str]:
     ]
     if release >= _DESTROY and enforced["open socket after revocation"][0] != "ECONNABORTED":
         wrong.append(f"open socket: {enforced['open socket after revocation']}")
+    if "guard" in found["lsm"]:
+        wrong += lsm_probe.problems(found["lsm"])
     return wrong + _meter_problems(found["meter"])
 
 

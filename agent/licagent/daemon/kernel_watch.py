@@ -45,6 +45,8 @@ class KernelWatch:
         self._kernel: KernelSide | None = None
         self._wanted: Attached = {}
         self._changed: dict[str, str] = {}
+        self.refusals = 0
+        """Tries of others that were refused, since the daemon started."""
         self.is_locked = False
         """Whether others are refused what would take enforcement away."""
 
@@ -68,6 +70,8 @@ class KernelWatch:
         if self._kernel is None:
             return
         self._lock()  # interfaces that came since have links of their own
+        if untold := self._untold():
+            self._emit(KIND, f"{untold} more attempts on what is licagent's were refused")
         found = _attached(self._kernel.hooks())
         changed = {}
         for name, (link_id, program_id) in self._wanted.items():
@@ -85,6 +89,7 @@ class KernelWatch:
 
     def refused(self, event: Event) -> None:
         """Tell of what the guard refused."""
+        self.refusals += event.count
         who = event.comm.decode(errors="replace")
         what = _REFUSED.get(Guarded(event.rule), "changing what is licagent's")
         times = f", {event.count} times" if event.count > 1 else ""
@@ -95,6 +100,9 @@ class KernelWatch:
             pid=event.pid,
             name=who,
         )
+
+    def _untold(self) -> int:
+        return self._kernel.guard.take_refused() if self._kernel and self.is_locked else 0
 
     def _lock(self) -> None:
         if self._kernel is None:

@@ -91,6 +91,17 @@ class GuardTables:
             self._write(guard)
         return True
 
+    def take_refused(self) -> int:
+        """Attempts that no event has told of, because they came in a flood; counted from now."""
+        if not self.exist():
+            return 0
+        guard = self.read()
+        count = int(guard.refused)
+        if count:
+            guard.refused = 0
+            self._write(guard)
+        return count
+
     def _ours(self) -> Iterator[bytes]:
         device = self._pins.root.stat().st_dev
         number = os.major(device) << _MINOR_BITS | os.minor(device)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib
 import json
 import os
 import socket
@@ -153,23 +154,11 @@ def load() -> dict[str, Any]:
     return {state.name: state.error if not state.attached else "" for state in report.hooks}
 
 
-def enforce() -> dict[str, Any]:
-    """A policy with one license: who has it, who has not, and who loses it."""
-    from licagent.domain.compiler import compile_policy
-    from licagent.domain.policy import parse_policy
-    from licagent.domain.reason import Reason
-    from licagent.kernel.bpffs import PinFolder
-    from licagent.kernel.control import ControlWord
-    from licagent.kernel.iterators import Iterators
-    from licagent.kernel.licenses import LicenseTable
-    from licagent.kernel.tables import TableWriter
+def license_of_all() -> Any:
+    """One license for all that the policies here name."""
     from lictoken.claims import Entitlement, License, LicenseScope
 
-    pins = PinFolder(PINS)
-    control = ControlWord(pins)
-    control.root_cgroup = CGROUP.stat().st_ino
-    licenses, tables = LicenseTable(pins), TableWriter(pins, control)
-    held = License(
+    return License(
         jti="acme",
         issuer="https://issuer.example",
         subject="acme",
@@ -184,6 +173,40 @@ def enforce() -> dict[str, Any]:
             Entitlement(name, ("connect", "bind", "use")) for name in ("orders-db", "web")
         ),
     )
+
+
+def lsm() -> dict[str, Any]:
+    """What the LSM programs refuse; nothing where the kernel has no BPF among its modules."""
+    from licagent.kernel.bpffs import PinFolder
+    from licagent.kernel.guard import security_modules
+
+    modules = security_modules()
+    found: dict[str, Any] = {"modules": modules}
+    if modules and "bpf" in modules:
+        lsm_probe = importlib.import_module("lsm_probe")  # beside this file, in the archive
+        pins = PinFolder(PINS)
+        held = license_of_all()
+        found["families"] = lsm_probe.families(pins, held, Numbers(), inside, errno_of)
+        found["guard"] = lsm_probe.guard(pins, errno_of)
+    return found
+
+
+def enforce() -> dict[str, Any]:
+    """A policy with one license: who has it, who has not, and who loses it."""
+    from licagent.domain.compiler import compile_policy
+    from licagent.domain.policy import parse_policy
+    from licagent.domain.reason import Reason
+    from licagent.kernel.bpffs import PinFolder
+    from licagent.kernel.control import ControlWord
+    from licagent.kernel.iterators import Iterators
+    from licagent.kernel.licenses import LicenseTable
+    from licagent.kernel.tables import TableWriter
+
+    pins = PinFolder(PINS)
+    control = ControlWord(pins)
+    control.root_cgroup = CGROUP.stat().st_ino
+    licenses, tables = LicenseTable(pins), TableWriter(pins, control)
+    held = license_of_all()
     policy = parse_policy([("probe.toml", POLICY)])
     compiled = compile_policy(policy, {"acme": held}, Numbers(), lambda _name: None)
     licenses.set(7, Reason.LICENSED, 0, 2**62)
@@ -311,7 +334,7 @@ def main() -> None:
     ):
         if why := mount(kind, target):
             found.setdefault("mounts", {})[target] = why
-    for name, step in (("hooks", load), ("enforce", enforce), ("meter", meter)):
+    for name, step in (("hooks", load), ("enforce", enforce), ("meter", meter), ("lsm", lsm)):
         print(f"{time.monotonic():.1f} s: {name}", flush=True)
         try:
             if name == "hooks":
