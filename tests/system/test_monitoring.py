@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 from tests.kernel.harness.agent import AgentUnderTest
+from tests.system.harness.confined import ConfinedAgent
 from tests.system.harness.controlplane import ControlPlane, Host, address
 from tests.system.harness.prometheus import MISSING, Prometheus, get, promtool
 from tests.system.harness.scene import HOLDER, STRANGER, Scene, eventually
@@ -342,3 +343,22 @@ def test_an_address_that_is_taken_hurts_nothing_but_the_metrics(
         eventually(lambda: "metrics-unserved" in codes())
     eventually(lambda: "metrics-unserved" not in codes(), "it is tried again")
     assert page(scene)[0] == 200
+
+
+def test_a_daemon_without_a_network_serves_at_a_socket_of_its_way_out() -> None:
+    settings = f'metrics_listen = "{address()}"\n'
+    with Scene(ConfinedAgent(settings=settings)) as scene:
+        agent = scene.agent
+        assert isinstance(agent, ConfinedAgent)
+        agent.start()
+
+        def unserved() -> list[str]:
+            reasons = scene.cli("status", "--json").json["reasons"]
+            return [row["message"] for row in reasons if row["code"] == "metrics-unserved"]
+
+        assert "no way out" in eventually(unserved)[0]
+        agent.start_uplink()
+        assert page(scene, "/-/healthy") == (200, "licagent is healthy\n")
+        agent.stop_uplink()
+        assert total(page(scene)[1], "licagent_state", 'state="degraded"') == 0
+        assert not unserved()

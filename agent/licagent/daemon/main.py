@@ -163,7 +163,7 @@ class Daemon:
             join(self._agent, service.enroll),
             self._agent.link.run(self.on_kernel),
             self._agent.metering.run(self.on_kernel),
-            MetricsKeeper(self._agent).run(self._on_kernel_only),
+            MetricsKeeper(self._agent, self._life.progress.stalled).run(self._on_kernel_only),
         )
         stop = asyncio.create_task(self._stop.wait())
         tasks = [asyncio.create_task(job) for job in jobs]

@@ -43,6 +43,8 @@ FAMILIES: Final = table(
             ("hook",),
             "the agent's hooks",
         ),
+        _gauge("guard_locked", "1: the kernel refuses others what would take enforcement away."),
+        _counter("guard_refused", "Tries to take enforcement away that were refused."),
         _gauge("integrity_problems", "Files and programs that are not as installed."),
         _gauge("kernel_tables_full", "Identity tables that something did not fit into."),
         _counter(

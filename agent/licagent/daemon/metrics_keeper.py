@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from licagent.daemon.metrics_reading import MetricsReader
 from licagent.kernel.libbpf import BpfError
-from licagent.observability.endpoint import Page, serve
+from licagent.observability.endpoint import Page, listen, serve
 from licagent.observability.exposition import exposition
 from licagent.observability.families import Readings
 from licagent.store.errors import StoreError
+from licagent.uplink.client import uplink
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
@@ -30,7 +32,7 @@ _AGAIN_S: Final = 5.0
 _FRESH_S: Final = 1.0
 _ANSWER_S: Final = 5.0
 """Within that the kernel thread answers, or the daemon is not healthy."""
-_BLOCKING: Final = frozenset({"hook-missing", "no-policy"})
+_BLOCKING: Final = frozenset({"hook-missing", "kernel-changed", "no-policy"})
 """Codes of reasons for which a host does not decide by its policy."""
 _SILENT: Final = Page.words("the daemon cannot tell how its kernel side is", ok=False)
 
@@ -40,8 +42,10 @@ T = TypeVar("T")
 class MetricsKeeper:
     """Serves /metrics, /-/healthy and /-/ready where the settings ask for it."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, stalled: Callable[[], Sequence[tuple[str, float]]]) -> None:
+        """`stalled` names jobs of the daemon that are overdue, as the watchdog sees it."""
         self._agent = agent
+        self._stalled = stalled
         self._reader = MetricsReader(agent)
         self._on_kernel: OnKernel | None = None
         self._reading: asyncio.Future[Readings] | None = None
@@ -57,15 +61,23 @@ class MetricsKeeper:
         pages = {"/metrics": self._metrics, "/-/healthy": self._healthy, "/-/ready": self._ready}
         while True:
             try:
-                server = await serve(pages, host.strip("[]"), int(port))
+                listener = await self._listener(host.strip("[]"), int(port))
             except OSError as error:
-                self._tell(f"{where}: {error.strerror or error}")
+                self._tell(f"{where}: {error.strerror or error}")  # also: no way out yet
                 await asyncio.sleep(_AGAIN_S)
                 continue
+            server = await serve(pages, listener)
             self._tell("")
             _log.info("metrics and health: http://%s/metrics", where)
             async with server:
                 await server.serve_forever()
+
+    async def _listener(self, host: str, port: int) -> socket.socket:
+        """Ours, or where the daemon has no network of its own, one that its way out hands over."""
+        way_out = uplink()
+        if way_out is None:
+            return listen(host, port)
+        return await asyncio.to_thread(way_out.listen, host, port)
 
     def _tell(self, problem: str) -> None:
         if problem and problem != self._agent.metrics_problem:
@@ -80,7 +92,10 @@ class MetricsKeeper:
         return Page(text, content_type)
 
     async def _healthy(self, _accept: str) -> Page:
-        """Whether the daemon does its work: its loop turns, and the kernel thread answers."""
+        """Whether the daemon gets on: its loop, the kernel thread, and each job that must."""
+        stalled = [job for job, _since_s in self._stalled()]
+        if stalled:
+            return Page.words(f"licagent does not get on: {', '.join(stalled)}", ok=False)
         try:
             async with asyncio.timeout(_ANSWER_S):
                 await self._kernel(lambda: None)

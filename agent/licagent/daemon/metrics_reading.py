@@ -97,6 +97,8 @@ class MetricsReader:
             found.put("licagent_break_glass_end_timestamp_seconds", end_s)
         for hook in hooks:
             found.put("licagent_hook_attached", hook.attached, hook.name)
+        found.put("licagent_guard_locked", agent.kernel_watch.is_locked)
+        found.put("licagent_guard_refused_total", agent.kernel_watch.refusals)
         found.put("licagent_integrity_problems", len(agent.self_check.problems))
         found.put("licagent_kernel_tables_full", len(kernel.identity.full))
         for fault in Fault:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -37,8 +38,14 @@ Handler = Callable[[str], Awaitable[Page]]
 """Makes a page; its argument is the Accept header."""
 
 
-async def serve(pages: Mapping[str, Handler], host: str, port: int) -> asyncio.Server:
-    """Answer for the pages at an address. Raises OSError when it cannot be had."""
+def listen(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens at an address. Raises OSError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_CONNECTIONS_MAX)
+
+
+async def serve(pages: Mapping[str, Handler], listener: socket.socket) -> asyncio.Server:
+    """Answer for the pages at a socket that listens, which is the server's from then on."""
     waiting: dict[asyncio.StreamWriter, None] = {}
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -61,7 +68,7 @@ async def serve(pages: Mapping[str, Handler], host: str, port: int) -> asyncio.S
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    return await asyncio.start_server(connected, host, port, limit=_REQUEST_MAX_BYTES)
+    return await asyncio.start_server(connected, sock=listener, limit=_REQUEST_MAX_BYTES)
 
 
 async def _answer(head: bytes, pages: Mapping[str, Handler]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from licagent.observability.endpoint import Page, serve
+from licagent.observability.endpoint import Page, listen, serve
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ async def port() -> AsyncIterator[int]:
     async def ready(_accept: str) -> Page:
         return Page.words("not ready: no-policy", ok=False)
 
-    server = await serve({"/metrics": metrics, "/-/ready": ready}, "127.0.0.1", 0)
+    server = await serve({"/metrics": metrics, "/-/ready": ready}, listen("127.0.0.1", 0))
     yield server.sockets[0].getsockname()[1]
     server.close()
     await server.wait_closed()
@@ -49,6 +49,14 @@ async def test_pages_methods_and_what_is_not_there(port: int) -> None:
     assert b" 405 " in await ask(port, b"DELETE /metrics HTTP/1.1\r\n\r\n")
     for nonsense in (b"GET\r\n\r\n", b"\xff\xfe\r\n\r\n", b"GET /metrics SSH-2.0\r\n\r\n"):
         assert b" 400 " in await ask(port, nonsense)
+
+
+def test_an_address_that_is_taken_is_an_error_and_ipv6_is_an_address() -> None:
+    with listen("::1", 0) as first:
+        place = first.getsockname()
+        assert place[0] == "::1"
+        with pytest.raises(OSError, match="in use"):
+            listen("::1", place[1])
 
 
 async def test_a_flood_gets_nothing_and_who_says_nothing_keeps_nobody_out(port: int) -> None:
