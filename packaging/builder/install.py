@@ -64,9 +64,12 @@ def main() -> None:
 
 
 def _put_documentation(target: Path) -> None:
-    """README and the pages as they stand in the clone, so that links between them lead on."""
+    """README, the pages, alert rules and dashboards as they stand in the clone, so that links
+    between them lead on."""
     docs = _SOURCE / "docs"
     pages = [path for path in docs.rglob("*") if path.suffix in {".md", ".svg", ".json"}]
+    packaging = _SOURCE / "packaging"
+    pages += [*packaging.glob("prometheus/*.yml"), *packaging.glob("grafana/*.json")]
     for path in sorted([_SOURCE / "README.md", *pages]):
         place = target / path.relative_to(_SOURCE)
         place.parent.mkdir(parents=True, exist_ok=True)
