@@ -21,11 +21,13 @@ def disaster(plane: ControlPlane) -> None:
     shutil.rmtree(plane.state)
 
 
-def chain(plane: ControlPlane) -> tuple[int, int, int]:
-    """Of the newest chain of usage: where it stands, and how many records and gaps there are."""
+def chain(plane: ControlPlane, name: str) -> tuple[int, int, int]:
+    """Of a host's newest chain of usage: where it stands, how many records and gaps there are."""
     with plane.rows() as rows:
         one = rows.execute(
-            "SELECT epoch, acked_sequence FROM usage_epochs ORDER BY epoch DESC LIMIT 1"
+            "SELECT epoch, acked_sequence FROM usage_epochs WHERE host_id = ?"
+            " ORDER BY epoch DESC LIMIT 1",
+            (name,),
         ).fetchone()
         if one is None:
             return 0, 0, 0
@@ -34,13 +36,15 @@ def chain(plane: ControlPlane) -> tuple[int, int, int]:
             (one[0],),
         ).fetchone()
         assert records[0] == records[1], "a record is there twice"
-        [gaps] = rows.execute("SELECT count(*) FROM usage_gaps").fetchone()
+        [gaps] = rows.execute(
+            "SELECT count(*) FROM usage_gaps WHERE host_id = ?", (name,)
+        ).fetchone()
     return int(one[1]), int(records[0]), int(gaps)
 
 
-def settled(plane: ControlPlane, beyond: int) -> None:
+def settled(plane: ControlPlane, name: str, beyond: int) -> None:
     """Wait until usage after this sequence has come in."""
-    eventually(lambda: chain(plane)[0] > beyond, f"usage beyond {beyond}")
+    eventually(lambda: chain(plane, name)[0] > beyond, f"usage beyond {beyond}")
 
 
 def test_put_back_from_yesterdays_backup(
@@ -52,12 +56,13 @@ def test_put_back_from_yesterdays_backup(
     plane.apply(license("spare"), binding("spare", SPARE))
     host.licensed()
     host.until("ok", SPARE)
-    settled(plane, 0)
+    name = host.id
+    settled(plane, name, 0)
     file = tmp_path / "yesterday.licplane"
     made = plane.ask("backup", "create", file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert plane.ask("backup", "verify", file)["deep"] is True
-    at_backup = chain(plane)[0]
+    at_backup = chain(plane, name)[0]
 
     # Everything that a day brings: rights are taken away, tokens used, usage counted.
     unused = plane.join(uses=5)
@@ -68,8 +73,8 @@ def test_put_back_from_yesterdays_backup(
     host.until("ok", 62_004)
     plane.do("host", "label", host.id, "site=two")
     eventually(lambda: host.control["labels"].get("site") == "two", "the label")
-    settled(plane, at_backup + 1)
-    name, before = host.id, chain(plane)[0]
+    settled(plane, name, at_backup + 1)
+    before = chain(plane, name)[0]
     assert plane.cli("backup", "restore", file).status == 7  # over what is there? No.
     disaster(plane)
     restored = plane.ask("backup", "restore", file)
@@ -111,8 +116,8 @@ def test_put_back_from_yesterdays_backup(
     host.until("ok", STRANGER)
 
     # Usage that was acknowledged before came again, each record once, or by the name of a gap.
-    settled(plane, before + 1)
-    acked, records, _gaps = chain(plane)
+    settled(plane, name, before + 1)
+    acked, records, _gaps = chain(plane, name)
     assert before < acked >= records
     check = plane.cli("usage", "verify")
     assert check.status == 0, check

@@ -31,6 +31,12 @@ def plane(tmp_path: Path) -> Iterator[OtherPlane]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The module path of an earlier revision."""
+    return module_path(earlier_revision(tmp_path_factory.mktemp("earlier")))
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as made:
@@ -57,10 +63,10 @@ def tries_again(host: Host) -> None:
 
 
 def test_an_agent_of_an_earlier_revision_under_a_newer_control_plane(
-    stack: ExitStack, plane: OtherPlane, tmp_path: Path
+    stack: ExitStack, plane: OtherPlane, earlier: str, tmp_path: Path
 ) -> None:
     """The agent as it was before this control plane, one minor version behind it, then two."""
-    host = host_of(stack, plane, module_path(earlier_revision(tmp_path)))
+    host = host_of(stack, plane, earlier)
     host.enroll()
     host.licensed()
     assert plane.host(host.id)["report"]["state"]["agent_version"] == "0.1.0"
@@ -113,3 +119,30 @@ def test_an_agent_that_is_newer_than_its_control_plane(
     tries_again(host)
     eventually(lambda: host.control["state"] == "connected", "served")
     assert host.cli("status").status == 0
+
+
+def test_todays_agent_under_a_control_plane_of_an_earlier_revision(
+    stack: ExitStack, earlier: str, tmp_path: Path
+) -> None:
+    """Not of another minor version, so it is served: what is new in it must not be in the way."""
+    plane = stack.enter_context(OtherPlane())
+    plane.path = earlier
+    plane.make_keys()
+    plane.start()
+    host = host_of(stack, plane, str(numbered(tmp_path, "0.1.0")))
+    host.enroll()
+    host.licensed()
+    plane.do("license", "revoke", "acme-db")
+    host.until("EKEYREVOKED")
+    # It cannot leave a control plane that knows of no such thing, and stays what it is.
+    refused = host.cli("leave", "--wait", "1")
+    assert refused.status == 7, refused
+    assert host.control["state"] == "connected"
+    # The control plane is upgraded under it, on the same database.
+    plane.stop()
+    plane.path = str(numbered(tmp_path, "0.2.0"))
+    plane.do("db", "upgrade")
+    plane.start()
+    tries_again(host)
+    eventually(lambda: host.control["state"] == "connected", "connected")
+    assert host.ask("leave")["settled"] is True

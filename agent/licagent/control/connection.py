@@ -45,6 +45,8 @@ _log: Final = logging.getLogger(__name__)
 
 _REENROL_EVERY: Final = 4
 _RENEW_RETRY_MIN_MS: Final = 10_000
+_YOUNG_MS: Final = 15_000
+"""A certificate is not renewed before; it begins 10 s before it was made."""
 _CLOSE_S: Final = 1.0
 
 
@@ -235,7 +237,9 @@ class _Connection:
                 if stream.renewal_wanted.is_set():
                     stream.renewal_wanted.clear()
                     spread_ms = random.uniform(0, stream.renew_within_ms)  # noqa: S311
-                    due_ms = min(due_ms, self._settings.unix_s() * 1000 + spread_ms)
+                    soon_ms = self._settings.unix_s() * 1000 + spread_ms
+                    # Servers whose clocks differ may ask again and again: not in a circle.
+                    due_ms = min(due_ms, max(soon_ms, span.not_before_unix_ms + _YOUNG_MS))
                 continue
             try:
                 fresh = await renewed(channel, self._keeper.identity)

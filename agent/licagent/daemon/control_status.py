@@ -103,7 +103,13 @@ def reasons(agent: Agent) -> Iterator[Report]:
             f"{state.last_refusal}",
             f"revision {state.revision} stays in force; mend it at the control plane",
         )
-    if status is not HostStatus.DRAINING:
+    if status is HostStatus.LEAVING:
+        yield _reason(
+            "control-leaving",
+            f"this host leaves its control plane {_detail(agent.link.leaving.problem)}",
+            "it goes on by itself, and is out when its last usage is settled",
+        )
+    elif status is not HostStatus.DRAINING:
         yield from _leases(agent)
 
 
