@@ -32,6 +32,7 @@ _MEANING: Final = {
     "control-banned": "the control plane has banned this host",
     "control-evicted": "the control plane has evicted this host",
     "control-version": "the control plane does not serve this version of the agent",
+    "control-leaving": "this host leaves its control plane, and its last usage is not settled yet",
     "control-refused": "the host cannot put the newest revision in force, and keeps the one before",
     "lease-lost": "the leases ended; licenses do what their failure mode says",
     "lease-ending": "the leases are about to end and are not renewed",
