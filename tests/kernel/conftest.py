@@ -33,6 +33,7 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_meter_io",
         "test_meter_lives",
         "test_migration",
+        "test_tampering",
     }
 )
 """What these show rests on the daemon, or on programs that libbpf loads under either loader. bcc

@@ -18,7 +18,7 @@ _RETURN_1: Final = bytes.fromhex("b7000000010000009500000000000000")  # r0 = 1; 
 _IDS_MAX: Final = 64
 
 
-def _program() -> int:
+def foreign_program() -> int:
     """A cgroup_skb program that lets everything pass."""
     load = library().bpf_prog_load
     load.restype = ctypes.c_int
@@ -76,7 +76,7 @@ class Foreign:
     def attach(cls, cgroup: Path, attach_type: AttachType, pin: Path) -> Foreign:
         """Attach both; they stay when this process ends, as long as cgroup and pin do."""
         folder = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
-        legacy, linked = _program(), _program()
+        legacy, linked = foreign_program(), foreign_program()
         try:
             check(
                 library().bpf_prog_attach(legacy, folder, int(attach_type), _ALLOW_MULTI),

@@ -134,15 +134,15 @@ def guard(pins: PinFolder, errno_of: ErrnoOf) -> dict[str, Any]:
         signal.pause()
         os._exit(0)
     # Who locks is a child, and who tries is not: neither descends from the other.
-    attempts = _attempts(pins, daemon)
+    tries = attempts(pins, daemon)
     found: dict[str, Any] = {
         "before it locks": {
-            name: errno_of(action) for name, action in attempts.items() if name in _HARMLESS
+            name: errno_of(action) for name, action in tries.items() if name in _HARMLESS
         }
     }
     parent.send(b"1")
     found["locked"] = parent.recv(1) == b"1"
-    found["while it lives"] = {name: errno_of(action) for name, action in attempts.items()}
+    found["while it lives"] = {name: errno_of(action) for name, action in tries.items()}
     reader.consume()
     found["told"] = sum(event.count for event in events if event.kind == EventKind.GUARD)
     os.kill(daemon, signal.SIGKILL)
@@ -153,7 +153,8 @@ def guard(pins: PinFolder, errno_of: ErrnoOf) -> dict[str, Any]:
     return found
 
 
-def _attempts(pins: PinFolder, daemon: int) -> dict[str, Callable[[], object]]:
+def attempts(pins: PinFolder, daemon: int) -> dict[str, Callable[[], object]]:
+    """What somebody else may try on the agent's kernel side; those that may are named so."""
     pin = pins.links / "cgroup_connect4"
     link = libbpf.open_pin(pin)
     info = libbpf.link_info(link)
