@@ -63,6 +63,13 @@ def main() -> None:
         _put_bpf(arguments.objects, root)
 
 
+_LINKED = (
+    *("STYLE.md", "CHANGELOG.md", "systemd/README.md", "packaging/README.md", "vagrant/README.md"),
+    *("packaging/ansible/*.md", "tests/bench/README.md", "vagrant/catalog.yml"),
+)
+"""What the pages link to outside of docs/."""
+
+
 def _put_documentation(target: Path) -> None:
     """README, the pages, alert rules and dashboards as they stand in the clone, so that links
     between them lead on."""
@@ -70,6 +77,7 @@ def _put_documentation(target: Path) -> None:
     pages = [path for path in docs.rglob("*") if path.suffix in {".md", ".svg", ".json"}]
     packaging = _SOURCE / "packaging"
     pages += [*packaging.glob("prometheus/*.yml"), *packaging.glob("grafana/*.json")]
+    pages += [path for pattern in _LINKED for path in _SOURCE.glob(pattern)]
     for path in sorted([_SOURCE / "README.md", *pages]):
         place = target / path.relative_to(_SOURCE)
         place.parent.mkdir(parents=True, exist_ok=True)
