@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The services on a real systemd host: life signs, bounds, broken settings, all that the unit's
+confinement must leave possible, and the control plane beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.vm.issuer import LicensedHost, binding, dial, put_dial, resource, said
+from tests.vm.machine import Machine
+
+DENIED = "ENOKEY"
+_PORT = 7001
+
+
+@pytest.fixture(scope="module")
+def host(installed: Machine) -> LicensedHost:
+    """A host that enforces: python is licensed by its path for port 7002, nobody for 7001."""
+    found = LicensedHost(installed)
+    put_dial(installed)
+    found.set_up()
+    found.license("acme", ["open"])
+    found.policy(
+        resource("closed", _PORT)
+        + resource("open", _PORT + 1, "unix:path:/usr/bin/python3", jti="acme")
+    )
+    return found
+
+
+@pytest.fixture
+def drop_in(installed: Machine) -> Iterator[Any]:
+    """Adds to licagent.service for one test."""
+    path = "/etc/systemd/system/licagent.service.d/test.conf"
+
+    def add(text: str) -> None:
+        installed.write(path, f"[Service]\n{text}\n")
+        installed.run("systemctl daemon-reload")
+
+    yield add
+    installed.run(f"rm -f {path}; systemctl daemon-reload; systemctl restart licagent.service")
+
+
+def show(machine: Machine, unit: str = "licagent.service") -> dict[str, str]:
+    """A unit's properties."""
+    lines = machine.run(f"systemctl show {unit}").stdout.splitlines()
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def codes(host: LicensedHost) -> set[str]:
+    """Why the host is not well."""
+    return {each["code"] for each in host.status()["reasons"]}
+
+
+def journal(machine: Machine, *words: str) -> list[dict[str, Any]]:
+    """Lines of this boot's journal."""
+    ran = machine.run(f"journalctl -b -o json --no-pager {' '.join(words)}")
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_it_is_ready_watched_bounded_and_says_how_it_is(host: LicensedHost) -> None:
+    found = show(host.machine)
+    assert (found["Type"], found["ActiveState"], found["SubState"]) == (
+        "notify",
+        "active",
+        "running",
+    )
+    assert found["StatusText"].startswith("enforcing, policy generation"), found["StatusText"]
+    assert found["WatchdogUSec"] == "1min"
+    assert int(found["MemoryCurrent"]) < int(found["MemoryHigh"]) < int(found["MemoryMax"])
+    assert not codes(host), host.status()["reasons"]
+    # The maps are made outside of the unit: they do not count against its bound.
+    assert not [
+        each for each in journal(host.machine, "-u licagent") if "memory limit" in each["MESSAGE"]
+    ]
+    assert show(host.machine, "licagent-uplink.service")["ActiveState"] == "active"
+
+
+def test_the_journal_has_fields(host: LicensedHost) -> None:
+    """What changes can be asked for by field, and a name from outside cannot forge one."""
+    machine = host.machine
+    machine.run("licagent break-glass --for 1m --reason 'a\nLICAGENT_KIND=forged'")
+    machine.run("licagent break-glass --end")
+    machine.run("journalctl --sync")
+    found = journal(machine, "LICAGENT_KIND=policy")
+    assert found, "a field to ask for"
+    assert found[-1]["SYSLOG_IDENTIFIER"] == "licagent"
+    assert found[-1]["_SYSTEMD_UNIT"] == "licagent.service"
+    assert int(found[-1]["LICAGENT_GENERATION"]) >= 1
+    assert found[-1]["PRIORITY"] == "6"
+    assert not journal(machine, "LICAGENT_KIND=forged")
+    opened = journal(machine, "LICAGENT_KIND=break-glass")
+    assert opened[0]["LICAGENT_BY"] == "uid 0"
+
+
+def test_a_daemon_that_hangs_is_replaced_without_a_gap(host: LicensedHost, drop_in: Any) -> None:
+    machine = host.machine
+    drop_in("WatchdogSec=15s\nTimeoutAbortSec=2s")
+    machine.run("systemctl restart licagent.service", timeout=200)
+    pid = show(machine)["MainPID"]
+    machine.run(
+        "systemd-run --quiet --unit=probe --collect sh -c "
+        f"'while :; do {dial(_PORT)}; sleep 0.2; done >/run/probe.out 2>&1'"
+    )
+    machine.run(f"kill -STOP {pid}")
+    machine.wait_for(
+        f"test $(systemctl show -P MainPID licagent) != {pid} && systemctl is-active licagent",
+        timeout=240,
+    )
+    assert said(machine.run(dial(_PORT + 1))) == "connected"
+    machine.run("systemctl stop probe.service")
+    seen = set(machine.run("cat /run/probe.out").stdout.split())
+    assert seen == {DENIED}
+    machine.run("journalctl --sync")
+    words = [each.get("MESSAGE", "") for each in journal(machine, "-u licagent")]
+    assert any("Watchdog timeout" in str(each) for each in words)
+
+
+def test_broken_settings_and_policy_leave_the_last_good_ones(host: LicensedHost) -> None:
+    machine = host.machine
+    machine.run("cp /etc/licagent/agent.toml /root/good.toml")
+    try:
+        machine.write("/etc/licagent/agent.toml", 'mode = "enforce\n')
+        machine.run("systemctl reload licagent.service")
+        machine.wait_for("systemctl show -P StatusText licagent | grep -q 'settings are refused'")
+        assert codes(host) == {"settings-refused"}
+        machine.write("/etc/licagent/policy.d/zz.toml", "[[resource]\n")
+        machine.run("systemctl restart licagent.service", timeout=200)
+        assert codes(host) == {"settings-refused", "policy-refused"}
+        assert machine.run("licagent status", check=False).status == 150
+        assert said(machine.run(dial(_PORT))) == DENIED
+        assert said(machine.run(dial(_PORT + 1))) == "connected"
+        # At boot, too: the loader takes the last good ones.
+        machine.run("systemctl stop licagent.service && licagent detach")
+        assert said(machine.run(dial(_PORT))) == "connected"
+        machine.run("systemctl restart licagent-load.service", timeout=200)
+        assert said(machine.run(dial(_PORT))) == DENIED
+    finally:
+        machine.run(
+            "rm -f /etc/licagent/policy.d/zz.toml; cp /root/good.toml /etc/licagent/agent.toml"
+        )
+        machine.run("systemctl restart licagent.service", timeout=200)
+    assert not codes(host)
+
+
+def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
+    """Other users' files, the host's /tmp, other network namespaces, cgroups, quotas, the clock."""
+    machine = host.machine
+    machine.run(
+        "useradd -m -s /bin/sh worker && install -d -m 0700 -o worker /home/worker/bin && "
+        "install -m 0700 -o worker /usr/bin/python3.11 /home/worker/bin/secret && "
+        "install -m 0755 /usr/bin/python3.11 /tmp/prog"
+    )
+    digest = machine.run("sha256sum /home/worker/bin/secret").stdout.split()[0]
+    # Another file than the installed one, or the digest would be python's own.
+    machine.run("printf x >>/home/worker/bin/secret")
+    digest = machine.run("sha256sum /home/worker/bin/secret").stdout.split()[0]
+    host.license("tools", ["closed", "run"])
+    host.policy(
+        resource("closed", _PORT)
+        + binding("tools", "unix:path:/tmp/prog")
+        + binding("tools", f"unix:sha256:{digest}")
+        + resource("open", _PORT + 1, "unix:path:/usr/bin/python3", jti="acme")
+        + resource("run", _PORT + 2)
+    )
+    client = f"/usr/local/bin/dial 127.0.0.1 {_PORT}"
+    assert said(machine.run(dial(_PORT))) == DENIED
+    assert said(machine.run(f"/tmp/prog {client}")) == "connected", "a program in the host's /tmp"
+    machine.wait_for(
+        f"runuser -u worker -- /home/worker/bin/secret {client} | grep -q connected", timeout=60
+    )
+    # `licagent run`: a cgroup of its own.
+    port = _PORT + 2
+    assert said(machine.run(dial(port))) == DENIED
+    ran = machine.run(f"licagent run --license tools -- {dial(port)}")
+    assert said(ran) == "connected"
+    # Another network namespace: the sockets of a license that ends are ended there as well.
+    machine.run("ip netns add blue && ip -n blue link set lo up")
+    machine.run(
+        f"systemd-run --quiet --unit=blue-server ip netns exec blue nc -lk 127.0.0.1 {_PORT + 1}"
+    )
+    machine.wait_for(f"ip netns exec blue ss -Hltn sport = :{_PORT + 1} | grep -q .")
+    machine.run(
+        "systemd-run --quiet --unit=blue-client ip netns exec blue /usr/bin/python3 -c "
+        f"\"import socket,time; s=socket.create_connection(('127.0.0.1',{_PORT + 1})); s.recv(1)\""
+    )
+    machine.wait_for(f"ip netns exec blue ss -Htn dport = :{_PORT + 1} | grep -q ESTAB")
+    machine.run("licagent license revoke acme --reason test")
+    machine.wait_for("! systemctl is-active blue-client.service")
+    # The clock's state comes by the way out; the other facts from files.
+    facts = host.status()["host"]["facts"]
+    assert {"clock_in_sync", "agent_integrity", "kernel"} <= facts.keys(), facts
+    checks = {
+        each["name"]: each
+        for each in json.loads(machine.run("licagent doctor --json", check=False).stdout)["checks"]
+    }
+    assert checks
+
+
+def test_bcc_compiles_under_the_same_confinement(host: LicensedHost) -> None:
+    machine = host.machine
+    machine.run("sed -i '1i loader = \"bcc\"' /etc/licagent/agent.toml")
+    machine.run("systemctl restart licagent.service", timeout=300)
+    assert host.status()["kernel"]["loader"] == "bcc"
+    assert said(machine.run(dial(_PORT))) == DENIED
+    machine.run("sed -i 1d /etc/licagent/agent.toml; systemctl restart licagent.service")
+
+
+def test_detached_it_stays_down_until_root_starts_it(host: LicensedHost) -> None:
+    machine = host.machine
+    machine.run("licagent detach")
+    machine.wait_for("! systemctl is-active licagent.service")
+    machine.run("sleep 5")
+    found = show(machine)
+    assert (found["ActiveState"], found["Result"]) == ("inactive", "success")
+    assert said(machine.run(dial(_PORT))) == "connected"
+    machine.run("systemctl start licagent.service", timeout=200)
+    assert said(machine.run(dial(_PORT))) == DENIED
+
+
+def test_the_control_plane_starts_with_its_passphrase_and_the_host_joins_by_itself(
+    host: LicensedHost,
+) -> None:
+    """Both credentials are encrypted ones; nobody runs `licagent enroll`."""
+    machine = host.machine
+    machine.run("systemctl start licplane.service")
+    assert show(machine, "licplane.service")["ActiveState"] == "inactive", (
+        "no passphrase: passed over"
+    )
+    machine.run(
+        "printf 'correct horse' | systemd-creds encrypt --name=licplane.passphrase - "
+        "/etc/licplane/passphrase.cred"
+    )
+    machine.write("/etc/licplane/licplane.env", "LICPLANE_ISSUER=tests\n")
+    machine.run("systemctl start licplane.service", timeout=300)
+    assert show(machine, "licplane.service")["ActiveState"] == "active"
+    assert show(machine, "licplane-migrate.service")["Result"] == "success"
+    as_plane = "runuser -u licplane -- env LICPLANE_PASSPHRASE='correct horse' licplane"
+    machine.run(
+        f"{as_plane} token create --label org=tests --reason test | "
+        "(install -d -m 0700 /etc/credstore.encrypted; systemd-creds encrypt "
+        "--name=licagent.join-token - /etc/credstore.encrypted/licagent.join-token)"
+    )
+    machine.run("systemctl restart licagent.service", timeout=200)
+    machine.wait_for('licagent status --json | grep -q \'"state": "connected"\'', timeout=120)
+    # The daemon has no network of its own: its way out has the connection.
+    pid = show(machine, "licagent-uplink.service")["MainPID"]
+    assert f"pid={pid}," in machine.run("ss -Htnp dport = :8443").stdout
+
+
+def test_the_boot_waits_for_nothing_of_ours_but_the_network(host: LicensedHost) -> None:
+    machine = host.machine
+    machine.reboot()
+    machine.wait_for("systemctl is-active licagent.service", timeout=240)
+
+    def since(unit: str, event: str = "ActiveEnterTimestampMonotonic") -> int:
+        return int(show(machine, unit)[event])
+
+    assert 0 < since("licagent-load.service") <= since("network-pre.target")
+    assert said(machine.run(f"ip link show lo >/dev/null; {dial(_PORT)}")) in {
+        DENIED,
+        "ECONNREFUSED",
+    }
+    chain = machine.run("systemd-analyze critical-chain --no-pager basic.target").stdout
+    assert "licagent" not in chain, chain
+    failed = machine.run("systemctl --failed --no-legend --plain").stdout
+    assert "lic" not in failed, failed
