@@ -74,6 +74,11 @@ SCENARIOS = (
         "how-to/license-a-pipeline.md",
         "fleet; printf '#!/bin/sh\\nnc -z -w 5 10.0.5.7 5433\\n' >deploy.sh; chmod +x deploy.sh",
     ),
+    Scenario("how-to/decommission-a-host.md", "fleet"),
+    Scenario(
+        "how-to/back-up-and-restore.md",
+        "fleet; mkdir -p $STAGE/var/backups; echo 'words of a test' >$HOME/licplane.passphrase",
+    ),
     Scenario("operations/runbooks.md", "issuer; host; licensed"),
     Scenario("operations/troubleshooting.md", "issuer; host; licensed"),
 )
