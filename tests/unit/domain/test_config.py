@@ -60,6 +60,7 @@ def test_every_key_can_be_set_in_the_file():
         metering = "off"
         metering_interval_s = 60
         spool_max_bytes = 33554432
+        metrics_listen = "[::1]:9795"
         [labels]
         environment = "production"
         [[footprint]]
@@ -94,6 +95,7 @@ def test_every_key_can_be_set_in_the_file():
         metering="off",
         metering_interval_s=60,
         spool_max_bytes=33554432,
+        metrics_listen="[::1]:9795",
         footprint=(
             FootprintSpec("home", "/home", user="*"),
             FootprintSpec("build", "/srv", project="7", every_s=60),
@@ -120,6 +122,7 @@ ENVIRONMENT = {
     "metering_interval_s": ("10", 10),
     "spool_max_bytes": ("16777216", 16777216),
     "footprint": ('[{ name = "a", path = "/a" }]', (FootprintSpec("a", "/a"),)),
+    "metrics_listen": ("0.0.0.0:9795", "0.0.0.0:9795"),
     "failsafe": ('[{ cidr = "::1/128" }]', (FailsafeSetting("out", "::1/128", (), "any"),)),
 }
 
@@ -161,6 +164,13 @@ def test_the_cgroup_root_may_be_found_by_itself():
         ("labels = { a = 1 }", "label a: 1 is not a text"),
         ("metering_interval_s = 0", "0 is not a number of seconds (1 to 3600)"),
         ("spool_max_bytes = 1", "1 is not a number of bytes"),
+        ('metrics_listen = ":9795"', "is no address and port of this host"),
+        ('metrics_listen = "localhost:9795"', "is no address and port of this host"),
+        ('metrics_listen = "::1:9795"', "an IPv6 address stands in brackets"),
+        ('metrics_listen = "[127.0.0.1]:9795"', "an IPv6 address stands in brackets"),
+        ('metrics_listen = "127.0.0.1:99999"', "'99999' is no port"),
+        ('metrics_listen = "127.0.0.1"', "is no address and port of this host"),
+        ("metrics_listen = 9795", "9795 is not a text"),
         ("footprint = 1", "footprint must be a list of tables"),
         ("footprint = [1]", "1 is no table"),
         ('[[footprint]]\nname = "a"', "a footprint needs a path"),
