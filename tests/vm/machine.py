@@ -159,6 +159,23 @@ class Machine:
         if wait:
             self.wait_until_up(other_than=before)
 
+    def suspend(self) -> None:
+        """Put the machine to sleep (ACPI S3), as `systemctl suspend` does."""
+        self.run("systemctl suspend", check=False)
+        self._disconnect()
+        deadline = time.monotonic() + 120
+        with self.qmp() as control:
+            while control.execute("query-status")["status"] != "suspended":
+                if time.monotonic() > deadline:
+                    raise MachineError(f"it does not go to sleep:\n{self.console}")
+                time.sleep(0.2)
+
+    def wake(self) -> None:
+        """Wake the machine up as its power button does."""
+        with self.qmp() as control:
+            control.execute("system_wakeup")
+        self.wait_until_up()
+
     def stop(self) -> None:
         """End the machine and remove all that it wrote."""
         self._end_qemu()
