@@ -10,6 +10,8 @@ import pytest
 from tests.system.harness.controlplane import ControlPlane, Host
 from tests.system.harness.scene import HOLDER, eventually
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 SELDOM = "metering_interval_s = 3600\n"
 """Usage is committed by nothing but what leaving does."""
 

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.kernel.harness.programs import Program
 from tests.system.harness.controlplane import ControlPlane, Host, binding, license
 from tests.system.harness.scene import HOLDER, STRANGER, eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def talks(program: Program) -> bool:

@@ -18,6 +18,8 @@ from tests.system.harness.versions import (
     numbered,
 )
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 SETTINGS = "report_interval_s = 1\n"
 
 

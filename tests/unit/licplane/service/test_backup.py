@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.support.usage import Spool, record
-from tests.unit.licplane.service.test_usage_intake import Sender
+from tests.unit.licplane.service.test_billing import october
+from tests.unit.licplane.service.test_usage_intake import Sender, stored, totals
 from tests.unit.licplane.service.world import (
     PASSPHRASE,
     ROOT,
@@ -23,7 +24,7 @@ from tests.unit.licplane.service.world import (
     resource,
 )
 
-from licplane.errors import ExitCode, PlaneError
+from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.issuer.keyring import open_keys
 from licplane.issuer.registry import Registry
 from licplane.service.backup import NUMBERS_BEYOND, create_backup, read_backup, restore_backup
@@ -37,13 +38,10 @@ from lictoken.sealed import Seal
 pytest_plugins = ["tests.support.postgres"]
 
 
-def rows_of(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+def rows_of(store: Store) -> dict[str, list[str]]:
     """Every row of every table."""
     with store.reading() as reader:
-        return {
-            name: sorted(map(repr, reader.rows(name)))  # type: ignore[misc]
-            for name, _ in reader.tables()
-        }
+        return {name: sorted(map(repr, reader.rows(name))) for name, _ in reader.tables()}
 
 
 def filled(world: World) -> World:
@@ -123,6 +121,36 @@ def test_a_copy_grants_nothing_until_it_was_looked_at(world: World, tmp_path: Pa
         assert not plane.is_put_back
         plane.refresh()
         plane.lease(host.host_id, b"k" * 32, "boot", b"n" * 16)
+
+
+def test_usage_comes_again_and_is_billed_once(world: World, tmp_path: Path) -> None:
+    """What was sent after the backup is sent again; a period that was closed comes to the same."""
+    world.apply(resource(), license())
+    host, file = world.host(org="acme"), tmp_path / "backup"
+    sender = Sender(world, host)
+    batches = [sender.spool.commit([record(3 * n + i) for i in range(3)]) for n in range(3)]
+    october(world)
+    sender.send(batches[0])
+    create_backup(world.store, file, START_MS)
+    for batch in batches[1:]:
+        sender.send(batch)
+    wanted = totals(stored(world.store))
+    bill = world.plane.money.close(ROOT, Change(), "standard", "2026-10")
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        again = replace(world, plane=opened(store, world), store=store)
+        later = Sender(again, replace(host, plane=again.plane), sender.spool)
+        chain = later.open()
+        assert (chain.acked_sequence, chain.acked_hash) == (3, batches[0].hash)
+        with pytest.raises(Conflict):
+            later.send(batches[0])
+        for batch in batches[1:]:
+            later.send(batch)
+        assert totals(stored(store)) == wanted
+        assert len({row["sequence"] for row in stored(store) if row["host_id"] == host.id}) == 9
+        done = again.plane.money.close(ROOT, Change(), "standard", "2026-10")
+        assert (done.changed, done.entries, done.total) == (True, bill.entries, bill.total)
+        assert not again.plane.money.close(ROOT, Change(), "standard", "2026-10").changed
 
 
 def test_what_hosts_remember_only_takes_away(world: World, tmp_path: Path) -> None:
