@@ -55,7 +55,7 @@ FAMILIES: Final = table(
         ),
         _gauge("clock_offset_seconds", "The wall clock's distance from trusted time."),
         _gauge("clock_synchronized", "1: the kernel says that its clock is synchronized."),
-        _gauge("metrics_read_seconds", "What reading these metrics took."),
+        _gauge("metrics_read_seconds", "How long reading these metrics held up the kernel thread."),
         # ---------------------------------------------------------- policy and licenses
         _gauge("policy_generation", "Generation of the policy in force; 0: none."),
         _gauge("policy_loaded_timestamp_seconds", "When it came into force; absent: not yet."),

@@ -131,10 +131,14 @@ class MetricsKeeper:
         """One reading answers all who ask meanwhile, and for a second."""
         running = self._reading
         if running is None or (running.done() and time.monotonic() - self._read_at_s > _FRESH_S):
-            running = self._reading = asyncio.ensure_future(self._kernel(self._reader.read))
+            running = self._reading = asyncio.ensure_future(self._read())
             running.add_done_callback(self._noted)
         # Shielded: the one who asked first may leave before the others have their answer.
         return await asyncio.shield(running)
+
+    async def _read(self) -> Readings:
+        sockets = await asyncio.to_thread(self._reader.sockets)
+        return await self._kernel(lambda: self._reader.read(sockets))
 
     def _noted(self, done: asyncio.Future[Readings]) -> None:
         self._read_at_s = time.monotonic()

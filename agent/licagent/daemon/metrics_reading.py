@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's metrics at one moment. Runs on the kernel thread, as a status does."""
+"""The agent's metrics at one moment, read on the kernel thread as a status is.
+
+But for the walk over all sockets, which takes as long as there are sockets: a revocation must not
+wait for a scrape.
+"""
 
 from __future__ import annotations
 
 import time
+from collections import Counter as Tally
 from collections.abc import Iterator
 from collections.abc import Mapping as Table
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from licagent.control.interface import ControlPhase
@@ -59,15 +65,19 @@ class MetricsReader:
         self._pairs = Admitted(SERIES_MAX)
         self._footprints = Admitted(SERIES_MAX)
 
-    def read(self) -> Readings:
-        """All metrics now."""
+    def sockets(self) -> Tally[int]:
+        """Open sockets by slot of the license table, for `read`. On any thread."""
+        return reports.holders_by_slot(self._agent)
+
+    def read(self, sockets: Tally[int]) -> Readings:
+        """All metrics now. On the kernel thread."""
         began_ns = time.perf_counter_ns()
         found = Readings(FAMILIES)
         for part in (
             self._host,
             self._clock,
             self._policy,
-            self._licenses,
+            partial(self._licenses, sockets),
             self._decisions,
             self._control,
             self._metering,
@@ -121,9 +131,9 @@ class MetricsReader:
         for part in ("resources", "bindings", "rules"):
             found.put(f"licagent_policy_{part}", amounts.get(part, 0))
 
-    def _licenses(self, found: Readings) -> None:
+    def _licenses(self, sockets: Tally[int], found: Readings) -> None:
         agent = self._agent
-        holders = reports.holders_by_license(agent)
+        holders = reports.numbered(agent, sockets)
         for each in LicenseState:
             found.put("licagent_licenses", 0, each.value)
         found.put("licagent_licenses_refused", len(agent.licensing.refused))
@@ -135,13 +145,13 @@ class MetricsReader:
         for license_ in held:
             state = agent.licensing.judge(license_).state
             found.put("licagent_licenses", 1, state.value)
-            sockets = holders.get(license_.number, 0)
+            held_by = holders.get(license_.number, 0)
             holds = state in _HOLDING
-            if not holds and not sockets:
+            if not holds and not held_by:
                 continue
             named += 1
             name = license_.jti if named <= SERIES_MAX else OTHER
-            found.put("licagent_license_sockets", sockets, name)
+            found.put("licagent_license_sockets", held_by, name)
             if holds:
                 expiry = "licagent_license_expiry_timestamp_seconds"
                 found.lowest(expiry, license_.expires_at_s, name)

@@ -251,6 +251,11 @@ def _reason(code: str, message: str, hint: str) -> Report:
 
 def holders_by_license(agent: Agent) -> Tally[int]:
     """Live sockets by license number; a socket that several processes hold counts once."""
+    return numbered(agent, holders_by_slot(agent))
+
+
+def holders_by_slot(agent: Agent) -> Tally[int]:
+    """The same by slot of the kernel's license table. On any thread: it walks all sockets."""
     seen: set[int] = set()
     found: Tally[int] = Tally()
     for record in agent.kernel.iterators.sockets():
@@ -259,8 +264,16 @@ def holders_by_license(agent: Agent) -> Tally[int]:
         seen.add(record.cookie)
         for half in (record.tag.network, record.tag.service):
             if half.kind == TagKind.LICENSED:
-                found[agent.kernel.licenses.number_at(half.slot)] += 1
+                found[half.slot] += 1
                 break
+    return found
+
+
+def numbered(agent: Agent, by_slot: Tally[int]) -> Tally[int]:
+    """Slots as the numbers of the licenses in them. On the kernel thread."""
+    found: Tally[int] = Tally()
+    for slot, count in by_slot.items():
+        found[agent.kernel.licenses.number_at(slot)] += count
     return found
 
 
