@@ -12,6 +12,7 @@ import inspect
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -34,12 +35,13 @@ class NoPackage(Exception):
     """There is nothing to install; the text says what to do."""
 
 
-def package(name: str, version: str = "*") -> Path:
-    """The newest package of that name in dist/. Raises NoPackage."""
-    found = sorted(DIST.glob(f"{name}_{version}_amd64.deb"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise NoPackage(f"dist/ has no package {name} {version}: run ./dev package --deb")
-    return found[-1]
+def package(name: str) -> Path:
+    """The package of that name in dist/, of this revision's version. Raises NoPackage."""
+    project = tomllib.loads((DIST.parent / "pyproject.toml").read_text())["project"]
+    found = DIST / f"{name}_{project['version']}_amd64.deb"
+    if not found.exists():
+        raise NoPackage(f"dist/ has no {found.name}: run ./dev package --deb")
+    return found
 
 
 def fresh(hardware: Hardware | None = None) -> Machine:
