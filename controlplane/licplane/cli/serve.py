@@ -65,7 +65,8 @@ class Seconds(click.ParamType[int] if TYPE_CHECKING else click.ParamType):  # ty
     envvar="LICPLANE_METRICS_LISTEN",
     show_envvar=True,
     metavar="HOST:PORT",
-    help="Prometheus metrics and health over plain HTTP; worker N takes the port plus N.  [default: none]",
+    help="Prometheus metrics and health over plain HTTP; worker N takes the port plus N."
+    "  [default: none]",
 )
 @click.option(
     "--control-address",
