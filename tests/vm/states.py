@@ -35,10 +35,13 @@ class NoPackage(Exception):
     """There is nothing to install; the text says what to do."""
 
 
-def package(name: str) -> Path:
-    """The package of that name in dist/, of this revision's version. Raises NoPackage."""
+def package(name: str, version: str = "") -> Path:
+    """The package of that name in dist/; without a version, of this revision's.
+
+    Raises NoPackage.
+    """
     project = tomllib.loads((DIST.parent / "pyproject.toml").read_text())["project"]
-    found = DIST / f"{name}_{project['version']}_amd64.deb"
+    found = DIST / f"{name}_{version or project['version']}_amd64.deb"
     if not found.exists():
         raise NoPackage(f"dist/ has no {found.name}: run ./dev package --deb")
     return found
