@@ -31,7 +31,8 @@ readonly PACKAGES=(
     libbpf1 libelf1
 )
 printf -v include '%s,' "${PACKAGES[@]}"
-mapfile -t sources < <(grep -lsr "$SUITE" /etc/apt/sources.list /etc/apt/sources.list.d || true)
+mapfile -t sources < <(grep -lsw "$SUITE" /etc/apt/sources.list \
+    /etc/apt/sources.list.d/*.{list,sources} || true)
 mmdebstrap --mode=root --variant=minbase --format=directory --quiet \
     --aptopt='Acquire::Languages "none"' --include="${include%,}" \
     "$SUITE" "$ROOT" "${sources[@]}"
@@ -41,6 +42,7 @@ install -d -m 0700 -o 1000 -g 1000 "$ROOT/home/vagrant/.ssh"
 install -m 0600 -o 1000 -g 1000 "$key" "$ROOT/home/vagrant/.ssh/authorized_keys"
 install -m 0440 /dev/stdin "$ROOT/etc/sudoers.d/vagrant" <<<'vagrant ALL=(ALL) NOPASSWD: ALL'
 echo debian-12 >"$ROOT/etc/hostname"
+printf '127.0.0.1 localhost\n127.0.1.1 debian-12\n' >"$ROOT/etc/hosts"
 echo 'LABEL=root / ext4 errors=remount-ro 0 1' >"$ROOT/etc/fstab"
 # The first one is Vagrant's own network; it configures the others by ifupdown or networkd itself.
 cat >"$ROOT/etc/systemd/network/80-dhcp.network" <<'TEXT'

@@ -47,7 +47,8 @@ class Agent:
     ) -> tuple[int, dict[str, Any]]:
         """The exit status and the object printed; `data` is for standard input.
 
-        Raises FileNotFoundError where licagent is not installed, CommandFailed for every exit status that is not in `well`.
+        Raises FileNotFoundError where licagent is not installed, CommandFailed for every exit
+        status that is not in `well`.
         """
         status, output, words = self._run(arguments, data)
         try:
