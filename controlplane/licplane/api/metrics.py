@@ -75,6 +75,9 @@ FAMILIES: Final[dict[str, Family]] = {
     "licplane_clones_total": _counter(
         "Streams that ended because two machines speak for their host."
     ),
+    "licplane_remembered_total": _counter(
+        "Statements that hosts handed back to a database that had forgotten them."
+    ),
     "licplane_leases_total": _counter("Lease bundles, by what became of the request.", "result"),
     "licplane_errors_total": _counter("Faults of the server itself, by where.", "where"),
     "licplane_server_certificate_end_timestamp_seconds": _gauge(
