@@ -21,6 +21,7 @@ StandardOutput=file:/run/worker-%i
 def machine(installed: Machine) -> Machine:
     """Enforces; each port is licensed for one kind of selector."""
     installed.run("useradd --create-home --uid 1500 alice && loginctl enable-linger alice")
+    installed.wait_for("test -S /run/user/1500/bus")
     put_dial(installed)
     host = LicensedHost(installed)
     host.set_up()
@@ -43,8 +44,9 @@ def unit(machine: Machine, port: int, name: str, *options: str) -> str:
 
 def user_unit(machine: Machine, port: int, name: str = "any.service") -> str:
     """How connecting went in a unit of alice's own manager."""
-    words = f"systemd-run --user -M alice@.host --quiet --wait --pipe --collect --unit={name}"
-    return said(machine.run(f"{words} {dial(port)}", check=False))
+    as_alice = "runuser -u alice -- env XDG_RUNTIME_DIR=/run/user/1500"
+    run = f"systemd-run --user --quiet --wait --pipe --collect --unit={name}"
+    return said(machine.run(f"{as_alice} {run} {dial(port)}", check=False))
 
 
 def test_unit(machine: Machine) -> None:
