@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from licplane.service.values import HostStatus
+
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
@@ -89,7 +91,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "licplane_hosts": _gauge(
         "Hosts, by status, and whether their stream is open.",
         *("status", "connected"),
-        bound="5 statuses",
+        bound=f"{len(HostStatus)} statuses",
     ),
     "licplane_hosts_silent": _gauge("Hosts to be served that nothing was heard of for 10 min."),
     "licplane_hosts_behind": _gauge("Connected hosts without the newest revision."),
