@@ -7,7 +7,6 @@ in a mount namespace of its own, without /sys, so that no agent of the machine i
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import shutil
@@ -138,13 +137,9 @@ def test_the_environment_is_the_lock_file_and_nothing_else(unpacked: Path, name:
 
 def index_hosts() -> set[str]:
     """The hosts that this machine's pip asks, other than the public one."""
-    listed = output(sys.executable, "-m", "pip", "config", "list")
-    parser = configparser.ConfigParser(interpolation=None)
-    parser.read_string(f"[all]\n{listed}")
-    values = " ".join(parser["all"].values()) + " ".join(
-        value for key, value in os.environ.items() if key.startswith("PIP_")
-    )
-    found = {urlsplit(url).hostname or "" for url in re.findall(r"https?://[^\s'\"]+", values)}
+    told = output(sys.executable, "-m", "pip", "config", "list")
+    told += " ".join(value for key, value in os.environ.items() if key.startswith("PIP_"))
+    found = {urlsplit(url).hostname or "" for url in re.findall(r"https?://[^\s'\"]+", told)}
     return found - {"pypi.org", "files.pythonhosted.org", "", "127.0.0.1", "localhost"}
 
 
@@ -197,10 +192,18 @@ def test_both_kinds_hold_the_same(packages: dict[str, Path], unpacked: Path, nam
     assert output("rpm", "-qpc", packages[f"{name}.rpm"]).split() == sorted(conffiles)
 
 
+def ours(copy: RootCopy) -> set[str]:
+    """What is named like us where packages put files."""
+    names = "-name '*licagent*' -o -name '*licplane*'"
+    return set(copy.run(f"find /etc /lib/ /usr /var /run {names}").splitlines())
+
+
 def test_debian_packages_install_run_and_go(packages: dict[str, Path], copy: RootCopy) -> None:
     paths = " ".join(copy.put(packages[f"{name}.deb"]) for name in NAMES)
     copy.run(f"dpkg --purge {' '.join(NAMES)}", check=False)  # of an agent that this machine has
+    before = ours(copy)
     copy.run(f"dpkg --install {paths}")
+    assert "/usr/bin/licplane" in ours(copy) - before
 
     # In a folder and with variables that hold a module of the same name, of another sort.
     copy.run(
@@ -226,13 +229,7 @@ def test_debian_packages_install_run_and_go(packages: dict[str, Path], copy: Roo
     assert copy.run("ls -d /usr/lib/licagent /usr/lib/licplane", check=False).count("No such") == 2
 
     copy.run("dpkg --purge licagent licplane")
-    left = copy.run(
-        "find / -xdev \\( -name 'licagent*' -o -name 'licplane*' \\) "
-        f"-not -path '{ROOT}/*' -not -path '/root/*'"
-    ).split()
-    assert [
-        path for path in left if path.startswith(("/etc", "/usr", "/var", "/run", "/lib"))
-    ] == []
+    assert ours(copy) - before == set()
     assert copy.run("getent group licagent; getent passwd licplane", check=False) == ""
 
 
