@@ -19,6 +19,7 @@ from generator import pages
 from generator.degraded import degraded
 from generator.grpc import grpc
 from generator.metrics import metrics
+from generator.plane_settings import plane_settings
 from generator.programs import LICAGENT, LICPLANE, completions, manual, reference
 from generator.sizing import sizing
 from generator.statuses import statuses
@@ -42,6 +43,7 @@ def outputs() -> dict[Path, str]:
         ROOT / "docs" / "reference" / "exit-status.md": statuses(),
         ROOT / "docs" / "reference" / "degraded.md": degraded(),
         ROOT / "docs" / "reference" / "grpc.md": grpc(),
+        ROOT / "docs" / "reference" / "licplane-settings.md": plane_settings(),
         ROOT / "docs" / "reference" / "metrics.md": metrics(),
         ROOT / "docs" / "operations" / "sizing.md": sizing(),
     }

@@ -249,3 +249,23 @@ def test_every_command_to_type_is_run_or_says_why_not() -> None:
         for page in sorted((ROOT / "docs" / folder).glob("*.md")):
             left = [block.line for block in fences(page, "sh") if not block.not_run]
             assert not left or name_of(page) in run, f"{name_of(page)}: lines {left}"
+
+
+def test_what_pages_tell_ansible_exists() -> None:
+    """Playbooks by name, and every variable of the inventory that a page shows."""
+    collection = ROOT / "packaging" / "ansible"
+    known = set()
+    for spec in collection.glob("roles/*/meta/argument_specs.yml"):
+        for entry in yaml.safe_load(spec.read_text(encoding="utf-8"))["argument_specs"].values():
+            known |= set(entry.get("options", {}))
+    for file in collection.glob("playbooks/*.yml"):
+        known |= set(re.findall(r"\blicagent_\w+", file.read_text(encoding="utf-8")))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for name in re.findall(r"ansible-playbook licagent\.fleet\.(\w+)", text):
+            assert (collection / "playbooks" / f"{name}.yml").exists(), f"{name_of(page)}: {name}"
+        for block in fences(page, "yaml"):
+            found = yaml.safe_load(block.text)
+            for group in found.values() if isinstance(found, dict) else ():
+                told = group.get("vars", {}) if isinstance(group, dict) else {}
+                assert set(told) <= known, f"{name_of(page)}:{block.line}: {set(told) - known}"
