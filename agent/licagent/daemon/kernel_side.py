@@ -29,7 +29,7 @@ from licagent.kernel.maps import check_layout
 from licagent.kernel.tables import TableWriter
 from licagent.kernel.usage_meter import UsageMeter
 
-_LOADER_TIMEOUT_S: Final = 120
+_LOADER_TIMEOUT_S: Final = 240
 
 
 class KernelUnavailable(Exception):

@@ -14,8 +14,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -41,6 +43,8 @@ from licagent.kernel.libbpf import BpfError, BpfObject
 from licagent.kernel.maps import Map
 
 _BUILD_SIZE: Final = 80
+_PLAIN: Final = "_plain.bpf.o"
+_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
 
 @dataclass(slots=True)
@@ -149,11 +153,9 @@ class Loader:
 
     def _run(self, loader: str) -> Report:
         wanted = build_id(loader)
-        if self._installed() == wanted and self._all_live():
-            hooks = [HookState(hook.name, True, _loader_of(hook, loader)) for hook in HOOKS]
-            report = Report(loader, hooks, unchanged=True)
-            self._load_lsm(report)
-            return report
+        build, attached = self._installed()
+        if build == wanted and self._all_live(attached):
+            return self._unchanged(loader, attached)
         report = Report(loader)
         self._prepare_maps(report)
         if loader == "prebuilt":
@@ -172,9 +174,7 @@ class Loader:
             self._load_prebuilt(name, report)
         self._load_lsm(report)
         self._remove_former()
-        core = {hook.name for hook in HOOKS}
-        is_whole = all(state.attached for state in report.hooks if state.name in core)
-        self._record(wanted if is_whole else "")
+        self._record(wanted, report)
         for folder in self.pins.other_maps():
             migrate.remove(folder)
         return report
@@ -205,6 +205,24 @@ class Loader:
                 state.attached, state.error = False, "attached, but this kernel never calls it"
         report.hooks += tried.hooks
 
+    def _unchanged(self, loader: str, attached: Collection[str]) -> Report:
+        """This build is at work. What this kernel refused is asked for again: for its words."""
+        report = Report(loader, unchanged=True)
+        report.hooks = [
+            HookState(hook.name, True, _loader_of(hook, loader))
+            for hook in HOOKS
+            if hook.name in attached
+        ]
+        for name in BTF_OBJECTS:
+            refused = {
+                hook.program: hook
+                for hook in HOOKS
+                if hook.object == name and hook.name not in attached
+            }
+            self._load_singly(self.objects / f"{name}.bpf.o", refused, report)
+        self._load_lsm(report)
+        return report
+
     def _remove_former(self) -> None:
         """Detach what an earlier version attached and this one does not have."""
         for name in FORMER_HOOKS:
@@ -234,7 +252,7 @@ class Loader:
             return
         # The plain form reads no task struct: for kernels without BTF, or whose verifier does not
         # let cgroup programs do so.
-        plain = self.objects / f"{name}_plain.bpf.o"
+        plain = self.objects / f"{name}{_PLAIN}"
         for candidate in (path, plain):
             try:
                 with BpfObject(candidate, self.pins.maps) as obj:
@@ -249,10 +267,13 @@ class Loader:
             if not plain.exists():
                 break
             path = plain
+        self._load_singly(path, hooks, report)
+
+    def _load_singly(self, path: Path, hooks: dict[str, Hook], report: Report) -> None:
         for program, hook in hooks.items():
             try:
                 with BpfObject(path, self.pins.maps) as obj:
-                    if path == plain:
+                    if path.name.endswith(_PLAIN):
                         obj.keep_states()
                     obj.select(lambda candidate, wanted=program: candidate == wanted)  # type: ignore[misc]
                     obj.load()
@@ -311,25 +332,36 @@ class Loader:
             for fd in map_fds.values():
                 os.close(fd)
 
-    def _installed(self) -> str:
+    def _installed(self) -> tuple[str, frozenset[str]]:
+        """The build that is at work, and the names of those of its hooks that the kernel took."""
         path = self.pins.maps / "build"
         if not path.exists():
-            return ""
+            return "", frozenset()
         build = Map(path)
         try:
             value = build.lookup(bytes(4)) or b""
         finally:
             build.close()
-        return value.rstrip(b"\0").decode(errors="replace")
+        digest, _, mask = value.rstrip(b"\0").decode(errors="replace").partition(":")
+        try:
+            bits = int(mask, 16)
+        except ValueError:  # of an earlier version
+            return "", frozenset()
+        return digest, frozenset(hook.name for index, hook in enumerate(HOOKS) if bits >> index & 1)
 
-    def _record(self, value: str) -> None:
+    def _record(self, digest: str, report: Report) -> None:
+        """Remember what is at work; nothing where something is missing that enforcement needs."""
+        attached = {state.name for state in report.hooks if state.attached}
+        mask = sum(1 << index for index, hook in enumerate(HOOKS) if hook.name in attached)
+        is_whole = all(hook.name in attached for hook in HOOKS if hook.required)
+        value = f"{digest}:{mask:x}" if is_whole else ""
         build = Map(self.pins.maps / "build")
         try:
             build.update(bytes(4), value.encode().ljust(_BUILD_SIZE, b"\0"))
         finally:
             build.close()
 
-    def _all_live(self) -> bool:
+    def _all_live(self, names: Collection[str]) -> bool:
         cgroup = attach.cgroup_id(self.cgroup)
         return all(
             (self.pins.programs / hook.name).exists()
@@ -338,6 +370,7 @@ class Loader:
                 self.pins.links / hook.name, cgroup if hook.kind is HookKind.CGROUP else None
             )
             for hook in HOOKS
+            if hook.name in names
         )
 
 
