@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host of a fleet: enrolled, its policy pushed; booted with the control plane away, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.system.harness.controlplane import ControlPlane, Document, binding, license
+from tests.vm.issuer import dial, put_dial, said
+from tests.vm.machine import HOST_ADDRESS, Machine
+
+PORT = 7001
+_LISTEN = "[Service]\nExecStart=/usr/local/bin/listen\n[Install]\nWantedBy=multi-user.target\n"
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """A control plane on this machine, known to the guest by the address it has there."""
+    with ControlPlane() as made:
+        for option, where in (("control", made.control), ("public", made.public)):
+            port = where.rpartition(":")[2]
+            made.options += (f"--{option}-address", f"{HOST_ADDRESS}:{port}")
+        made.options += ("--server-name", HOST_ADDRESS)
+        made.make_keys()
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def machine(installed: Machine, plane: ControlPlane) -> Machine:
+    """Enrolled; one resource is licensed for one unit."""
+    put_dial(installed)
+    installed.write("/etc/systemd/system/listen.service", _LISTEN)
+    installed.run("systemctl stop listen; systemctl daemon-reload; systemctl enable --now listen")
+    installed.run("""sed -i 's/^mode = .*/mode = "enforce"/' /etc/licagent/agent.toml""")
+    installed.run("systemctl restart licagent.service", timeout=300)
+    installed.run("licagent enroll -", stdin=plane.join(), timeout=180)
+    where = {"cidr": "127.0.0.1/32", "ports": [str(PORT)], "protocol": "tcp"}
+    table = {"name": "db", "kind": "network", "mode": "enforce", "destinations": [where]}
+    plane.apply(
+        Document("resource", table),
+        binding(selectors=["systemd:unit:etl.service"]),
+        license(),
+    )
+    return installed
+
+
+def until(machine: Machine, answer: str) -> None:
+    """Wait until the licensed unit meets this answer."""
+    run = f"systemd-run --quiet --wait --pipe --collect --unit=etl.service {dial(PORT)}"
+    machine.wait_for(f"test $({run}) = {answer}", timeout=180)
+
+
+def test_policy_is_pushed_and_enforced(machine: Machine) -> None:
+    until(machine, "connected")
+    assert said(machine.run(dial(PORT))) == "ENOKEY"
+
+
+def test_boot_with_the_control_plane_away_enforces_what_was_pushed(
+    machine: Machine, plane: ControlPlane
+) -> None:
+    plane.stop()
+    machine.power_cut()
+    machine.wait_for("ss -Hltn sport = :7009 | grep -q .")
+    assert said(machine.run(dial(PORT))) == "ENOKEY"
+    plane.start()
+    until(machine, "connected")
+
+
+def test_revocation_reaches_the_host(machine: Machine, plane: ControlPlane) -> None:
+    until(machine, "connected")
+    plane.do("license", "revoke", "acme-db", "--reason", "contract ended")
+    until(machine, "EKEYREVOKED")
