@@ -79,9 +79,10 @@ TOML
 }
 
 start_daemon() {
+    rm -f "$STAGE/run/licagent.sock"
     licagent daemon >>"$STAGE/daemon.log" 2>&1 &
     DAEMON=$!
-    within 60 licagent license list
+    within 60 test -S "$STAGE/run/licagent.sock"
 }
 
 # What a page tells systemd to do, done to the daemon of this installation.
