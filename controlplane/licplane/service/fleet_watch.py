@@ -14,6 +14,7 @@ from licplane.service.core import Core
 from licplane.service.drift import SILENT_AFTER_MS
 from licplane.service.replica import Replica
 from licplane.store.fleet_counts import FleetCounts
+from lictoken.validity import standing
 
 BUDGETS_MAX: Final = 50
 """So many budgets are worked out; all that a page can show, and each reads a month of usage."""
@@ -59,6 +60,7 @@ class FleetWatch:
     def __init__(self, core: Core, replica: Replica) -> None:
         self._core = core
         self._replica = replica
+        self._licenses: tuple[int, tuple[LicenseEnd, ...]] = (-1, ())
         self._budgets: tuple[int, tuple[BudgetUse, ...]] = (0, ())
 
     def answers(self) -> int:
@@ -71,14 +73,24 @@ class FleetWatch:
         now_ms = self._core.now_ms()
         with self._core.store.reading() as reader:
             counts = reader.fleet_counts(now_ms, silent_before_unix_ms=now_ms - SILENT_AFTER_MS)
+        return FleetState(now_ms, counts, self._ends(), self._used(now_ms), self._authority())
+
+    def _ends(self) -> tuple[LicenseEnd, ...]:
+        """Worked out once a revision, and for the most part without the lock: a revocation that
+        is on its way must not wait for a scrape."""
         lock, standings = self._replica.with_standings()
         with lock:
-            licenses = [
-                LicenseEnd(jti, ends_at_s, standing.value)
-                for jti, ends_at_s, standing in standings.ends()
-            ]
-        licenses.sort(key=lambda one: (one.ends_at_s, one.jti))
-        return FleetState(now_ms, counts, tuple(licenses), self._used(now_ms), self._authority())
+            revision = self._replica.revision
+            if self._licenses[0] == revision:
+                return self._licenses[1]
+            rows = standings.all()
+        found = [
+            LicenseEnd(one.jti, one.expires_at_s, standing(one, statements).value)
+            for one, statements in rows
+        ]
+        found.sort(key=lambda one: (one.ends_at_s, one.jti))
+        self._licenses = (revision, tuple(found))
+        return self._licenses[1]
 
     def _used(self, now_ms: int) -> tuple[BudgetUse, ...]:
         read_ms, known = self._budgets

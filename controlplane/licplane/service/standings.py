@@ -85,10 +85,13 @@ class Standings:
             return None
         return standing(found.license, self._statements.get(jti, {}).values())
 
-    def ends(self) -> Iterator[tuple[str, int, Standing]]:
-        """Of every license: its id, when it ends (unix seconds), and what became of it."""
-        for jti, one in self._licenses.items():
-            yield jti, one.license.expires_at_s, self.standing(jti) or Standing.ACTIVE
+    def all(self) -> list[tuple[License, tuple[Revocation, ...]]]:
+        """Every license and the statements about it, to be judged without the lock."""
+        none: dict[str, Revocation] = {}
+        return [
+            (one.license, tuple(self._statements.get(jti, none).values()))
+            for jti, one in self._licenses.items()
+        ]
 
     def entitling(self, resource: str) -> Iterator[License]:
         """Active licenses that entitle a resource."""

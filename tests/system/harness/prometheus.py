@@ -41,20 +41,21 @@ def get(url: str, accept: str = "") -> tuple[int, str]:
 
 
 class Prometheus:
-    """Scrapes targets every second, by job, and runs the rules as often."""
+    """Scrapes targets, by job, and runs the rules as often."""
 
-    def __init__(self, jobs: Mapping[str, list[str]]) -> None:
+    def __init__(self, jobs: Mapping[str, list[str]], *, every_s: int = 1) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="prometheus-test-"))
         self.address = f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
         self._jobs = jobs
+        self._every = f"{every_s}s"
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         config = {
             "global": {
-                "scrape_interval": "1s",
-                "scrape_timeout": "1s",
-                "evaluation_interval": "1s",
+                "scrape_interval": self._every,
+                "scrape_timeout": self._every,
+                "evaluation_interval": self._every,
             },
             "rule_files": [f"{RULES}/*.rules.yml"],
             "scrape_configs": [
