@@ -24,12 +24,10 @@ class Kernel:
     """Of Debian; "" for the suites of this machine."""
     package: str
     """A pattern of its package's name; the newest is taken."""
-    is_supported: bool = True
 
 
 KERNELS: Final = (
-    # Its verifier gives up on the egress program (docs/kernels.md).
-    Kernel("5.10", "bullseye", r"linux-image-5\.10\.[0-9-]+-cloud-amd64", is_supported=False),
+    Kernel("5.10", "bullseye", r"linux-image-5\.10\.[0-9-]+-cloud-amd64"),
     Kernel("6.1", "", r"linux-image-6\.1\.[0-9-]+-cloud-amd64"),
     Kernel("6.12", "", r"linux-image-6\.12\.[0-9]+\+deb12-cloud-amd64"),
     # Since 7 the image stands in a package of its own.

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,9 @@ from tests.vm.kernels import KERNELS, Kernel, NoKernel, image, kernel
 from licagent.host.posture import kernel_version
 from licagent.kernel.hooks import HOOKS, LSM_HOOKS, HookKind
 
+PAGE: Final = Path(__file__).parents[2] / "docs" / "kernels.md"
+_TABLE_BEGIN: Final = "<!-- coverage: written by ./dev vm --write-docs -->"
+_TABLE_END: Final = "<!-- end of coverage -->"
 _BOOT_S: Final = 900
 _RETVAL: Final = (5, 18)
 """Programs choose the errno since (commit b44123b4a3dc)."""
@@ -108,26 +111,56 @@ def _meter_problems(meter: dict[str, Any]) -> list[str]:
     return wrong
 
 
-def table(rows: Sequence[tuple[str, dict[str, Any]]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """The coverage of each kernel, in Markdown."""
-    lines = ["| hook | " + " | ".join(found["release"] for _name, found in rows) + " |"]
+    lines = ["| | " + " | ".join(found["release"].split("-")[0] for found in rows) + " |"]
     lines.append("|---|" + "---|" * len(rows))
-    for hook in HOOKS:
-        cells = [
-            "no" if found["hooks"].get(hook.name, "not tried") else "yes" for _name, found in rows
-        ]
-        lines.append(f"| `{hook.name}` | " + " | ".join(cells) + " |")
+    lines += [
+        f"| `{hook.name}` | " + " | ".join(_loads(found, hook.name) for found in rows) + " |"
+        for hook in (*HOOKS, *LSM_HOOKS)
+    ]
+    answers: dict[str, Callable[[dict[str, Any]], str]] = {
+        "a refused program sees": lambda found: f"`{found['enforce']['denied tcp4']}`",
+        "an open TCP socket whose license is revoked": lambda found: (
+            "closed" if found["enforce"]["open socket after revocation"][0] else "silenced"
+        ),
+        "CPU time by the kernel's own meters": lambda found: _yes(
+            found["meter"]["support"]["work"]
+        ),
+        "bytes by the kernel's own meters": lambda found: _yes(found["meter"]["support"]["flows"]),
+    }
+    for words, answer in answers.items():
+        lines.append(f"| {words} | " + " | ".join(answer(found) for found in rows) + " |")
     return "\n".join(lines)
+
+
+def _loads(found: dict[str, Any], hook: str) -> str:
+    return _yes(not found["hooks"].get(hook, "not tried"))
+
+
+def _yes(is_so: object) -> str:
+    return "yes" if is_so else "no"
+
+
+def write_table(rows: Sequence[dict[str, Any]], page: Path = PAGE) -> None:
+    """Put the table into docs/kernels.md, between its marks."""
+    text = page.read_text(encoding="utf-8")
+    head, begun, rest = text.partition(_TABLE_BEGIN)
+    _, ended, tail = rest.partition(_TABLE_END)
+    if not begun or not ended:
+        raise ValueError(f"{page} has no marks for the table")
+    page.write_text(f"{head}{begun}\n{table(rows)}\n{ended}{tail}", encoding="utf-8")
 
 
 def main(arguments: Sequence[str]) -> int:
     """0 when every kernel did as it should."""
     parser = argparse.ArgumentParser(prog="./dev vm", description=__doc__)
     names = [each.name for each in KERNELS]
-    usual = [each.name for each in KERNELS if each.is_supported]
-    words = f"one of {', '.join(names)}; by default {', '.join(usual)}"
+    words = f"one of {', '.join(names)}; by default all"
     parser.add_argument("--kernel", action="append", help=words)
     parser.add_argument("--json", type=Path, help="write what the machines told into this file")
+    words = "write the coverage table into docs/kernels.md, where all is well"
+    parser.add_argument("--write-docs", action="store_true", help=words)
     chosen = parser.parse_args(arguments)
     told: list[tuple[str, dict[str, Any]]] = []
     failed = False
@@ -135,7 +168,7 @@ def main(arguments: Sequence[str]) -> int:
         archive = Path(folder) / "initrd.gz"
         (Path(folder) / "root").mkdir()
         initramfs.build(Path(folder) / "root", Path(__file__).parents[2], archive)
-        for name in chosen.kernel or usual:
+        for name in chosen.kernel or names:
             try:
                 each: Kernel = kernel(name)
                 found = boot(image(each), archive)
@@ -150,7 +183,9 @@ def main(arguments: Sequence[str]) -> int:
             for line in wrong:
                 print(f"  {line}", flush=True)
     if told:
-        print(table(told))
+        print(table([found for _name, found in told]))
+    if chosen.write_docs and not failed:
+        write_table([found for _name, found in told])
     if chosen.json:
         chosen.json.write_text(json.dumps(dict(told), indent=1) + "\n", encoding="utf-8")
     return int(failed)

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import sys
 import time
 from collections.abc import Collection
@@ -44,7 +43,6 @@ from licagent.kernel.maps import Map
 
 _BUILD_SIZE: Final = 80
 _PLAIN: Final = "_plain.bpf.o"
-_VERSION: Final = re.compile(r"(\d+)\.(\d+)")
 
 
 @dataclass(slots=True)
