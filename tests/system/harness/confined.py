@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A daemon as its unit confines it: no socket but UNIX and netlink, no look at the clock's state.
+"""A daemon as its unit confines it: its capabilities, no socket but UNIX and netlink, and no look
+at the clock's state.
 
 What systemd does by RestrictAddressFamilies= and ProtectClock= is one seccomp filter (seccomp(2));
 it is set here by hand, so that it holds on machines without systemd too.
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import runpy
 import struct
 import subprocess
@@ -23,6 +25,7 @@ _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # BPF_LD|W|ABS, BPF_JMP|JEQ|K, BPF_RE
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _NR, _ARGUMENT = 0, 16  # struct seccomp_data: nr, and the low half of args[0]
 _SOCKET, _ADJTIMEX, _CLOCK_ADJTIME = 41, 159, 305  # x86-64
+_AGAIN = "confined"
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2
 
 
@@ -103,7 +106,19 @@ class ConfinedAgent(AgentUnderTest):
         super().close()
 
 
+def _capabilities() -> str:
+    """Those of the unit, as setpriv(1) writes a set."""
+    text = (Path(__file__).parents[3] / "systemd" / "licagent.service").read_text()
+    found = re.search(r"^CapabilityBoundingSet=(.+)$", text, re.MULTILINE)
+    assert found is not None
+    names = [name.removeprefix("CAP_").lower() for name in found[1].split()]
+    return ",".join(["-all", *(f"+{name}" for name in names)])
+
+
 if __name__ == "__main__":
+    if _AGAIN not in sys.argv:
+        # exec(2) is what takes rights away that are not in the bounding set any more.
+        again = [sys.executable, "-m", "tests.system.harness.confined", _AGAIN]
+        os.execvp("setpriv", ["setpriv", f"--bounding-set={_capabilities()}", *again])
     confine()
-    os.environ.pop("NOTIFY_SOCKET", None)
     runpy.run_module("licagent.daemon.main", run_name="__main__")
