@@ -15,6 +15,7 @@ from typing import Final
 from generator.structs import MapDefinition, map_definitions
 from licagent.cli.sentences import why
 from licagent.daemon.doctor import OPEN_ROUTES
+from licagent.daemon.settings_keeper import LIVE
 from licagent.domain.config import (
     DEFAULT_PATH,
     PATH_VARIABLE,
@@ -248,17 +249,25 @@ def settings() -> str:
         "Settings",
         f"`{DEFAULT_PATH}`, or the file that `{PATH_VARIABLE}` or `--config` names. Each key is "
         f"also `{PREFIX}<KEY>` in the environment, which wins over the file. An unknown key or a "
-        "bad value is refused with the file, the line and what to write instead, and the daemon "
-        "does not start with it: `licagent config check` reads the settings as the daemon does and "
-        "shows where each value comes from.",
+        "bad value is refused with the file, the line and what to write instead. The daemon then "
+        "goes on, or starts, with the last good settings, and `licagent status` is degraded and "
+        "says so; only where there never were good ones it does not start. `licagent config check` "
+        "reads the settings as the daemon does and shows where each value comes from.",
         table(
             ("key", "default", "meaning"),
             ((f"`{key}`", _default(key, defaults[key]), _SETTINGS[key]) for key in SETTINGS),
         ),
         '```toml\nmode = "enforce"\nlabels = { environment = "production", region = "eu-1" }\n```',
-        "Settings are read when the daemon starts. Licenses, policy and trust are read again on "
-        "SIGHUP, and by `licagent policy apply`.",
+        f"{_listed(LIVE)} are in force after `systemctl reload licagent` (SIGHUP); the others wait "
+        "for the next start (`settings-wait` in the status), and no connection notices a restart. "
+        "Licenses, policy and trust are read again on SIGHUP, and by `licagent policy apply`.",
     )
+
+
+def _listed(keys: Iterable[str]) -> str:
+    """`a`, `b` and `c`."""
+    *first, last = (f"`{key}`" for key in keys)
+    return f"{', '.join(first)} and {last}"
 
 
 def _default(key: str, value: str) -> str:

@@ -65,7 +65,12 @@ def main() -> None:
 
 _LINKED = (
     *("STYLE.md", "CHANGELOG.md", "systemd/README.md", "packaging/README.md", "vagrant/README.md"),
-    *("packaging/ansible/*.md", "tests/bench/README.md", "vagrant/catalog.yml"),
+    *(
+        "packaging/ansible/*.md",
+        "tests/bench/README.md",
+        "tests/vm/README.md",
+        "vagrant/catalog.yml",
+    ),
 )
 """What the pages link to outside of docs/."""
 
