@@ -50,6 +50,14 @@ def settled(plane: ControlPlane, name: str, beyond: int) -> None:
     eventually(lambda: chain(plane, name)[0] > beyond, f"usage beyond {beyond}")
 
 
+def in_step(plane: ControlPlane, name: str) -> None:
+    """Wait until nothing differs between a host and what is wanted of it."""
+    try:
+        eventually(lambda: not plane.host(name)["drift"])
+    except AssertionError as error:
+        raise AssertionError(plane.host(name), plane.log()) from error
+
+
 def test_put_back_from_yesterdays_backup(
     make_plane: Callable[..., ControlPlane], make_host: Callable[..., Host], tmp_path: Path
 ) -> None:
@@ -105,10 +113,10 @@ def test_put_back_from_yesterdays_backup(
     advanced = plane.ask("db", "advance", "--reason", "looked at")
     assert advanced["changed"] is True
     assert advanced["recovered"] >= 2
-    eventually(lambda: not plane.host(name)["drift"], "in step again")
+    host.until("ok")
+    in_step(plane, name)
     assert host.connect(SPARE) == "EKEYREVOKED"
     assert host.connect(62_004) == "ENOKEY"  # granted after the backup: to be granted again
-    host.until("ok")
 
     # A host that comes now gets the revoked license neither from the catalog nor by a lease.
     newcomer.enroll()
