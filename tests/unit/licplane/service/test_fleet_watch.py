@@ -13,6 +13,8 @@ from licplane.service.plane import Plane
 from licplane.service.requests import Change, Document, Progress
 from licplane.service.values import HostStatus
 
+pytest_plugins = ["tests.support.postgres"]
+
 
 def test_hosts_are_counted_as_they_are(both: World) -> None:
     one, _silent, three = both.host("db-1"), both.host("db-2"), both.host("db-3")
