@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import time
 from typing import Any, Final
@@ -25,7 +24,7 @@ class LicensedHost:
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.key = SigningKey.create(ISSUER)
-        self._numbers = itertools.count(1)
+        self._numbers: dict[str, int] = {}
 
     def set_up(self, mode: str = "enforce", settings: str = "") -> None:
         """Trust the issuer and take the mode; the daemon is started again."""
@@ -42,17 +41,21 @@ class LicensedHost:
         expires_in_s: float = 86_400,
         actions: tuple[str, ...] = ("connect", "bind"),
         now_s: float | None = None,
+        generation: int = 1,
         **fields: Any,
     ) -> str:
-        """The text of a license; `now_s` is the guest's wall clock where it is not this one's."""
+        """The text of a license; `now_s` is the guest's wall clock where it is not this one's.
+
+        A further generation of a license keeps its number, as a renewal does.
+        """
         now = now_s or time.time()
         found = License(
             jti=jti,
             issuer=ISSUER,
             subject="tests",
             audience=AUDIENCE,
-            number=next(self._numbers),
-            generation=1,
+            number=self._numbers.setdefault(jti, len(self._numbers) + 1),
+            generation=generation,
             issued_at_s=int(now) - 60,
             not_before_s=int(now) - 60,
             expires_at_s=int(now + expires_in_s + 0.999),
