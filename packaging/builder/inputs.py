@@ -19,7 +19,7 @@ _PLACES: Final = (
     "packaging/deb",
     "packaging/etc",
     "packaging/man",
-    "packaging/rpm",
+    "packaging/rpm/licagent.spec",
     "proto",
     "requirements/agent.txt",
     "requirements/run.txt",
@@ -29,7 +29,9 @@ _PLACES: Final = (
     "LICENSE",
     "LICENSES",
     "README.md",
-    "docs",
+    "docs/*.json",
+    "docs/*.md",
+    "docs/*.svg",
     "pyproject.toml",
 )
 """Folders and files, from the clone's root, that anything of them goes into a package."""
