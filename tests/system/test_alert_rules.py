@@ -51,7 +51,7 @@ HOST: Final[Mapping[str, str]] = {
     'licagent_licenses{state="lease_lost"}': "0",
     "licagent_licenses_refused": "0",
     'licagent_decisions_total{resource="db",verdict="deny",reason="no_binding"}': "0+6",
-    "licagent_shadow_users": "4",
+    "licagent_shadow_uses": "4",
     "licagent_control_enrolled": "1",
     "licagent_control_connected": "1",
     "licagent_control_refused": "0",
@@ -138,7 +138,7 @@ CASES: Final = (
         "LicagentDenials",
         {'licagent_decisions_total{resource="db",verdict="deny",reason="expired"}': "0+600"},
     ),
-    case("LicagentShadowUse", licagent_shadow_users=GROWS),
+    case("LicagentShadowUse", licagent_shadow_uses=GROWS),
     case("LicagentDisconnected", licagent_control_connected="0"),
     case("LicagentRevisionRefused", licagent_control_refused="1"),
     case(

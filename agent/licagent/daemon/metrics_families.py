@@ -78,7 +78,7 @@ FAMILIES: Final = table(
             (*_USE, "verdict", "reason"),
             f"{_PAIRS}; {len(Verdict)} verdicts, {len(Reason)} reasons",
         ),
-        _gauge("shadow_users", "Kinds of use without a binding that were seen (user, program...)."),
+        _gauge("shadow_uses", "Kinds of use without a binding that were seen (user, program...)."),
         _counter("events_emitted", "Events that the kernel told of."),
         _counter("events_dropped", "Events that did not fit the ring; counters have them."),
         _counter("events_lost_on_disk", "Events that the disk did not take."),

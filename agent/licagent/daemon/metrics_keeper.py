@@ -69,8 +69,10 @@ class MetricsKeeper:
             server = await serve(pages, listener)
             self._tell("")
             _log.info("metrics and health: http://%s/metrics", where)
-            async with server:
-                await server.serve_forever()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                server.close()  # not waited for: since Python 3.12 that waits for who is connected
 
     async def _listener(self, host: str, port: int) -> socket.socket:
         """Ours, or where the daemon has no network of its own, one that its way out hands over."""

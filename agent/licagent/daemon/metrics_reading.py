@@ -166,7 +166,7 @@ class MetricsReader:
             pair = self._pairs.of(license_ or NONE, resource or NONE)
             words = (each.verdict.name.lower(), each.reason.name.lower())
             found.put("licagent_decisions_total", each.count, *pair, *words)
-        found.put("licagent_shadow_users", len(agent.shadow.rows()))
+        found.put("licagent_shadow_uses", len(agent.shadow.rows()))
         emitted = counters.fault(Fault.EVENT_EMITTED)
         found.put("licagent_events_emitted_total", emitted)
         found.put("licagent_events_dropped_total", counters.fault(Fault.EVENT_DROPPED))
