@@ -56,6 +56,7 @@ def load_programs(pins: PinFolder, cgroup: Path, loader: str) -> dict[str, Any]:
     """
     command = [
         sys.executable,
+        "-P",  # no module out of the folder that root happens to be in
         "-m",
         "licagent.kernel.loader",
         "--bpffs",
