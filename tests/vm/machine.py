@@ -121,12 +121,13 @@ class Machine:
 
     def power_on(self, *, saved: str | None = None, wait: bool = True) -> None:
         """Start QEMU: at power-on, or in the state that was saved under that name."""
-        self._qemu = subprocess.Popen(
-            self._command(saved),
-            stdin=subprocess.DEVNULL,
-            stdout=(self.folder / "qemu.log").open("ab"),
-            stderr=subprocess.STDOUT,
-        )
+        with (self.folder / "qemu.log").open("ab") as log:
+            self._qemu = subprocess.Popen(
+                self._command(saved),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         if wait:
             self.wait_until_up()
 
@@ -410,12 +411,13 @@ class Machine:
     def _connect(self) -> bool:
         """Open the connection that the commands share; False if nobody answers yet."""
         self._disconnect()
-        self._ssh = subprocess.Popen(
-            ["ssh", *self._ssh_options(), "-o", "ControlMaster=yes", "-N", "root@127.0.0.1"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=(self.folder / "ssh.log").open("ab"),
-        )
+        with (self.folder / "ssh.log").open("ab") as log:
+            self._ssh = subprocess.Popen(
+                ["ssh", *self._ssh_options(), "-o", "ControlMaster=yes", "-N", "root@127.0.0.1"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+            )
         while self._ssh.poll() is None:
             if (self.folder / "ssh").exists() and self._is_connected():
                 return True
