@@ -69,6 +69,7 @@ SCENARIOS = (
         "how-to/billing.md",
         "fleet; mkdir $STAGE/etc/licplane; openssl rand -base64 32 >$STAGE/etc/licplane/hook.key",
     ),
+    Scenario("how-to/protect-the-agent.md", "issuer; host; licensed"),
     Scenario("how-to/monitor.md", "issuer; host"),
     Scenario(
         "how-to/license-a-pipeline.md",
