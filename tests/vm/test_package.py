@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Debian packages on a host: installed, upgraded and downgraded without a gap, removed, purged.
 
-Two programs connect without pause the whole time: one that the policy refuses, one that a license
-lets through. Neither may ever see anything else while a version takes another one's place.
+Three programs work without pause while a version takes another one's place: one connects and is
+refused, one connects by a license, one has a connection open. None may ever see anything else.
 """
 
 from __future__ import annotations
@@ -23,18 +23,37 @@ NEXT = "0.1.99"
 PINS = "/sys/fs/bpf/licagent"
 
 PROBE = """#!/usr/bin/python3
-# connects without pause; a line for each outcome that differs from the last, and their count
-import errno, signal, socket, sys, time
-port, last, counts, ending = int(sys.argv[1]), None, {}, []
+# probe PORT: connects without pause. probe stream PORT: sends a byte and has it back, without
+# pause, on one connection. Counts outcomes; told to end, prints "OUTCOME=COUNT ..."
+import errno, signal, socket, sys, threading, time
+port, counts, ending = int(sys.argv[-1]), {}, []
 signal.signal(signal.SIGTERM, lambda *_: ending.append(1))
-while not ending:
+def connect():
     with socket.socket() as s:
         s.settimeout(10)
-        outcome = errno.errorcode[e] if (e := s.connect_ex(("127.0.0.1", port))) else "connected"
+        return errno.errorcode[e] if (e := s.connect_ex(("127.0.0.1", port))) else "connected"
+def echo(server):
+    peer = server.accept()[0]
+    while data := peer.recv(1):
+        peer.send(data)
+def exchange():
+    stream.send(b"x")
+    return "echoed" if stream.recv(1) == b"x" else "closed"
+attempt = connect
+if sys.argv[1] == "stream":
+    server = socket.create_server(("127.0.0.1", port))
+    threading.Thread(target=echo, args=(server,), daemon=True).start()
+    stream = socket.create_connection(("127.0.0.1", port))
+    stream.settimeout(30)
+    attempt = exchange
+while not ending:
+    try:
+        outcome = attempt()
+    except OSError as error:
+        outcome = errno.errorcode.get(error.errno, type(error).__name__)
+    if outcome not in counts:
+        print(outcome, file=sys.stderr, flush=True)
     counts[outcome] = counts.get(outcome, 0) + 1
-    if outcome != last:
-        print(f"{time.time():.3f} {outcome}", file=sys.stderr, flush=True)
-        last = outcome
     time.sleep(0.002)
 print(" ".join(f"{name}={count}" for name, count in sorted(counts.items())), flush=True)
 """
@@ -51,28 +70,32 @@ for number in map(int, sys.argv[2:]):
 """
 
 
+PROBES = {"refused": "7001", "let-through": "7002", "open": "stream 7011"}
+
+
 @dataclass(slots=True)
 class Probes:
-    """The two programs in the machine, and what they have met."""
+    """The programs in the machine, by name, and what they have met."""
 
     machine: Machine
 
     def start(self) -> None:
         self.machine.write("/usr/local/bin/probe", PROBE, mode=0o755)
-        for port in (7001, 7002):
+        for name, arguments in PROBES.items():
             self.machine.run(
-                f"systemd-run --quiet --collect --unit=probe-{port} -p StandardOutput=file:/root/"
-                f"probe-{port}.out -p StandardError=file:/root/probe-{port}.err"
-                f" /usr/local/bin/probe {port}"
+                f"rm -f /root/{name}.*; systemd-run --quiet --collect --unit=probe-{name}"
+                f" -p StandardOutput=file:/root/{name}.out -p StandardError=file:/root/{name}.err"
+                f" /usr/bin/python3 /usr/local/bin/probe {arguments}"
             )
+            self.machine.wait_for(f"test -s /root/{name}.err")
 
-    def end(self) -> dict[int, dict[str, int]]:
-        """Stop them: how often each has met what, by port."""
+    def end(self) -> dict[str, dict[str, int]]:
+        """Stop them: how often each has met what, by name."""
         found = {}
-        for port in (7001, 7002):
-            self.machine.run(f"systemctl stop probe-{port}")
-            words = self.machine.run(f"cat /root/probe-{port}.out").stdout.split()
-            found[port] = {name: int(count) for name, count in (w.split("=") for w in words)}
+        for name in PROBES:
+            self.machine.run(f"systemctl stop probe-{name}")
+            words = self.machine.run(f"cat /root/{name}.out").stdout.split()
+            found[name] = {what: int(count) for what, count in (w.split("=") for w in words)}
         return found
 
 
@@ -90,14 +113,15 @@ def next_version() -> Path:
 
 @pytest.fixture(scope="module")
 def enforced(installed: Machine) -> LicensedHost:
-    """Port 7001 is refused, 7002 licensed to the probe."""
+    """Port 7001 is refused; 7002 and 7011 are licensed to a probe each."""
     host = LicensedHost(installed)
     host.set_up()
     put_dial(installed)
-    host.license("probe", ["open"])
+    host.license("probe", ["new", "open"])
     host.policy(
         resource("closed", 7001)
-        + resource("open", 7002, "systemd:unit:probe-7002.service", jti="probe")
+        + resource("new", 7002, "systemd:unit:probe-let-through.service", jti="probe")
+        + resource("open", 7011, "systemd:unit:probe-open.service", jti="probe")
     )
     assert said(installed.run(dial(7001))) != "connected"
     return host
@@ -154,7 +178,6 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
         before, main = kernel_ids(installed), installed.run("systemctl show -P MainPID licagent")
         probes = Probes(installed)
         probes.start()
-        installed.wait_for("test -s /root/probe-7001.err && test -s /root/probe-7002.err")
         states.install(installed, package)
         installed.wait_for("licagent status --json | grep -q '\"mode\"'", timeout=240)
         met = probes.end()
@@ -163,8 +186,9 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
         assert version(installed) == wanted
         assert installed.run("licagent --version").stdout.split()[-1] == wanted
         assert installed.run("systemctl show -P MainPID licagent").stdout != main.stdout
-        assert "connected" not in met[7001], met
-        assert set(met[7002]) == {"connected"}, met
+        assert "connected" not in met["refused"], met
+        assert set(met["let-through"]) == {"connected"}, met
+        assert set(met["open"]) == {"echoed"}, met
         assert min(sum(counts.values()) for counts in met.values()) > 100
         # The attachments are the same ones, and other programs stand in each of them.
         assert sorted(before["link"]) == sorted(after["link"])
