@@ -73,6 +73,8 @@ LICAGENT: Final = Program(
         ("/etc/licagent/licenses/*.lic", "licenses"),
         ("/etc/licagent/policy.d/*.toml", "resources and bindings"),
         ("/etc/licagent/trust.jwks", "the issuers' public keys"),
+        ("/var/lib/licagent", "identity, revocations, the ledger of usage, events"),
+        ("/sys/fs/bpf/licagent", "pinned programs and tables"),
         ("/run/licagent/licagent.sock", "the daemon's socket: root, and group licagent to read"),
     ),
     notes=(
@@ -98,7 +100,9 @@ LICPLANE: Final = Program(
         ("LICPLANE_PASSPHRASE", "the passphrase of the private keys"),
     ),
     files=(
-        ("/var/lib/licplane", "the state folder of root's licplane"),
+        ("/etc/licplane/licplane.env", "variables for the service, LICPLANE_..."),
+        ("/etc/licplane/passphrase.cred", "the passphrase for the service, encrypted"),
+        ("/var/lib/licplane", "the state folder of root's and the service's licplane"),
         ("~/.local/state/licplane", "that of other users"),
     ),
     notes=(
