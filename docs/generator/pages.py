@@ -110,8 +110,8 @@ def hooks() -> str:
         "removal need no key that could be lost. Who may stop the daemon may detach: that "
         "is seen by systemd and by the control plane, not prevented. Loading a kernel module or "
         "booting another kernel is not prevented either. Tools that open a map for writing only to "
-        "read it, and debuggers on the daemon, are refused like everybody else: stop the daemon for "
-        "them.",
+        "read it, and debuggers on the daemon, are refused like everybody else: stop the daemon "
+        "for them.",
         "## Routes that stay open",
         "Ways to a resource that none of these programs sees. They need a privilege, or somebody "
         "who holds a licensed socket and gives it away. `doctor` leaves out those that an LSM "
