@@ -29,7 +29,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 _FENCE: Final = re.compile(r"^ *```(.*)$")
 _SAID: Final = re.compile(r"^ *<!-- (not run|may fail|file): (.+?) -->$")
 _LINK: Final = re.compile(r"\]\(([^)\s]+)(?: \"[^\"]*\")?\)")
-_OUTSIDE: Final = ("build/", "dist/", ".venv", "node_modules", ".pytest_cache")
+_OUTSIDE: Final = frozenset({"build", "dist", "node_modules"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,15 @@ class Block:
 
 def pages() -> list[Path]:
     """Every page of the repository, in order."""
-    found = ROOT.rglob("*.md")
-    names = ((page, page.relative_to(ROOT).as_posix()) for page in found)
-    return sorted(page for page, name in names if not name.startswith(_OUTSIDE))
+    return sorted(_below(ROOT))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if path.suffix == ".md":
+            yield path
+        elif path.is_dir() and path.name[0] != "." and path.name not in _OUTSIDE:
+            yield from _below(path)
 
 
 def name_of(page: Path) -> str:
