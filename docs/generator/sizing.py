@@ -27,7 +27,7 @@ def sizing() -> str:
     def measured(what: str) -> str:
         return next((rows[title] for title in rows if title.startswith(what)), NOT_MEASURED)
 
-    events = EventLog.__init__.__kwdefaults__
+    events = EventLog.__init__.__kwdefaults__ or {}
     return page(
         "Sizing",
         "What a host and a control plane need. Figures are those of [benchmarks](../benchmarks.md),"
