@@ -75,6 +75,7 @@ class Hub:
         self._problem = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self.metrics.gauge("licplane_sync_streams", lambda: len(self.streams))
+        self.metrics.gauge("licplane_sync_longest_unanswered_seconds", self._longest_unanswered_s)
         self.metrics.gauge("licplane_catalog_revision", lambda: self.revision)
         self.metrics.gauge("licplane_catalog_intact", lambda: float(self._intact))
         self.metrics.gauge("licplane_cold_syncs", lambda: self.slots.taken)
@@ -119,6 +120,11 @@ class Hub:
         for host_id in tuple(self._changed):
             await self._host_changed(host_id)
             self._changed.discard(host_id)
+
+    def _longest_unanswered_s(self) -> float:
+        now_s = time.monotonic()
+        waits = [one.waits_since_s for one in self.streams.values() if one.waits_since_s]
+        return now_s - min(waits) if waits else 0.0
 
     @property
     def is_intact(self) -> bool:

@@ -55,6 +55,9 @@ FAMILIES: Final[dict[str, Family]] = {
     "licplane_sync_bytes_total": _counter("Bytes of the messages to hosts."),
     "licplane_sync_acks_total": _counter("Messages that hosts put in force."),
     "licplane_sync_nacks_total": _counter("Messages that hosts refused, by reason.", "reason"),
+    "licplane_sync_longest_unanswered_seconds": _gauge(
+        "How long the slowest connected host has owed an answer to what it was sent."
+    ),
     "licplane_deltas_encoded_total": _counter("Deltas encoded and signed."),
     "licplane_delta_resets_total": _counter("Whole views sent, by why.", "why"),
     "licplane_catalog_revision": _gauge("Revision of the catalog that is served."),
@@ -94,7 +97,6 @@ FAMILIES: Final[dict[str, Family]] = {
         bound=f"{len(HostStatus)} statuses",
     ),
     "licplane_hosts_silent": _gauge("Hosts to be served that nothing was heard of for 10 min."),
-    "licplane_hosts_behind": _gauge("Connected hosts without the newest revision."),
     "licplane_hosts_refusing": _gauge("Hosts whose last answer to a revision was no."),
     "licplane_hosts_drifting": _gauge("Hosts on which something is not as wanted."),
     "licplane_shadow_uses": _gauge("Kinds of use without a binding, over all hosts."),

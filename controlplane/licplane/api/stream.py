@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
@@ -88,6 +89,7 @@ class SyncStream:
         "reported_s",
         "revision",
         "view",
+        "waits_since_s",
     )
 
     def __init__(self, hub: Hub, context: Context, identity: Identity, view: View) -> None:
@@ -107,6 +109,8 @@ class SyncStream:
         """Its first delta was not sent yet."""
         self.last_nack = ""
         self.reported_s = 0.0
+        self.waits_since_s = 0.0
+        """Monotonic: when the host last answered, while it owes an answer; 0: it owes none."""
         self.ending: Ending | None = None
         self._nonce = 0
         self._urgent: deque[_Parcel] | None = None
@@ -247,6 +251,9 @@ class SyncStream:
 
     def _numbered(self, kind: Sent) -> int:
         self._nonce += 1
+        is_answered = kind in {Sent.DELTA, Sent.REVOCATIONS, Sent.ASSIGNMENT}
+        if is_answered and not self.waits_since_s:
+            self.waits_since_s = time.monotonic()
         if kind is Sent.DELTA and isinstance(self._delta_nonces, list):
             self._delta_nonces.append(self._nonce)
         elif kind in {Sent.REVOCATIONS, Sent.ASSIGNMENT}:
@@ -277,8 +284,10 @@ class SyncStream:
                 hub.refused("nonce")
             else:
                 hub.metrics.count("licplane_sync_acks_total")
+                self._heard()
             return
         delta, self._delta, self._delta_nonces = self._delta, None, ()
+        self._heard()
         hub.metrics.count("licplane_sync_acks_total")
         self.revision = delta.to_revision
         self.last_nack = ""
@@ -317,7 +326,13 @@ class SyncStream:
                 is_ahead = nack.reason == sync_pb2.NACK_REASON_ROLLBACK
                 self._reset_wanted |= is_ahead
                 self._was_ahead |= is_ahead
+        self._heard()
         hub.settled(self)
+
+    def _heard(self) -> None:
+        """The host answered something; it may owe more."""
+        owes = self._delta is not None or bool(self._answers)
+        self.waits_since_s = time.monotonic() if owes else 0.0
 
 
 def _reason(number: int) -> str:

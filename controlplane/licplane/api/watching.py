@@ -106,7 +106,6 @@ class Watching:
             yield "licplane_hosts", labels, number
         for name, number in (
             ("licplane_hosts_silent", counts.silent),
-            ("licplane_hosts_behind", counts.behind),
             ("licplane_hosts_refusing", counts.refusing),
             ("licplane_hosts_drifting", counts.drifting),
             ("licplane_shadow_uses", counts.shadow_uses),

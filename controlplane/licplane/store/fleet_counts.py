@@ -28,8 +28,6 @@ class FleetCounts:
     """By status, and whether a stream is open."""
     silent: int
     """Hosts to be served that nothing was heard of lately."""
-    behind: int
-    """Connected hosts to be served that have not put the newest revision in force."""
     refusing: int
     """Hosts to be served that refused a revision and took none since."""
     drifting: int
@@ -59,13 +57,11 @@ class FleetCountReads(Session):
         )
         served = select(func.count()).select_from(joined).where(hosts.c.status.in_(_SERVED))
         seen_ms = func.coalesce(host_presence.c.last_seen_unix_ms, hosts.c.enrolled_at_unix_ms)
-        acked = func.coalesce(host_presence.c.acked_revision, 0)
         waiting = trigger_deliveries.c.state == "waiting"
         return FleetCounts(
             revision=revision,
             hosts={(HostStatus(row.status), bool(row.connected)): row.number for row in rows},
             silent=self._number(served.where(~is_connected, seen_ms < silent_before_unix_ms)),
-            behind=self._number(served.where(is_connected, acked < revision)),
             refusing=self._number(served.where(func.coalesce(host_presence.c.last_nack, "") != "")),
             drifting=self._number(
                 select(func.count(distinct(host_drift.c.host_id))).where(

@@ -186,7 +186,7 @@ class Fleet:
 
     def read(self) -> FleetState:
         self.answers()
-        counts = FleetCounts(1, {(HostStatus.ACTIVE, True): 2}, 0, 0, 0, 0, 0, {}, 0, 0, 0)
+        counts = FleetCounts(1, {(HostStatus.ACTIVE, True): 2}, 0, 0, 0, 0, {}, 0, 0, 0)
         now_ms = time.time_ns() // 1_000_000
         licenses = (
             LicenseEnd("old", now_ms // 1000 - 60, "active"),

@@ -94,6 +94,25 @@ async def test_a_change_goes_to_those_who_see_it_encoded_and_signed_once(site: S
     assert message.delta.to_revision == mine
 
 
+async def test_an_answer_that_a_host_owes_is_seen_until_it_comes(site: Site) -> None:
+    def owed_s() -> float:
+        (line,) = (
+            line
+            for line in site.worker.site.metrics.text().splitlines()
+            if line.startswith("licplane_sync_longest_unanswered_seconds ")
+        )
+        return float(line.rsplit(" ", 1)[1])
+
+    site.plane.put("db")
+    peer = await synced(site)
+    await eventually(lambda: owed_s() == 0)
+    site.plane.put("more")
+    message = await expect(peer, "delta")
+    assert owed_s() > 0
+    await peer.handle(message)
+    await eventually(lambda: owed_s() == 0)
+
+
 async def test_a_small_change_is_a_small_message(site: Site) -> None:
     for number in range(300):
         site.plane.put(f"b{number}", os.urandom(200), ring=False)
