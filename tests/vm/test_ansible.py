@@ -184,7 +184,7 @@ def test_rollout_then_nothing_left_to_do(fleet: Fleet) -> None:
     assert first.changed("second") >= 2
     assert {name: again.changed(name) for name in HOSTS} == dict.fromkeys(HOSTS, 0), again.output
     for name in HOSTS:
-        assert fleet.status(name)["state"] == "observing"
+        assert fleet.status(name)["mode"] == "observe"
     assert first.output.index("ok: [canary]") < first.output.index("ok: [second]")
 
 
@@ -195,6 +195,7 @@ def test_enrolment_and_inventory(fleet: Fleet) -> None:
     for name in HOSTS:
         assert first.changed(name) >= 1
         assert again.changed(name) == 0
+        assert fleet.status(name)["state"] == "observing"
         assert fleet.status(name)["control"]["labels"]["environment"] == "test"
     # Nothing of what may be secret was shown, not even at -vvv.
     shown = "".join(fleet.shown)

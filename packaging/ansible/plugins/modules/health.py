@@ -22,6 +22,8 @@ short_description: Wait until licagent is well, and stays well
 description:
   - Asks C(licagent status) until it says that all is well, and then for O(stable_s) seconds more.
     A daemon that starts anew in that time begins it again.
+  - A host that has joined nothing, and has neither license nor resource, needs no trusted key to
+    be well.
   - Reads only; it does the same in check mode.
 options:
   timeout_s:
@@ -82,6 +84,8 @@ reasons:
 """
 
 _PAUSE_S = 0.5
+_NEW = ("trust-missing",)
+"""What a host that was given nothing yet may lack: there is nothing that it would verify."""
 _ANSWER_S = 5
 
 
@@ -144,9 +148,8 @@ def _look(module: AnsibleModule, agent: Agent) -> tuple[dict[str, Any], list[dic
         )
     except CommandFailed as failure:
         return {}, [{"code": failure.code.lower() or "failed", "message": str(failure)}]
-    against = [
-        one for one in answer.get("reasons") or () if one["code"] not in module.params["accepted"]
-    ]
+    accepted = {*module.params["accepted"], *(_NEW if _is_new(answer) else ())}
+    against = [one for one in answer.get("reasons") or () if one["code"] not in accepted]
     if status == OPEN:
         against.append({"code": "break-glass", "message": "the host is open by break-glass"})
     wanted = module.params["mode"]
@@ -157,6 +160,13 @@ def _look(module: AnsibleModule, agent: Agent) -> tuple[dict[str, Any], list[dic
         why = control.get("last_error") or control.get("state") or "not enrolled"
         against.append({"code": "not-connected", "message": f"no link to a control plane: {why}"})
     return answer, against
+
+
+def _is_new(answer: dict[str, Any]) -> bool:
+    control = answer.get("control") or {}
+    policy = answer.get("policy") or {}
+    is_alone = control.get("state") == "unenrolled"
+    return is_alone and not answer.get("licenses") and not policy.get("resources")
 
 
 if __name__ == "__main__":
