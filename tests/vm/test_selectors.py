@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.vm.issuer import LicensedHost, binding, dial, put_dial, resource, said
+from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
 DENIED = "ENOKEY"
@@ -26,13 +26,17 @@ def machine(installed: Machine) -> Machine:
     host = LicensedHost(installed)
     host.set_up()
     names = ("unit", "template", "slice", "user", "manager", "user-slice")
-    host.license("acme", list(names))
     selectors = (
         *("systemd:unit:etl.service", "systemd:unit:worker@1.service", "systemd:slice:batch.slice"),
         *("unix:user:alice", "systemd:unit:user@1500.service", "systemd:slice:user-1500.slice"),
     )
-    policy = "".join(resource(name, port) for port, name in enumerate(names, UNIT))
-    host.policy(policy + "".join(binding("acme", selector) for selector in selectors))
+    # A license for each: a binding opens all that its license grants.
+    tokens = {f"/root/{name}.lic": host.token(name, [name]) for name in names}
+    for path, token in tokens.items():
+        installed.write(path, token)
+    installed.run(f"licagent license add {' '.join(tokens)}", timeout=180)
+    rows = zip(names, range(UNIT, USER_SLICE + 1), selectors, strict=True)
+    host.policy("".join(resource(name, port, selector) for name, port, selector in rows))
     return installed
 
 
