@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.vm.issuer import LicensedHost, binding, dial, put_dial, resource, said
+from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
 DENIED = "ENOKEY"
@@ -19,12 +19,11 @@ def machine(installed: Machine) -> Machine:
     put_dial(installed)
     host = LicensedHost(installed)
     host.set_up()
-    host.license("acme", ["box", "etl"])
+    for name in ("box", "etl"):
+        host.license(name, [name])
     host.policy(
-        resource("box", BOX)
-        + resource("etl", ETL)
-        + binding("acme", "systemd:unit:box.service")
-        + binding("acme", "systemd:unit:etl.service")
+        resource("box", BOX, "systemd:unit:box.service")
+        + resource("etl", ETL, "systemd:unit:etl.service")
     )
     return installed
 
