@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Select, case, distinct, func, select
+from sqlalchemy import Select, case, distinct, func, or_, select
 
 from licplane.store.model import HostStatus
 from licplane.store.money_schema import host_drift, trigger_deliveries
-from licplane.store.schema import head, host_presence, hosts, shadow
+from licplane.store.schema import head, host_presence, host_reports, hosts, shadow
 from licplane.store.session import Session
 from licplane.store.usage_schema import usage_alarms, usage_gaps
 
@@ -27,11 +27,11 @@ class FleetCounts:
     hosts: Mapping[tuple[HostStatus, bool], int]
     """By status, and whether a stream is open."""
     silent: int
-    """Hosts to be served that nothing was heard of lately."""
+    """Hosts to be served that nothing was heard of lately; not those without a network."""
     refusing: int
     """Hosts to be served that refused a revision and took none since."""
     drifting: int
-    """Hosts on which something differs from what the control plane wants."""
+    """Hosts that report, and on which something differs from what the control plane wants."""
     shadow_uses: int
     deliveries: Mapping[str, int]
     """Of triggers and budgets, by state."""
@@ -57,15 +57,20 @@ class FleetCountReads(Session):
         )
         served = select(func.count()).select_from(joined).where(hosts.c.status.in_(_SERVED))
         seen_ms = func.coalesce(host_presence.c.last_seen_unix_ms, hosts.c.enrolled_at_unix_ms)
+        # One that was admitted from a file, and has said nothing yet, may have no network at all.
+        may_connect = or_(hosts.c.join_token != "", host_presence.c.host_id.is_not(None))
         waiting = trigger_deliveries.c.state == "waiting"
         return FleetCounts(
             revision=revision,
             hosts={(HostStatus(row.status), bool(row.connected)): row.number for row in rows},
-            silent=self._number(served.where(~is_connected, seen_ms < silent_before_unix_ms)),
+            silent=self._number(
+                served.where(~is_connected, seen_ms < silent_before_unix_ms, may_connect)
+            ),
             refusing=self._number(served.where(func.coalesce(host_presence.c.last_nack, "") != "")),
             drifting=self._number(
                 select(func.count(distinct(host_drift.c.host_id))).where(
-                    host_drift.c.ended_unix_ms.is_(None)
+                    host_drift.c.ended_unix_ms.is_(None),
+                    host_drift.c.host_id.in_(select(host_reports.c.host_id)),
                 )
             ),
             shadow_uses=self._number(select(func.count()).select_from(shadow)),

@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import json
 
-from tests.unit.licplane.service.world import ROOT, SETTINGS, World, license, resource
+from tests.unit.licplane.service.world import (
+    ROOT,
+    SETTINGS,
+    World,
+    csr,
+    license,
+    new_key,
+    resource,
+)
 
 from licplane.issuer.keyring import NO_KEYS
 from licplane.service.fleet_watch import by_standing
 from licplane.service.plane import Plane
-from licplane.service.requests import Change, Document, Progress
+from licplane.service.requests import Change, Document, Machine, Progress
 from licplane.service.values import HostStatus
 
 pytest_plugins = ["tests.support.postgres"]
@@ -41,6 +49,24 @@ def test_hosts_are_counted_as_they_are(both: World) -> None:
     counts = both.plane.watch.read().counts
     assert counts.hosts[HostStatus.ACTIVE, False] == 2
     assert counts.silent == 2, "also the one that never said a word; not the evicted one"
+
+
+def test_a_host_without_a_network_is_neither_silent_nor_adrift(both: World) -> None:
+    both.plane.admit_offline(
+        ROOT,
+        Change(),
+        csr=csr(new_key()),
+        machine=Machine("island", "c" * 32, "boot", "0.1", "6.1"),
+        labels={"org": "acme"},
+        certificate_ttl_s=3600,
+        lease_ttl_s=3600,
+    )
+    both.host("db-1")
+    both.clock.pass_s(3600)
+    assert both.plane.money.keep()
+    counts = both.plane.watch.read().counts
+    assert counts.hosts == {(HostStatus.ACTIVE, False): 2}
+    assert (counts.silent, counts.drifting) == (1, 0)
 
 
 def test_licenses_by_end_and_standing_follow_the_catalog(both: World) -> None:
