@@ -96,9 +96,13 @@ FAMILIES: Final[dict[str, Family]] = {
         *("status", "connected"),
         bound=f"{len(HostStatus)} statuses",
     ),
-    "licplane_hosts_silent": _gauge("Hosts that nothing was heard of for 10 min; not those that came from a file."),
+    "licplane_hosts_silent": _gauge(
+        "Hosts that nothing was heard of for 10 min; not those that came from a file."
+    ),
     "licplane_hosts_refusing": _gauge("Hosts whose last answer to a revision was no."),
-    "licplane_hosts_drifting": _gauge("Hosts that report, and on which something is not as wanted."),
+    "licplane_hosts_drifting": _gauge(
+        "Hosts that report, and on which something is not as wanted."
+    ),
     "licplane_shadow_uses": _gauge("Kinds of use without a binding, over all hosts."),
     "licplane_licenses": _gauge("Licenses, by standing.", "standing", bound="4 standings"),
     "licplane_license_expiry_timestamp_seconds": _gauge(
