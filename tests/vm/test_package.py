@@ -127,23 +127,37 @@ def enforced(installed: Machine) -> LicensedHost:
     return host
 
 
-def kernel_ids(machine: Machine) -> dict[str, list[int]]:
-    """The ids of our links and of their programs, by the agent's own report."""
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What is pinned of ours, by name."""
+
+    links: dict[str, int]
+    programs: dict[str, int]
+    on_cgroups: set[str]  # the hooks that decide about connections; the kernel replaces in place
+
+
+def attached(machine: Machine) -> Attached:
+    """The ids of our links and programs, as the kernel has them."""
     script = (
-        "import ctypes,json,os,glob,sys\n"
+        "import json,sys\n"
         "sys.path.insert(0,'/usr/lib/licagent/site')\n"
         "from licagent.kernel import libbpf\n"
         "from pathlib import Path\n"
-        f"infos=[libbpf.link_info(libbpf.open_pin(Path(p))) for p in glob.glob('{PINS}/links/*')]\n"
-        "print(json.dumps({'link':[i.id for i in infos],'prog':[i.program_id for i in infos]}))\n"
+        f"pins=sorted(Path('{PINS}/links').iterdir())\n"
+        "infos={pin.name:libbpf.link_info(libbpf.open_pin(pin)) for pin in pins}\n"
+        "print(json.dumps([[n,i.id,i.program_id,i.cgroup_id] for n,i in infos.items()]))\n"
     )
-    found: dict[str, list[int]] = json.loads(machine.run("python3 -", stdin=script).stdout)
-    return found
+    rows = json.loads(machine.run("/usr/lib/licagent/bin/python3 -", stdin=script).stdout)
+    return Attached(
+        {name: link for name, link, _, _ in rows},
+        {name: program for name, _, program, _ in rows},
+        {name for name, _, _, cgroup in rows if cgroup},
+    )
 
 
-def live(machine: Machine, kind: str, ids: list[int]) -> list[str]:
+def live(machine: Machine, kind: str, ids: dict[str, int]) -> list[str]:
     """Which of these objects the kernel still has."""
-    words = " ".join(map(str, ids))
+    words = " ".join(map(str, ids.values()))
     return machine.run(f"python3 - {kind} {words}", stdin=LINKS).stdout.split()
 
 
@@ -175,13 +189,13 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
 ) -> None:
     first = version(installed)
     for package, wanted in ((next_version, NEXT), (states.package("licagent", first), first)):
-        before, main = kernel_ids(installed), installed.run("systemctl show -P MainPID licagent")
+        before, main = attached(installed), installed.run("systemctl show -P MainPID licagent")
         probes = Probes(installed)
         probes.start()
         states.install(installed, package)
         installed.wait_for("licagent status --json | grep -q '\"mode\"'", timeout=240)
         met = probes.end()
-        after = kernel_ids(installed)
+        after = attached(installed)
 
         assert version(installed) == wanted
         assert installed.run("licagent --version").stdout.split()[-1] == wanted
@@ -190,9 +204,12 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
         assert set(met["let-through"]) == {"connected"}, met
         assert set(met["open"]) == {"echoed"}, met
         assert min(sum(counts.values()) for counts in met.values()) > 100
-        # The attachments are the same ones, and other programs stand in each of them.
-        assert sorted(before["link"]) == sorted(after["link"])
-        assert not set(before["prog"]) & set(after["prog"])
+        # Where connections are decided about, the attachment is the same one, with another program.
+        assert before.on_cgroups == after.on_cgroups
+        assert len(after.on_cgroups) > 5
+        for hook in after.on_cgroups:
+            assert before.links[hook] == after.links[hook], hook
+            assert before.programs[hook] != after.programs[hook], hook
 
 
 def test_removing_takes_enforcement_away_and_purging_all_else(
@@ -200,14 +217,14 @@ def test_removing_takes_enforcement_away_and_purging_all_else(
 ) -> None:
     installed.run("licagent run --license probe -- /bin/true")
     assert installed.run("find /sys/fs/cgroup -name 'licagent.run'").stdout
-    ids = kernel_ids(installed)
-    assert live(installed, "link", ids["link"])
+    ours = attached(installed)
+    assert live(installed, "link", ours.links)
 
     installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
 
     assert said(installed.run(dial(7001))) == "connected"
-    assert live(installed, "link", ids["link"]) == []
-    assert live(installed, "prog", ids["prog"]) == []
+    assert live(installed, "link", ours.links) == []
+    assert live(installed, "prog", ours.programs) == []
     assert installed.run(f"ls -d {PINS}", check=False).status != 0
     assert installed.run("find /sys/fs/cgroup -name '*licagent*'").stdout == ""
     assert installed.run("ls /etc/licagent/agent.toml /var/lib/licagent").stdout
@@ -235,8 +252,8 @@ def test_removing_takes_enforcement_away_and_purging_all_else(
 
 def test_removing_works_with_settings_that_are_refused(installed: Machine) -> None:
     installed.restore("installed")
-    ids = kernel_ids(installed)
+    ours = attached(installed)
     installed.write("/etc/licagent/agent.toml", "mode = \n")
     installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
-    assert live(installed, "link", ids["link"]) == []
+    assert live(installed, "link", ours.links) == []
     assert installed.run(f"ls -d {PINS}", check=False).status != 0
