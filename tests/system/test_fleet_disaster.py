@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.system.harness.controlplane import ControlPlane, Host, binding, license
+from tests.system.harness.looking import seen
 from tests.system.harness.scene import STRANGER, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,7 +54,7 @@ def settled(plane: ControlPlane, name: str, beyond: int) -> None:
 def in_step(plane: ControlPlane, name: str) -> None:
     """Wait until nothing differs between a host and what is wanted of it."""
     try:
-        eventually(lambda: not plane.host(name)["drift"])
+        eventually(lambda: not seen(plane, name).drift)
     except AssertionError as error:
         raise AssertionError(plane.host(name), plane.log()) from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from tests.system.harness.controlplane import ControlPlane, Host
+from tests.system.harness.looking import seen
 from tests.system.harness.scene import HOLDER, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -101,7 +102,7 @@ def test_leaving_waits_for_the_last_usage(plane: ControlPlane, worker: Host) -> 
     assert plane.host(name)["status"] == "leaving"
     assert "last usage" in str(plane.host(name)["drift"])
     worker.agent.start()
-    eventually(lambda: plane.host(name)["status"] == "evicted", worker.state())
+    eventually(lambda: seen(plane, name).status.word == "evicted", worker.state())
     assert billed(plane, name)["sent"] >= 3000
     assert len(left(plane, name)) == 1
 

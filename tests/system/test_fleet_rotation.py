@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.kernel.harness.programs import Program
 from tests.system.harness.controlplane import ControlPlane, Host, binding, license
+from tests.system.harness.looking import lag, roots, seen
 from tests.system.harness.scene import HOLDER, STRANGER, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -23,13 +24,9 @@ def talks(program: Program) -> bool:
     return program.line() == {"outcome": "ok"}
 
 
-def roots(plane: ControlPlane) -> dict[str, dict[str, Any]]:
-    """The certification authorities by their status."""
-    return {one["status"]: one for one in plane.ask("ca", "list")["authorities"]}
-
-
 def not_ready(plane: ControlPlane, status: str) -> list[str]:
-    return list(roots(plane)[status]["not_ready"])
+    """Who is not ready for what comes after."""
+    return list(roots(plane)[status].missing)
 
 
 def remote(plane: ControlPlane, file: Path) -> int:
@@ -52,7 +49,7 @@ def test_another_authority_takes_over(
     old_file = plane.folder / "old-admin.pem"
     plane.do("admin", "create", "ops", "--role", "admin", "--out", old_file)
     assert remote(plane, old_file) == 0
-    first = roots(plane)["active"]["fingerprint"]
+    first = roots(plane)["active"].fingerprint
     unused = plane.join()
     pid = host.agent.pid
     with host.program() as (program, report):
@@ -66,9 +63,7 @@ def test_another_authority_takes_over(
         assert unused  # a join token that pins only the old root is named too
         assert "join token" in early.err
         assert "administrator ops" in early.err
-        eventually(
-            lambda: roots(plane)["coming"]["hosts_ready"] == 1, "the host trusts the next root"
-        )
+        eventually(lambda: roots(plane)["coming"].hosts == 1, "the host trusts the next root")
         for token in plane.ask("token", "list")["tokens"]:
             if token["uses"] < token["uses_max"]:
                 plane.do("token", "delete", token["id"])
@@ -113,7 +108,7 @@ def test_another_authority_takes_over(
 
 def reported(plane: ControlPlane, host: Host) -> list[str]:
     """The roots that the host says it trusts."""
-    report = plane.host(host.id)["report"] or {}
+    report = json.loads(seen(plane, host.id).report_json or "{}")
     return list((report.get("state") or {}).get("authorities") or ())
 
 
@@ -121,7 +116,7 @@ def test_a_host_that_missed_the_change_comes_back_by_a_token(
     plane: ControlPlane, host: Host
 ) -> None:
     """It stays the same host: the issuer that it knows vouches for the root that it does not."""
-    name, first = host.id, roots(plane)["active"]["fingerprint"]
+    name, first = host.id, roots(plane)["active"].fingerprint
     host.agent.stop()
     plane.do("ca", "create")
     refused = plane.cli("ca", "promote")
@@ -129,7 +124,7 @@ def test_a_host_that_missed_the_change_comes_back_by_a_token(
     plane.do("ca", "promote", "--anyway")
     plane.do("ca", "retire", first, "--anyway")
     eventually(
-        lambda: "leaving" not in roots(plane) and roots(plane)["active"]["fingerprint"] != first
+        lambda: "leaving" not in roots(plane) and roots(plane)["active"].fingerprint != first
     )
     plane.stop()
     plane.start()
@@ -145,6 +140,7 @@ def test_a_host_that_missed_the_change_comes_back_by_a_token(
 
 def test_another_issuers_key_takes_over(plane: ControlPlane, host: Host) -> None:
     """The licenses are signed again, the old key is retired, and nothing that is open is cut."""
+    name = host.id
     plane.apply(suspended := license("paused"), binding("paused", 62_001))
     plane.do("license", "suspend", suspended.name)
     host.until("EKEYREVOKED", 62_001)
@@ -159,10 +155,10 @@ def test_another_issuers_key_takes_over(plane: ControlPlane, host: Host) -> None
         plane.apply(binding(uid=STRANGER))
         host.until("ok", STRANGER)
         assert host.control["last_refusal"] is None
-        eventually(lambda: plane.host(host.id)["lag"] == 0, "the host has the new key")
+        eventually(lambda: lag(plane, name) == 0, "the host has the new key")
         found = plane.ask("keys", "retire", first, "--resign")
         assert (found["changed"], found["signed_again"]) == (True, 2)
-        eventually(lambda: plane.host(host.id)["lag"] == 0, "taken")
+        eventually(lambda: lag(plane, name) == 0, "taken")
         row = host.ask("license", "show", "acme-db")["license"]
         assert row["kid"] == second
         assert talks(program)
@@ -183,6 +179,7 @@ def test_another_issuers_key_takes_over(plane: ControlPlane, host: Host) -> None
 def test_a_key_is_not_retired_under_hosts_that_know_no_other(
     plane: ControlPlane, host: Host
 ) -> None:
+    name = host.id
     [first] = [one["kid"] for one in plane.ask("keys", "list")["keys"]]
     host.agent.stop()
     plane.make_keys()
@@ -191,6 +188,6 @@ def test_a_key_is_not_retired_under_hosts_that_know_no_other(
     assert "do not hold revision" in refused.err
     assert {one["status"] for one in plane.ask("keys", "list")["keys"]} == {"active"}
     host.agent.start()
-    eventually(lambda: plane.host(host.id)["lag"] == 0, "the host has the new key")
+    eventually(lambda: lag(plane, name) == 0, "the host has the new key")
     plane.do("keys", "retire", first, "--resign")
     host.until("ok")
