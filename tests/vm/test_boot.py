@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from tests.vm.issuer import LicensedHost, binding, dial, put_dial, resource, sai
 from tests.vm.machine import Machine
 
 DENIED = "ENOKEY"
+_IMPORTER = "systemd:unit:importer.service"
 _MASK = "systemd.mask=licagent.service"
 _RACER = """#!/usr/bin/python3
 # Tries two ports from the first moment of the boot; a line whenever an answer changes.
@@ -99,19 +99,26 @@ def machine(installed: Machine, listeners: tuple[Listener, Listener]) -> Machine
     host = LicensedHost(installed)
     host.set_up()
     host.license("brief", ["brief"], expires_in_s=3600)
+    # Somebody may reach it, but not the racer.
+    host.license("db", ["db"])
     host.policy(
-        resource("db", licensed.port, cidr=f"{installed.host_address}/32")
+        resource("db", licensed.port, _IMPORTER, cidr=f"{installed.host_address}/32")
         + resource("brief", 7001)
         + binding("brief", "systemd:unit:etl.service")
     )
     return installed
 
 
+def unit(machine: Machine, name: str, command: str) -> str:
+    """What a command says as that unit."""
+    run = f"systemd-run --quiet --wait --pipe --collect --unit={name}.service"
+    return said(machine.run(f"{run} {command}", check=False))
+
+
 def etl(machine: Machine) -> str:
     """How connecting went for the one that has the license of an hour."""
-    run = "systemd-run --quiet --wait --pipe --collect --unit=etl.service"
     machine.wait_for("ss -Hltn sport = :7009 | grep -q .")
-    return said(machine.run(f"{run} {dial(7001)}", check=False))
+    return unit(machine, "etl", dial(7001))
 
 
 def answers(machine: Machine) -> list[tuple[float, str, str]]:
@@ -148,12 +155,17 @@ def test_racer_at_boot_is_refused_before_there_is_a_network(
     assert property_of(machine, "licagent-load.service", "Result") == "success"
 
 
-def test_daemon_takes_over_what_was_loaded_at_boot(machine: Machine) -> None:
+def test_daemon_takes_over_what_was_loaded_at_boot(
+    machine: Machine, listeners: tuple[Listener, Listener]
+) -> None:
     machine.wait_for("systemctl is-active licagent.service", timeout=300)
     status = LicensedHost(machine).status()
     assert status["state"] == "enforcing", status
     assert said(machine.run(dial(7001))) == DENIED
     assert etl(machine) == "connected"
+    db = dial(listeners[0].port, machine.host_address)
+    assert unit(machine, "importer", db) == "connected"
+    assert unit(machine, "exporter", db) == DENIED
 
 
 def test_license_that_expired_while_the_host_was_off(machine: Machine) -> None:
@@ -170,6 +182,5 @@ def test_license_that_expired_while_the_host_was_off(machine: Machine) -> None:
 
 
 def test_reboot_in_order(machine: Machine) -> None:
-    before = time.monotonic()
     machine.reboot()
-    assert etl(machine) == "EKEYEXPIRED", time.monotonic() - before
+    assert etl(machine) == "EKEYEXPIRED"
