@@ -52,19 +52,25 @@ def host(installed: Machine) -> LicensedHost:
     installed.write("/root/attempt", _ATTEMPT)
     installed.put(Path(__file__).parent / "guest" / "lsm_probe.py", "/root/lsm_probe.py")
     found.set_up()
-    found.license("acme", ["open", "frames"])
+    found.license("acme", ["closed", "open", "frames"])
     found.policy(_policy())
     return found
 
 
 def _policy(*, frames: str = "") -> str:
     """`frames`: the selector of who may make sockets of other families."""
-    text = resource("closed", PORT) + resource("open", PORT + 1, "unix:uid:0", jti="acme")
+    text = resource("closed", PORT) + _bind("closed", "unix:uid:4242")  # nobody
+    text += resource("open", PORT + 1) + _bind("open", "unix:uid:0")
     if frames:
         text += '[[resource]]\nname = "frames"\nkind = "network"\nmode = "enforce"\n'
         text += 'destinations = [{ cidr = "0.0.0.0/0", protocol = "other" }]\n'
-        text += f'[[binding]]\nlicense = "acme"\nresources = ["frames"]\nselectors = ["{frames}"]\n'
+        text += _bind("frames", frames)
     return text
+
+
+def _bind(name: str, selector: str) -> str:
+    text = f'[[binding]]\nlicense = "acme"\nresources = ["{name}"]\n'
+    return text + f'selectors = ["{selector}"]\n'
 
 
 def make(host: LicensedHost, family: int, kind: int = 2, who: str = _NET_RAW) -> str:
