@@ -125,8 +125,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     answers: dict[str, Callable[[dict[str, Any]], str]] = {
         "a refused program sees": lambda found: f"`{found['enforce']['denied tcp4']}`",
-        "an open TCP socket whose license is revoked": lambda found: (
-            "closed" if found["enforce"]["open socket after revocation"][0] else "silenced"
+        "sockets of a revoked license are closed (else silenced, and closed by netlink)": (
+            lambda found: _yes(found["enforce"]["open socket after revocation"][0])
         ),
         "CPU time by the kernel's own meters": lambda found: _yes(
             found["meter"]["support"]["work"]
