@@ -18,7 +18,7 @@ chmod 0711 "$STAGE" # other users run programs in it
 cd "$STAGE/work" || exit 1
 
 at_end() {
-    trap - EXIT
+    trap - EXIT ERR
     echo $$ >"${CGROUP%/*}/cgroup.procs"
     [[ -z $DAEMON ]] || licagent detach --yes >/dev/null 2>&1
     local pid
