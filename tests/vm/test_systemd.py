@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.vm.issuer import LicensedHost, binding, dial, put_dial, resource, sai
 from tests.vm.machine import Machine
 
 DENIED = "ENOKEY"
+SOMEBODY_ELSE = "unix:uid:4242"
 _PORT = 7001
 
 
@@ -23,8 +25,9 @@ def host(installed: Machine) -> LicensedHost:
     put_dial(installed)
     found.set_up()
     found.license("acme", ["open"])
+    found.license("other", ["closed", "run"])
     found.policy(
-        resource("closed", _PORT)
+        resource("closed", _PORT, SOMEBODY_ELSE, jti="other")
         + resource("open", _PORT + 1, "unix:path:/usr/bin/python3", jti="acme")
     )
     return found
@@ -133,7 +136,9 @@ def test_broken_settings_and_policy_leave_the_last_good_ones(host: LicensedHost)
         assert said(machine.run(dial(_PORT))) == DENIED
         assert said(machine.run(dial(_PORT + 1))) == "connected"
         # At boot, too: the loader takes the last good ones.
-        machine.run("systemctl stop licagent.service && licagent detach")
+        machine.run(
+            "systemctl stop licagent.service && LICAGENT_CONFIG=/dev/null licagent detach --yes"
+        )
         assert said(machine.run(dial(_PORT))) == "connected"
         machine.run("systemctl restart licagent-load.service", timeout=200)
         assert said(machine.run(dial(_PORT))) == DENIED
@@ -159,17 +164,20 @@ def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
     digest = machine.run("sha256sum /home/worker/bin/secret").stdout.split()[0]
     host.license("tools", ["closed", "run"])
     host.policy(
-        resource("closed", _PORT)
+        resource("closed", _PORT, SOMEBODY_ELSE, jti="other")
         + binding("tools", "unix:path:/tmp/prog")
         + binding("tools", f"unix:sha256:{digest}")
         + resource("open", _PORT + 1, "unix:path:/usr/bin/python3", jti="acme")
-        + resource("run", _PORT + 2)
+        + resource("run", _PORT + 2, SOMEBODY_ELSE, jti="other")
     )
     client = f"/usr/local/bin/dial 127.0.0.1 {_PORT}"
     assert said(machine.run(dial(_PORT))) == DENIED
     assert said(machine.run(f"/tmp/prog {client}")) == "connected", "a program in the host's /tmp"
+    # A program that nobody has measured yet is measured as it runs.
+    slowly = f"import os,time; time.sleep(2); os.execv('/home/worker/bin/secret', {['secret', *client.split()]})"
     machine.wait_for(
-        f"runuser -u worker -- /home/worker/bin/secret {client} | grep -q connected", timeout=60
+        f'runuser -u worker -- /home/worker/bin/secret -c "{slowly}" | grep -q connected',
+        timeout=60,
     )
     # `licagent run`: a cgroup of its own.
     port = _PORT + 2
@@ -200,7 +208,10 @@ def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
 
 
 def test_bcc_compiles_under_the_same_confinement(host: LicensedHost) -> None:
+    """With the kernel's headers for programs (linux-libc-dev), which the image does not have."""
     machine = host.machine
+    for folder in ("linux", "asm-generic", "x86_64-linux-gnu/asm"):
+        machine.put(Path("/usr/include") / folder, f"/usr/include/{folder}")
     machine.run("sed -i '1i loader = \"bcc\"' /etc/licagent/agent.toml")
     machine.run("systemctl restart licagent.service", timeout=300)
     assert host.status()["kernel"]["loader"] == "bcc"
@@ -210,7 +221,7 @@ def test_bcc_compiles_under_the_same_confinement(host: LicensedHost) -> None:
 
 def test_detached_it_stays_down_until_root_starts_it(host: LicensedHost) -> None:
     machine = host.machine
-    machine.run("licagent detach")
+    machine.run("licagent detach --yes")
     machine.wait_for("! systemctl is-active licagent.service")
     machine.run("sleep 5")
     found = show(machine)
@@ -237,7 +248,10 @@ def test_the_control_plane_starts_with_its_passphrase_and_the_host_joins_by_itse
     machine.run("systemctl start licplane.service", timeout=300)
     assert show(machine, "licplane.service")["ActiveState"] == "active"
     assert show(machine, "licplane-migrate.service")["Result"] == "success"
-    as_plane = "runuser -u licplane -- env LICPLANE_PASSPHRASE='correct horse' licplane"
+    as_plane = (
+        "runuser -u licplane -- env LICPLANE_STATE=/var/lib/licplane "
+        "LICPLANE_PASSPHRASE='correct horse' licplane"
+    )
     machine.run(
         f"{as_plane} token create --label org=tests --reason test | "
         "(install -d -m 0700 /etc/credstore.encrypted; systemd-creds encrypt "

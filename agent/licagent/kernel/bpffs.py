@@ -126,6 +126,7 @@ class PinFolder:
             try:
                 self.root.rmdir()
             except OSError as error:
-                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                # EROFS: the unit lets the daemon write in the folder, not around it.
+                if error.errno not in (errno.EBUSY, errno.ENOTEMPTY, errno.EROFS):
                     raise
         return removed
