@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules and the inventory of the Ansible collection against a real agent and control plane.
+
+tests/vm drives the playbooks over SSH; here Ansible runs one module at a time on this machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from tests.kernel.harness.agent import AgentUnderTest
+from tests.system.harness.controlplane import ControlPlane, Host
+from tests.system.harness.scene import STRANGER, Scene, eventually
+
+ROOT: Final = Path(__file__).parents[2]
+ANSIBLE: Final = ROOT / "build" / "ansible"
+PROGRAMS: Final = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ansible() -> None:
+    subprocess.run([ROOT / "dev", "ansible-setup"], check=True)
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": f"{ANSIBLE / 'bin'}:{os.environ['PATH']}",
+        "ANSIBLE_COLLECTIONS_PATH": str(ANSIBLE / "collections"),
+        "ANSIBLE_HOME": str(folder / "home"),
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+    }
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def module(agent: AgentUnderTest, name: str, *options: str, **arguments: Any) -> dict[str, Any]:
+    """What a module answers; `shown` is all that Ansible printed."""
+    given = {
+        **arguments,
+        "executable": str(PROGRAMS / "licagent"),
+        "config": str(agent.config / "agent.toml"),
+    }
+    done = run(
+        agent.folder,
+        *(
+            "ansible",
+            "localhost",
+            "-c",
+            "local",
+            "-e",
+            f"ansible_python_interpreter={sys.executable}",
+        ),
+        *("-m", f"licagent.fleet.{name}", "-a", json.dumps(given), *options),
+    )
+    _, _, text = done.stdout.partition("=> ")
+    answer: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]
+    return {**answer, "shown": done.stdout + done.stderr}
+
+
+def test_a_host_joins_once_and_its_token_is_not_shown(
+    plane: ControlPlane, make_host: Callable[..., Host]
+) -> None:
+    host = make_host()
+    join = plane.join(region="eu-1")
+
+    foreseen = module(host.agent, "enrollment", "--check")
+    assert (foreseen["changed"], foreseen["would_join"]) == (True, True)
+    assert plane.hosts() == {}
+    assert "give `join`" in module(host.agent, "enrollment")["msg"]
+
+    joined = module(host.agent, "enrollment", "-vvv", "--diff", join=join)
+    assert joined["changed"] is True
+    assert list(plane.hosts()) == [joined["host_id"]]
+    assert join not in joined["shown"]
+
+    again = module(host.agent, "enrollment")
+    assert (again["changed"], again["host_id"]) == (False, joined["host_id"])
+
+
+def test_a_policy_is_taken_whole_or_not_at_all(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene()
+    scene.agent.start()
+    scene.ready()
+    folder = str(scene.agent.config / "policy.d")
+    good = (
+        '[[resource]]\nname = "lan"\nkind = "network"\ndestinations = [{ cidr = "192.0.2.0/24" }]\n'
+    )
+    files = [{"name": "lan.toml", "content": good}]
+
+    foreseen = module(scene.agent, "policy", "--check", files=files, folder=folder)
+    assert foreseen["changed"] is True
+    assert not Path(folder, "lan.toml").exists()
+
+    assert module(scene.agent, "policy", files=files, folder=folder)["changed"] is True
+    assert "lan" in {row["name"] for row in scene.ask("policy", "show")["resources"]}
+    assert module(scene.agent, "policy", files=files, folder=folder)["changed"] is False
+
+    bad = [*files, {"name": "zz.toml", "content": "[[resource]]\nname = 1\n"}]
+    for options in (("--check",), ()):
+        refused = module(scene.agent, "policy", *options, files=bad, folder=folder)
+        assert refused["msg"].startswith("the policy is refused, nothing was changed"), refused
+        assert "zz.toml:2" in refused["msg"]
+    assert not Path(folder, "zz.toml").exists()
+
+
+def test_health_waits_for_a_host_and_names_what_is_wrong(scene: Scene) -> None:
+    well = module(scene.agent, "health", timeout_s=30, stable_s=1, mode="enforce")
+    assert well["state"] == "enforcing"
+
+    mistake = scene.agent.config / "policy.d" / "zz-mistake.toml"
+    mistake.write_text("[[resource]]\nname = 1\n")
+    scene.cli("policy", "apply")
+    try:
+        eventually(lambda: scene.cli("status").status == 150, "degraded")
+        sick = module(scene.agent, "health", timeout_s=1, stable_s=0)
+        assert [reason["code"] for reason in sick["reasons"]] == ["policy-refused"]
+        assert sick["msg"].startswith("licagent is not well: policy-refused")
+        known = module(scene.agent, "health", timeout_s=5, stable_s=0, accepted=["policy-refused"])
+        assert known["changed"] is False
+        assert known["state"] == "degraded"
+    finally:
+        mistake.unlink()
+        scene.cli("policy", "apply")
+
+
+def test_shadow_usage_is_explained_by_a_binding_or_by_word(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene(mode="observe")
+    scene.agent.start()
+    scene.ready()
+    assert scene.connect(STRANGER) == "ok"
+    eventually(lambda: scene.ask("status")["shadow"], "shadow usage")
+
+    found = module(scene.agent, "shadow_info")
+    assert found["mode"] == "observe"
+    assert found["observed_s"] >= 0
+    (use,) = found["unexplained"]
+    assert (use["resource"], use["uid"]) == ("db", STRANGER)
+
+    named = [{"resource": "db", "executable": use["executable"], "reason": "ticket 4711"}]
+    accepted = module(scene.agent, "shadow_info", accepted=named)
+    assert accepted["unexplained"] == []
+    assert len(accepted["accepted"]) == 1
+
+    installed = next((scene.agent.config / "policy.d").iterdir())
+    bound = f'[[binding]]\nlicense = "acme"\nselectors = ["unix:uid:{STRANGER}"]\n'
+    installed.write_text(installed.read_text() + bound)
+    scene.ask("policy", "apply")
+    licensed = module(scene.agent, "shadow_info")
+    assert licensed["unexplained"] == []
+    assert len(licensed["licensed"]) == 1
+
+
+def test_the_inventory_is_the_control_planes(
+    plane: ControlPlane, make_host: Callable[..., Host], tmp_path: Path
+) -> None:
+    host = make_host()
+    name = host.enroll(plane.join(region="eu-1"))["host_id"]
+    settings = {
+        "plugin": "licagent.fleet.hosts",
+        "command": [str(PROGRAMS / "licplane")],
+        "state": str(plane.state),
+        "keyed_groups": [{"key": "licagent_labels.region", "prefix": "region"}],
+        "groups": {"drifted": "licagent_drift | length > 0"},
+    }
+    (tmp_path / "fleet.licagent.yml").write_text(json.dumps(settings))
+
+    def listed() -> dict[str, Any]:
+        done = run(tmp_path, "ansible-inventory", "-i", "fleet.licagent.yml", "--list")
+        assert done.returncode == 0, done.stderr
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    found = listed()
+    (one,) = found["licagent"]["hosts"]
+    assert found["region_eu_1"]["hosts"] == [one]
+    # What a host says of itself is never a template for Ansible.
+    assert found["_meta"]["hostvars"][one]["licagent_host_id"] == {"__ansible_unsafe": name}
+
+    plane.do("host", "evict", name)
+    assert "hosts" not in listed().get("licagent", {})
