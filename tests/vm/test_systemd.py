@@ -174,7 +174,8 @@ def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
     assert said(machine.run(dial(_PORT))) == DENIED
     assert said(machine.run(f"/tmp/prog {client}")) == "connected", "a program in the host's /tmp"
     # A program that nobody has measured yet is measured as it runs.
-    slowly = f"import os,time; time.sleep(2); os.execv('/home/worker/bin/secret', {['secret', *client.split()]})"
+    again = repr(["secret", *client.split()])
+    slowly = f"import os,time; time.sleep(2); os.execv('/home/worker/bin/secret', {again})"
     machine.wait_for(
         f'runuser -u worker -- /home/worker/bin/secret -c "{slowly}" | grep -q connected',
         timeout=60,
