@@ -118,8 +118,9 @@ def enforced(installed: Machine) -> LicensedHost:
     host.set_up()
     put_dial(installed)
     host.license("probe", ["new", "open"])
+    host.license("another", ["closed"])
     host.policy(
-        resource("closed", 7001)
+        resource("closed", 7001, "systemd:unit:nobody-here.service", jti="another")
         + resource("new", 7002, "systemd:unit:probe-let-through.service", jti="probe")
         + resource("open", 7011, "systemd:unit:probe-open.service", jti="probe")
     )
