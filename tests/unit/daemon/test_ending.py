@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from licagent.daemon import link_watch
+from licagent.daemon.life_signs import LifeSigns
 from licagent.daemon.main import Daemon
+from licagent.observability.systemd import Notifier
 
 
 async def ends(job: asyncio.Task[None]) -> None:
@@ -21,6 +23,7 @@ async def ends(job: asyncio.Task[None]) -> None:
 async def test_waiting_for_ends_of_licenses_is_cancelled_when_one_moves_meanwhile() -> None:
     daemon = object.__new__(Daemon)
     daemon._wake_ends = asyncio.Event()
+    daemon._life = LifeSigns(Notifier(None))
     daemon._next_end_s = lambda: 100.0  # type: ignore[method-assign]
     with ThreadPoolExecutor(max_workers=1) as daemon._thread:
         job = asyncio.create_task(daemon._ends())
