@@ -76,6 +76,7 @@ def test_json_is_the_daemons_answer(daemon, run, examples, arguments, name):
                       "1042", "region=eu-1", "2026-03-02T20:00:00.000Z"]),
         (["enroll", "licjoin1.x"], ["enrolled: 3f6c2a54", "control.example.org:8443",
                                     "environment=production", "renewed by itself"]),
+        (["leave"], ["left: 3f6c2a54", "settled"]),
     ],
 )  # fmt: skip
 def test_text_says_what_the_daemon_found(daemon, run, arguments, words):
@@ -98,6 +99,7 @@ def test_every_method_of_the_api_has_a_command(daemon, run, tmp_path):
         ["break-glass", "--end"],
         ["config", "check", "--live"],
         ["enroll", "licjoin1.x"],
+        ["leave"],
         ["top", "--once", "--delay", "0.3"],
         ["detach", "--yes"],
     ):
