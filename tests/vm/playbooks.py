@@ -7,7 +7,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -41,31 +41,29 @@ class Controller:
 
     folder: Path
     collections: Path
+    hosts: Mapping[str, Machine]
+    """By their names in the inventory."""
+    groups: Mapping[str, Sequence[str]]
 
-    @classmethod
-    def make(
-        cls, folder: Path, collections: Path, hosts: Mapping[str, Machine], **groups: list[str]
-    ) -> Controller:
-        """A controller for these machines, by their names in the inventory."""
-        made = cls(folder, collections)
-        inventory: dict[str, Any] = {
+    def play(
+        self, name: str, variables: Mapping[str, Any], extra: Mapping[str, Any], *options: str
+    ) -> Played:
+        """Run a playbook of the collection. It may fail: see `status`.
+
+        `variables` stand in the inventory, `extra` on the command line, where they win over all.
+        """
+        inventory = {
             "all": {
-                "hosts": {name: _reach(machine) for name, machine in hosts.items()},
+                "vars": dict(variables),
+                "hosts": {host: _reach(machine) for host, machine in self.hosts.items()},
                 "children": {
-                    group: {"hosts": dict.fromkeys(names)} for group, names in groups.items()
+                    group: {"hosts": dict.fromkeys(names)} for group, names in self.groups.items()
                 },
             }
         }
-        (folder / "hosts.json").write_text(json.dumps(inventory))
-        return made
-
-    def play(
-        self, name: str, variables: Mapping[str, Any], *options: str, inventory: str = "hosts.json"
-    ) -> Played:
-        """Run a playbook of the collection (or a file). It may fail: see `status`."""
-        play = name if name.endswith(".yml") else f"licagent.fleet.{name}"
-        command = ["ansible-playbook", "-i", inventory, play, "-e", json.dumps(dict(variables))]
-        done = self.run([*command, *options])
+        (self.folder / "hosts.json").write_text(json.dumps(inventory))
+        command = ["ansible-playbook", "-i", "hosts.json", f"licagent.fleet.{name}"]
+        done = self.run([*command, "-e", json.dumps(dict(extra)), *options])
         output = done.stdout + done.stderr
         recap = done.stdout.rpartition("PLAY RECAP")[2]
         return Played(
