@@ -36,7 +36,7 @@ with open("/run/racer", "w") as log:
                 last[name] = answer
                 print(json.dumps([time.clock_gettime(time.CLOCK_BOOTTIME), name, answer]),
                       file=log, flush=True)
-        time.sleep(0.01)
+        time.sleep(0.1)
 """
 _RACER_UNIT = """[Unit]
 DefaultDependencies=no
