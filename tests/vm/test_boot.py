@@ -179,8 +179,3 @@ def test_license_that_expired_while_the_host_was_off(machine: Machine) -> None:
     assert {answer for _at, name, answer in answers(machine) if name == "licensed"} <= {
         *("ENETUNREACH", "EHOSTUNREACH", DENIED)
     }
-
-
-def test_reboot_in_order(machine: Machine) -> None:
-    machine.reboot()
-    assert etl(machine) == "EKEYEXPIRED"
