@@ -11,14 +11,21 @@ from pathlib import Path
 class RootCopy:
     """An overlay over `/`, in a mount namespace of its own. It is gone with `close()`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, kernel: bool = False) -> None:
+        """Make it in the empty `folder`; `kernel`: with cgroups, and a BPF file system on /mnt."""
         self.root = folder / "root"
         script = (
             f"mount -t tmpfs tmpfs {folder} && cd {folder} && mkdir upper work root &&"
             " mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay root &&"
             " mount -t tmpfs tmpfs root/run && mount -t tmpfs tmpfs root/tmp &&"
-            " mount -t proc proc root/proc && echo ready && exec cat"
+            " mount -t proc proc root/proc"
         )
+        if kernel:
+            script += (
+                " && mount -t sysfs sysfs root/sys && mount --rbind /sys/fs/cgroup"
+                " root/sys/fs/cgroup && mount -t bpf bpf root/mnt"
+            )
+        script += " && echo ready && exec cat"
         self._holder = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script],
             stdin=subprocess.PIPE,
