@@ -155,13 +155,20 @@ def test_daemon_gets_the_settings_and_its_status_is_the_commands(run, monkeypatc
     import sys
     import types
 
+    from licagent.domain.config import read_config
+
     calls = []
     module = types.ModuleType("licagent.daemon.main")
-    module.run = lambda config, **more: calls.append((config, more)) or 8  # type: ignore[attr-defined]
+
+    def start(environment, path, **more):
+        calls.append((read_config(environment, path).config, more))
+        return 8
+
+    module.start = start  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "licagent.daemon.main", module)
     assert run("daemon").exit_code == 8
     assert run("daemon", "--load-only").exit_code == 8
-    assert [more for _, more in calls] == [{}, {"load_only": True}]
+    assert [more for _, more in calls] == [{"load_only": False}, {"load_only": True}]
     assert calls[0][0].state_dir == tmp_path / "state"
 
 
