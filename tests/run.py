@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,8 +28,12 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[1]
 NO_TESTS: Final = 5
 """pytest's status when nothing was collected."""
+BROKEN_OFF: Final = 2
+"""pytest's status when it was told to end."""
 END_S: Final = 50
 """How long a pytest that is told to end may clean up."""
+SYSTEM: Final = "tests/system"
+OF_FLEETS: Final = ("test_control_", "test_fleet_", "test_usage_", "test_billing", "test_trust")
 TAKE_A_VALUE: Final = {"-k", "-m", "-o", "-p", "-W", "-c", "-r"}
 
 
@@ -39,6 +44,8 @@ class Phase:
     name: str
     folder: str
     loader: str = ""
+    files: tuple[str, ...] = ()
+    """Of the folder; none named: all."""
 
 
 @dataclass(slots=True)
@@ -93,13 +100,24 @@ def read_request(arguments: Sequence[str], caller: Path) -> Request:
 def lanes(request: Request) -> list[list[Phase]]:
     """Which phases follow which; the kernel's suite runs once under each loader."""
     loaders = os.environ.get("LICAGENT_TEST_LOADER", "prebuilt bcc").split()
-    unit, system = Phase("unit", "tests/unit"), Phase("system", "tests/system")
+    unit, system = Phase("unit", "tests/unit"), Phase("system", SYSTEM)
     kernel = [Phase(f"kernel, loader {loader}", "tests/kernel", loader) for loader in loaders]
     is_whole = not request.paths and not request.options
     is_narrow = os.environ.get("LICAGENT_TEST_LANES") == "1" or (os.cpu_count() or 1) < 2
     if not is_whole or request.stops_at_failure or is_narrow or len(kernel) < 2:
         return [[unit, *kernel, system]]
-    return [[kernel[0]], [unit, *kernel[1:]], [system]]
+    fleets, others = halves(sorted(path.name for path in (ROOT / SYSTEM).glob("test_*.py")))
+    return [
+        kernel,
+        [unit, Phase("system, one host", SYSTEM, files=others)],
+        [Phase("system, control planes and fleets", SYSTEM, files=fleets)],
+    ]
+
+
+def halves(files: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of the system's tests: those of control planes, which mostly wait, and all others."""
+    fleets = tuple(name for name in files if name.startswith(OF_FLEETS))
+    return fleets, tuple(name for name in files if name not in fleets)
 
 
 class Run:
@@ -113,12 +131,22 @@ class Run:
         self._is_ending = False
         self._phases = 0
         self._statuses: list[int] = []
+        self._is_broken = False
 
     def end(self, number: int, _frame: FrameType | None) -> None:
         """Tell every pytest to end in order: its fixtures clean up."""
         self._is_ending = True
         for process in tuple(self._running):
             process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
+
+    def guarded_lane(self, phases: Sequence[Phase]) -> None:
+        """A lane in a thread of its own: if it cannot go on, the run has failed."""
+        try:
+            self.lane(phases, is_alone=False)
+        except BaseException:  # noqa: BLE001 - whatever it is: nothing may end a lane unseen
+            self._is_broken = True
+            say(f"test: the lane of {', '.join(phase.name for phase in phases)} broke off")
+            traceback.print_exc()
 
     def lane(self, phases: Sequence[Phase], *, is_alone: bool) -> None:
         """One phase after the other."""
@@ -127,6 +155,8 @@ class Run:
             if self._is_ending or (failed and self._request.stops_at_failure):
                 return
             paths = self._request.chosen(phase.folder)
+            if phase.files:
+                paths = [f"{phase.folder}/{name}" for name in phase.files]
             if paths and next((ROOT / phase.folder).rglob("test_*.py"), None) is not None:
                 self._phase(phase, paths, is_alone=is_alone)
 
@@ -178,8 +208,10 @@ class Run:
     def status(self) -> int:
         """Of the whole run: pytest's words."""
         bad = [status for status in self._statuses if status not in {0, NO_TESTS}]
-        if bad or self._is_ending:
-            return bad[0] if bad else 2
+        if bad:
+            return bad[0]
+        if self._is_ending or self._is_broken:
+            return BROKEN_OFF
         is_whole = not (self._request.paths or self._request.options)
         if NO_TESTS in self._statuses and (is_whole or 0 not in self._statuses):
             return NO_TESTS
@@ -195,6 +227,8 @@ class Run:
         if total.get("error", 0) > 1:
             total["errors"] = total.pop("error")
         parts = [f"{count} {name}" for name, count in total.items() if count] or ["no tests ran"]
+        if self._is_broken:
+            parts.insert(0, "a lane broke off")
         if broken := self._phases - len(
             rows
         ):  # a crash, or a wrong option: it did not get to count
@@ -218,8 +252,7 @@ def main() -> int:
             run.lane(planned[0], is_alone=True)
         else:
             threads = [
-                threading.Thread(target=run.lane, args=(phases,), kwargs={"is_alone": False})
-                for phases in planned
+                threading.Thread(target=run.guarded_lane, args=(phases,)) for phases in planned
             ]
             for thread in threads:
                 thread.start()

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runner of all tests: nothing is left out, and what breaks off is no success."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from tests.run import NO_TESTS, Phase, Request, Run, halves, lanes
+
+
+@pytest.fixture
+def tally(tmp_path: Path) -> Path:
+    path = tmp_path / "tally"
+    path.write_text("")
+    return path
+
+
+def test_lanes_hold_every_phase_and_every_file_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LICAGENT_TEST_LANES", raising=False)
+    monkeypatch.delenv("LICAGENT_TEST_LOADER", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    phases = [phase for lane in lanes(Request()) for phase in lane]
+    assert len(lanes(Request())) == 3
+    assert [phase.loader for phase in phases if phase.folder == "tests/kernel"] == [
+        "prebuilt",
+        "bcc",
+    ]
+    assert [phase.name for phase in phases if phase.folder == "tests/unit"] == ["unit"]
+    files = [name for phase in phases if phase.folder == "tests/system" for name in phase.files]
+    assert sorted(files) == sorted(path.name for path in Path("tests/system").glob("test_*.py"))
+
+
+def test_each_half_has_something() -> None:
+    fleets, others = halves(["test_control_a.py", "test_b.py", "test_fleet_c.py"])
+    assert fleets == ("test_control_a.py", "test_fleet_c.py")
+    assert others == ("test_b.py",)
+
+
+@pytest.mark.parametrize("request_", [Request(["tests/unit"]), Request([], ["-x"], True)])
+def test_what_is_asked_for_by_name_runs_in_one_lane(request_: Request) -> None:
+    assert len(lanes(request_)) == 1
+
+
+def test_a_lane_that_cannot_go_on_is_a_failure(
+    tally: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(subprocess, "Popen", fail)
+    found = Run(Request(), tally)
+    found.guarded_lane([Phase("unit", "tests/unit")])
+    assert found.status() not in {0, NO_TESTS}
+    assert "a lane broke off" in found.closing_line(1)
+    assert "Cannot allocate memory" in capfd.readouterr().err
+
+
+def test_a_phase_that_fails_is_a_failure_of_all(tally: Path) -> None:
+    found = Run(Request(), tally)
+    found._statuses = [0, 1, 0]
+    assert found.status() == 1
+    found._statuses = [0, NO_TESTS]
+    assert found.status() == NO_TESTS, "a folder whose tests are gone is no success"
+    found._statuses = []
+    assert found.status() == NO_TESTS
