@@ -33,6 +33,16 @@ _PLACES: Final = (
     "docs/*.md",
     "docs/*.svg",
     "pyproject.toml",
+    # What the pages link to outside of docs/.
+    "STYLE.md",
+    "packaging/README.md",
+    "packaging/ansible/*.md",
+    "packaging/grafana",
+    "packaging/prometheus",
+    "tests/bench/README.md",
+    "tests/vm/README.md",
+    "vagrant/README.md",
+    "vagrant/catalog.yml",
 )
 """Folders and files, from the clone's root, that anything of them goes into a package."""
 

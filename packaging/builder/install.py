@@ -80,9 +80,11 @@ def _put_documentation(target: Path) -> None:
     between them lead on."""
     docs = _SOURCE / "docs"
     pages = [path for path in docs.rglob("*") if path.suffix in {".md", ".svg", ".json"}]
-    packaging = _SOURCE / "packaging"
-    pages += [*packaging.glob("prometheus/*.yml"), *packaging.glob("grafana/*.json")]
-    pages += [path for pattern in _LINKED for path in _SOURCE.glob(pattern)]
+    for pattern in (*_LINKED, "packaging/prometheus/*.yml", "packaging/grafana/*.json"):
+        found = list(_SOURCE.glob(pattern))
+        if not found:
+            raise SystemExit(f"{pattern}: not among the files that the package is made from")
+        pages += found
     for path in sorted([_SOURCE / "README.md", *pages]):
         place = target / path.relative_to(_SOURCE)
         place.parent.mkdir(parents=True, exist_ok=True)
