@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What hosts know and a database that was put back has forgotten, taken over on its proof.
 
-Everything was signed by a key of this control plane before. Only what takes something away is
-taken: a host that holds back a later statement must not gain by an earlier one.
+Everything was signed by a key of this control plane that counts now. Only what takes something
+away is taken: a host that holds back a later statement must not gain by an earlier one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from licapi.control.v1 import common_pb2
 from licplane.errors import PlaneError
+from licplane.issuer.keyring import Keyring
 from licplane.issuer.registry import OpenRegistry, Statement
 from licplane.service.core import Core
 from licplane.service.publishing import publish_statement
@@ -27,6 +28,7 @@ from lictoken.armour import Label, armour
 from lictoken.errors import TokenError
 from lictoken.revocation import Revocation, RevocationAction, verify_revocation
 from lictoken.sealed import Seal, SealPurpose, unseal
+from lictoken.trust import TrustStore
 
 STATEMENTS_MAX: Final = 1_000
 """Of one message."""
@@ -48,8 +50,11 @@ class Remembered:
 
     def take(self, host_id: str, tokens: Sequence[bytes], assignment: Seal | None) -> Recovered:
         """Verify it, and put into the database what it lacks."""
-        found = self._verified(tokens[:STATEMENTS_MAX])
-        told = self._assignment(host_id, assignment) if assignment is not None else None
+        with self._core.store.reading() as reader:
+            # A key that was retired may have leaked: it rules nobody any more.
+            trust = self._core.own_trust(Keyring(reader).trust())
+        found = self._verified(tokens[:STATEMENTS_MAX], trust)
+        told = None if assignment is None else self._assignment(host_id, assignment, trust)
         if not self._has_news(host_id, found, told):
             return Recovered(0, assignment=False)
 
@@ -60,21 +65,22 @@ class Remembered:
         actor = Actor(f"host:{host_id}", Role.HOST)
         return perform_once(self._core, actor, body, "an older copy was put back")
 
-    def _verified(self, tokens: Sequence[bytes]) -> list[tuple[Revocation, bytes]]:
-        trust = self._core.own_trust(None)
+    @staticmethod
+    def _verified(tokens: Sequence[bytes], trust: TrustStore) -> list[tuple[Revocation, bytes]]:
         found = []
         for token in tokens:
             try:
                 statement = verify_revocation(token, trust)
             except TokenError:
-                continue  # of a key that this copy does not have, or made up
+                continue  # of a key that this copy does not have, of a retired one, or made up
             if statement.action is not RevocationAction.REINSTATE:
                 found.append((statement, token))
         return found
 
-    def _assignment(self, host_id: str, seal: Seal) -> common_pb2.Assignment | None:
+    @staticmethod
+    def _assignment(host_id: str, seal: Seal, trust: TrustStore) -> common_pb2.Assignment | None:
         try:
-            payload = unseal(SealPurpose.ASSIGNMENT, seal, self._core.own_trust(None))
+            payload = unseal(SealPurpose.ASSIGNMENT, seal, trust)
             found = common_pb2.Assignment.FromString(payload)
             check_labels(dict(found.labels))
             HostStatus(found.status)

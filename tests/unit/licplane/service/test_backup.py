@@ -13,6 +13,7 @@ from tests.support.usage import Spool, record
 from tests.unit.licplane.service.test_billing import october
 from tests.unit.licplane.service.test_usage_intake import Sender, stored, totals
 from tests.unit.licplane.service.world import (
+    CHEAP,
     PASSPHRASE,
     ROOT,
     SETTINGS,
@@ -34,6 +35,7 @@ from licplane.service.values import HostStatus
 from licplane.store.database import Store
 from licplane.store.schema import metadata
 from lictoken.sealed import Seal
+from lictoken.trust import TrustStore
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -60,7 +62,7 @@ def filled(world: World) -> World:
 def opened(store: Store, world: World) -> Plane:
     with store.reading() as reader:
         keys = open_keys(reader, lambda: PASSPHRASE)
-    return Plane(store, keys, SETTINGS, now_ms=world.clock)
+    return Plane(store, keys, SETTINGS, now_ms=world.clock, cost=CHEAP)
 
 
 @contextmanager
@@ -201,6 +203,35 @@ def test_a_host_that_was_put_out_since_is_out_again(world: World, tmp_path: Path
         plane = opened(store, world)
         plane.take_remembered(host.host_id, [], assigned)
         assert plane.get_host(ROOT, host.host_id).status is HostStatus.BANNED
+
+
+def test_what_a_retired_key_signed_is_not_taken(world: World, tmp_path: Path) -> None:
+    """Whoever has a key that leaked must not rule hosts and licenses by a host's memory."""
+    filled(world)
+    file = tmp_path / "backup"
+    create_backup(world.store, file, START_MS)
+    world.plane.set_license_state(ROOT, Change(), "spare", "revoke")
+    [host] = world.plane.list_hosts(ROOT, {}, _page()).items
+    world.plane.update_host(ROOT, Change(), host.host_id, labels={}, status=HostStatus.BANNED)
+    world.plane.refresh()
+    told = [
+        one.payload
+        for one in world.plane.view_snapshot(world.plane.view_of(host.host_id)).objects
+        if one.kind.name == "REVOCATION"
+    ]
+    assigned = world.plane.host_state(host.host_id).assignment
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane = opened(store, world)
+        [leaked] = TrustStore.from_bytes(plane.trust())
+        plane.create_key(ROOT, Change(), issuer="acme", passphrase=PASSPHRASE)
+        plane.retire_key(ROOT, Change(), leaked.kid, resign=True, anyway=True)
+        assert told
+        found = plane.take_remembered(host.host_id, told, assigned)
+        assert (found.statements, found.assignment) == (0, False)
+        assert plane.get_host(ROOT, host.host_id).status is HostStatus.ACTIVE
+        with store.reading() as reader:
+            assert {one.standing.value for one in Registry(reader)} == {"active"}
 
 
 def test_an_agent_that_is_too_new_uses_up_no_token(world: World) -> None:
