@@ -28,8 +28,10 @@ from licagent.kernel.licenses import LicenseTable
 from licagent.kernel.maps import MappedArray
 
 LICENSE: Final = "life"
-RESTARTS: Final = {"prebuilt": 1000, "bcc": 200}
-"""Lives by loader: a restart on unchanged programs compiles nothing, so both go the same way."""
+IS_CI: Final = "CI" in os.environ
+RESTARTS: Final = {"prebuilt": 300 if IS_CI else 1000, "bcc": 50 if IS_CI else 200}
+"""Lives by loader: a restart on unchanged programs compiles nothing, so both go the same way. They
+take CPU time that other lanes of a CI's run need: a thousand are for a desk."""
 SWAPS: Final = 1000
 BUSY: Final = 8
 """Exit status for "another daemon has the state folder" (docs/reference)."""
@@ -102,8 +104,8 @@ def test_kill_9_and_restart_leave_no_gap(probes: tuple[AgentUnderTest, Probes]) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_thousand_restarts_leave_no_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
+@pytest.mark.timeout(1500)
+def test_restart_after_restart_leaves_no_gap(probes: tuple[AgentUnderTest, Probes]) -> None:
     agent, running = probes
     before = programs(agent)
     agent.kill()
