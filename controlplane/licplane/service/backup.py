@@ -19,7 +19,7 @@ from licapi.version import installed
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.core import PUT_BACK_SETTING
 from licplane.store.backup_file import BackupReader, write_backup
-from licplane.store.database import Store
+from licplane.store.database import Recorder, Store
 from licplane.store.model import KeyKind
 from licplane.store.reader import Reader
 from lictoken.claims import U32_MAX
@@ -75,7 +75,8 @@ def read_backup(path: Path) -> BackupInfo:
 def restore_backup(path: Path, store: Store, now_ms: int, *, untouched: bool = False) -> BackupInfo:
     """Put a backup into an empty database, and note that it is one that was put back.
 
-    The schema is made as the backup has it, then brought up to date. `untouched` leaves that note
+    The schema is made as the backup has it, then brought up to date. The note comes in the same
+    transaction as the rows. `untouched` leaves that note
     and all that goes with it out: for a scratch copy to look at. Raises PlaneError REFUSED where
     the database is not empty, or the file is damaged; nothing is put then.
     """
@@ -94,9 +95,9 @@ def restore_backup(path: Path, store: Store, now_ms: int, *, untouched: bool = F
             if table.name == _HEAD and not untouched:
                 rows = _numbers_beyond(table.columns, rows)
             recorder.put_rows(table.name, table.columns, rows)
+        if not untouched:
+            _distrust(recorder, info, now_ms)
     store.upgrade()
-    if not untouched:
-        _distrust(store, info, now_ms)
     return info
 
 
@@ -111,16 +112,14 @@ def scratch_copy(path: Path, folder: Path) -> Store:
     return store
 
 
-def _distrust(store: Store, info: BackupInfo, now_ms: int) -> None:
-    """End what lets somebody in: the copy does not know what of it was used or ended since."""
-    with store.transaction() as transaction:
-        for token in transaction.join_tokens():
-            transaction.delete_join_token(token.token_id)
-        for name in {one.name for one in transaction.admins()}:
-            transaction.revoke_admin(name, now_ms)
-        note = {"at_unix_ms": now_ms, "made_unix_ms": info.created_unix_ms}
-        note["revision"] = info.revision
-        transaction.put_setting(PUT_BACK_SETTING, json.dumps(note, sort_keys=True).encode())
+def _distrust(recorder: Recorder, info: BackupInfo, now_ms: int) -> None:
+    """End what lets somebody in: the copy does not know what of it was used or ended since.
+
+    In the transaction of the rows: a restore that is cut off leaves no copy that is believed.
+    """
+    recorder.end_entrances(now_ms)
+    note = {"at_unix_ms": now_ms, "made_unix_ms": info.created_unix_ms, "revision": info.revision}
+    recorder.note(PUT_BACK_SETTING, json.dumps(note, sort_keys=True).encode())
 
 
 def _numbers_beyond(

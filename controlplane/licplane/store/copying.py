@@ -69,6 +69,25 @@ class CopyWrites(UsageParts):
             count += len(part)
         return count
 
+    def end_entrances(self, now_ms: int) -> None:
+        """Delete all join tokens, and revoke the administrators' credentials that still count.
+
+        Also in an older schema; certificates of administrators are revoked as certificates too.
+        """
+        admins, certificates = self._table("admins"), self._table("certificates")
+        live = admins.c.revoked_at_unix_ms.is_(None)
+        theirs = certificates.c.fingerprint.in_(select(admins.c.fingerprint).where(live))
+        self._run(self._table("join_tokens").delete())
+        for table, which in ((certificates, theirs), (admins, live)):
+            ended = table.update().where(which, table.c.revoked_at_unix_ms.is_(None))
+            self._run(ended.values(revoked_at_unix_ms=now_ms))
+
+    def note(self, name: str, value: bytes) -> None:
+        """Put a setting, also in an older schema; one of that name is replaced."""
+        settings = self._table("settings")
+        self._run(settings.delete().where(settings.c.name == name))
+        self._run(settings.insert().values(name=name, value=value))
+
     def _reflected(self) -> MetaData:
         """The tables as they are: a copy may be of an older schema."""
         if not hasattr(self, "_kept_schema"):

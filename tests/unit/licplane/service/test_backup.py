@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,7 @@ from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.issuer.keyring import open_keys
 from licplane.issuer.registry import Registry
 from licplane.service.backup import NUMBERS_BEYOND, create_backup, read_backup, restore_backup
+from licplane.service.core import PUT_BACK_SETTING
 from licplane.service.plane import Plane
 from licplane.service.requests import Change, Machine, PageRequest
 from licplane.service.values import HostStatus
@@ -123,6 +125,43 @@ def test_a_copy_grants_nothing_until_it_was_looked_at(world: World, tmp_path: Pa
         assert not plane.is_put_back
         plane.refresh()
         plane.lease(host.host_id, b"k" * 32, "boot", b"n" * 16)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_a_restore_that_was_interrupted_left_nothing_that_is_believed(
+    world: World,
+    kind: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Rows and doubt come together; also where the copy is of a copy that was doubted before."""
+    filled(world)
+    world.plane.create_admin(ROOT, Change(), name="ops", role=ROOT.role, means="token", ttl_s=3600)
+    world.token(uses=5)
+    with world.store.transaction() as transaction:
+        transaction.put_setting(PUT_BACK_SETTING, b'{"at_unix_ms": 1}')
+    file = tmp_path / "backup"
+    create_backup(world.store, file, START_MS)
+    upgrade = Store.upgrade
+
+    def cut(store: Store, revision: str = "head") -> bool:
+        if revision == "head":
+            raise KeyboardInterrupt
+        return upgrade(store, revision)
+
+    with other_place(kind, request, tmp_path / "other") as store:
+        monkeypatch.setattr(Store, "upgrade", cut)
+        with pytest.raises(KeyboardInterrupt):
+            restore_backup(file, store, START_MS + 5)
+        monkeypatch.undo()
+        store.upgrade()
+        with store.reading() as reader:
+            note = json.loads(reader.setting(PUT_BACK_SETTING) or b"{}")
+            assert note["at_unix_ms"] == START_MS + 5
+            assert reader.join_tokens() == ()
+            assert [one.revoked_at_unix_ms for one in reader.admins()] == [START_MS + 5]
+        assert opened(store, world).is_put_back
 
 
 def test_usage_comes_again_and_is_billed_once(world: World, tmp_path: Path) -> None:
