@@ -26,7 +26,15 @@ from lictoken.claims import U32_MAX
 
 NUMBERS_BEYOND: Final = 100_000
 """Licenses that may have been issued after the copy was made; their numbers are not used again."""
-_HEAD: Final = "head"
+GENERATIONS_BEYOND: Final = 1_000
+"""Issues of and statements about one license after the copy was made; what is said of it next
+must concern those issues too, and hosts take no generation older than theirs."""
+_GENERATIONS_KEPT: Final = 1_000  # for what is still to be said of a license
+_RAISED: Final = {
+    "head": ("next_number", NUMBERS_BEYOND, U32_MAX + 1),
+    "licenses": ("generation", GENERATIONS_BEYOND, U32_MAX - _GENERATIONS_KEPT),
+}
+"""What was used since the copy was made is not used again: table, column, by how much, until."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +100,8 @@ def restore_backup(path: Path, store: Store, now_ms: int, *, untouched: bool = F
         recorder.empty_tables()
         for table in source.tables():
             rows: Iterator[Sequence[Any]] = table.rows
-            if table.name == _HEAD and not untouched:
-                rows = _numbers_beyond(table.columns, rows)
+            if table.name in _RAISED and not untouched:
+                rows = _raised(table.columns, rows, *_RAISED[table.name])
             recorder.put_rows(table.name, table.columns, rows)
         if not untouched:
             _distrust(recorder, info, now_ms)
@@ -122,13 +130,13 @@ def _distrust(recorder: Recorder, info: BackupInfo, now_ms: int) -> None:
     recorder.note(PUT_BACK_SETTING, json.dumps(note, sort_keys=True).encode())
 
 
-def _numbers_beyond(
-    columns: Sequence[str], rows: Iterator[Sequence[Any]]
+def _raised(
+    columns: Sequence[str], rows: Iterator[Sequence[Any]], column: str, by: int, most: int
 ) -> Iterator[Sequence[Any]]:
-    at = list(columns).index("next_number")
+    at = list(columns).index(column)
     for row in rows:
         values = list(row)
-        values[at] = min(int(values[at]) + NUMBERS_BEYOND, U32_MAX + 1)
+        values[at] = max(int(values[at]), min(int(values[at]) + by, most))
         yield values
 
 

@@ -28,16 +28,24 @@ from tests.unit.licplane.service.world import (
 
 from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.issuer.keyring import open_keys
-from licplane.issuer.registry import Registry
-from licplane.service.backup import NUMBERS_BEYOND, create_backup, read_backup, restore_backup
+from licplane.issuer.registry import OpenRegistry, Registry
+from licplane.service.backup import (
+    GENERATIONS_BEYOND,
+    NUMBERS_BEYOND,
+    create_backup,
+    read_backup,
+    restore_backup,
+)
 from licplane.service.core import PUT_BACK_SETTING
 from licplane.service.plane import Plane
 from licplane.service.requests import Change, Machine, PageRequest
 from licplane.service.values import HostStatus
 from licplane.store.database import Store
 from licplane.store.schema import metadata
+from lictoken.claims import U32_MAX
 from lictoken.sealed import Seal
 from lictoken.trust import TrustStore
+from lictoken.validity import Standing, standing
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -162,6 +170,36 @@ def test_a_restore_that_was_interrupted_left_nothing_that_is_believed(
             assert reader.join_tokens() == ()
             assert [one.revoked_at_unix_ms for one in reader.admins()] == [START_MS + 5]
         assert opened(store, world).is_put_back
+
+
+def test_generations_are_not_used_again(world: World, tmp_path: Path) -> None:
+    """What is said after a restore reaches licenses that were renewed after the backup."""
+    filled(world)
+    file = tmp_path / "backup"
+    create_backup(world.store, file, START_MS)
+    world.apply(license("spare", expires="2100-02-01T00:00:00Z"))
+    with world.store.reading() as reader:
+        lost = Registry(reader).get("spare").latest
+    with world.store.transaction() as transaction:
+        record = OpenRegistry(transaction).get("acme-db")
+        OpenRegistry(transaction).put(replace(record, generation=U32_MAX - 1))
+    full = tmp_path / "full"
+    create_backup(world.store, full, START_MS)
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane = opened(store, world)
+        plane.set_license_state(ROOT, Change(), "spare", "suspend")
+        plane.set_license_state(ROOT, Change(), "spare", "reinstate")
+        plane.apply(ROOT, Change(), [license("spare", expires="2100-03-01T00:00:00Z")])
+        with store.reading() as reader:
+            record = Registry(reader).get("spare")
+        assert record.latest.generation > lost.generation
+        suspended = record.statements[0].revocation
+        assert standing(lost, [suspended]) is Standing.SUSPENDED
+        assert lost.generation + 100 < suspended.generation <= GENERATIONS_BEYOND + 2
+    with other_place("sqlite", None, tmp_path / "third") as store:  # type: ignore[arg-type]
+        restore_backup(full, store, START_MS)
+        opened(store, world).set_license_state(ROOT, Change(), "acme-db", "revoke")
 
 
 def test_usage_comes_again_and_is_billed_once(world: World, tmp_path: Path) -> None:
