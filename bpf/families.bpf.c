@@ -9,7 +9,8 @@
  * license for it may make them. Where no resource does, they are refused while the host enforces
  * some network: they lead around it. Never asked about are families that lead to no network
  * (UNIX, netlink, the kernel's crypto and key interfaces), IP itself, which has hooks of its own, and
- * packet sockets of who may reconfigure the host's network anyway (a DHCP client must).
+ * packet and PPPoX sockets of who may reconfigure the host's network anyway (a DHCP client and
+ * pppd must).
  */
 #include "core.h"
 #include "guard.h"
@@ -23,6 +24,7 @@
 #define LIC_AF_KEY 15
 #define LIC_AF_NETLINK 16
 #define LIC_AF_PACKET 17
+#define LIC_AF_PPPOX 24
 #define LIC_AF_ALG 38
 #define LIC_CAP_NET_ADMIN 12
 
@@ -33,10 +35,16 @@ static __always_inline int leads_nowhere(int family)
 	       family == LIC_AF_ALG;
 }
 
+/* What makes links and their addresses: DHCP clients, pppd. */
+static __always_inline int makes_links(int family)
+{
+	return family == LIC_AF_PACKET || family == LIC_AF_PPPOX;
+}
+
 /*
  * CAP_NET_ADMIN in the first user namespace and in the host's network. Who has it sets routes,
- * filters and tunnels, so refusing a packet socket would close nothing; and the owner's way in may
- * hang on the lease that such a process renews.
+ * filters and tunnels, so refusing such a socket would close nothing; and the owner's
+ * way in may hang on the lease that such a process renews, or on the line that it dials.
  */
 static __always_inline int runs_the_network(struct task_struct *task, __u32 host)
 {
@@ -59,14 +67,14 @@ static __always_inline void task_owner(struct task_struct *task, struct lic_subj
 	subject->cgroup = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
 }
 
-/* No resource names such sockets, and some network is licensed. */
+/* No resource names such sockets, and some network is licensed: refused if some is enforced. */
 static __always_inline void judge_unnamed(const struct lic_control *ctl,
 					  struct lic_decision *decision)
 {
 	decision->resource = LIC_FAMILY_RESOURCE;
 	decision->reason = LIC_REASON_NO_BINDING;
 	decision->now_ns = now_ns();
-	if (!(policy_flags(ctl) & LIC_POLICY_ENFORCE)) {
+	if (!(policy_flags(ctl) & LIC_POLICY_ENFORCES_NETWORKS)) {
 		decision->verdict = LIC_VERDICT_SHADOW;
 	} else if (decision->now_ns < ctl->break_glass_until_ns) {
 		decision->verdict = LIC_VERDICT_ALLOW;
@@ -93,7 +101,7 @@ int BPF_PROG(licagent_socket_create, int family, int type, int protocol, int ker
 		return 0;
 	if (!(policy_flags(ctl) & LIC_POLICY_HAS_NETWORKS) || !in_root(task, ctl->root_cgroup))
 		return 0;
-	if (family == LIC_AF_PACKET && runs_the_network(task, known->network_namespace))
+	if (makes_links(family) && runs_the_network(task, known->network_namespace))
 		return 0;
 	task_owner(task, &subject);
 	process = identify_process(&subject);

@@ -86,6 +86,7 @@ enum lic_policy_flag {
 	LIC_POLICY_HAS_SERVICES = 4,
 	LIC_POLICY_KEEP_EXISTING = 8, /* sockets older than the agent are kept, as shadow usage */
 	LIC_POLICY_HAS_SCOPES = 16,   /* some rule names a cgroup */
+	LIC_POLICY_ENFORCES_NETWORKS = 32, /* some network is enforced, not services alone */
 };
 
 /* What is switched and what time it is. One element, mapped into the daemon. */

@@ -98,12 +98,13 @@ def hooks() -> str:
         '**Other families.** A resource with `protocol = "other"` and the destination '
         "`0.0.0.0/0` or `::/0` names sockets of other families, and who has a license for it may "
         "make them. Where no resource does, `lsm_socket_create` refuses them while the host "
-        "enforces and some network is licensed, because they lead around it; events name the "
-        "resource `other-families`. In observe mode they are shadow usage. Not asked about are "
-        "families that lead to no network (UNIX, netlink, key, the kernel's crypto), IP, which "
-        "has its own hooks, the kernel's own sockets, and packet sockets of a process that has "
-        "CAP_NET_ADMIN in the host's network: a DHCP client, on which the way in may depend, and "
-        "which could set routes and filters anyway.",
+        "enforces some network, because they lead around it; events name the resource "
+        "`other-families`. While networks are only observed they are shadow usage, also where the "
+        "host enforces a service. Not asked about are families that lead to no network (UNIX, "
+        "netlink, key, the kernel's crypto), IP, which has its own hooks, the kernel's own "
+        "sockets, and packet and PPPoX sockets of a process that has CAP_NET_ADMIN in the host's "
+        "network: a DHCP client or pppd, on which the way in may depend, and which could set "
+        "routes and filters anyway.",
         "**Self-protection.** While the daemon runs, other processes are refused (EPERM) what "
         "would take enforcement away behind its back, also as root: each attempt is an event of "
         "kind `tampering`. It ends with the daemon, so `licagent detach`, an upgrade or a "

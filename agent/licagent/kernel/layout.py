@@ -84,6 +84,7 @@ class PolicyFlag(IntEnum):
     HAS_SERVICES = 4
     KEEP_EXISTING = 8
     HAS_SCOPES = 16
+    ENFORCES_NETWORKS = 32
 
 
 class EventKind(IntEnum):

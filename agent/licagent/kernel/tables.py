@@ -182,8 +182,11 @@ class TableWriter:
 
 def _flags(tables: Tables, *, enforce: bool, keep_existing: bool) -> int:
     flags = 0
-    if enforce and any(port.flags & PortFlag.ENFORCE for port in tables.ports):
+    enforced = [port for port in tables.ports if enforce and port.flags & PortFlag.ENFORCE]
+    if enforced:
         flags |= PolicyFlag.ENFORCE
+    if any(port.class_number != SERVICE_CLASS for port in enforced):
+        flags |= PolicyFlag.ENFORCES_NETWORKS
     if tables.networks:
         flags |= PolicyFlag.HAS_NETWORKS
     if any(port.class_number == SERVICE_CLASS for port in tables.ports):

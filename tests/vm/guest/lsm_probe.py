@@ -29,6 +29,7 @@ from licagent.kernel.licenses import LicenseTable
 from licagent.kernel.tables import TableWriter
 from lictoken.claims import License
 
+AF_PPPOX: Final = 24
 AF_XDP: Final = 44
 AF_TIPC: Final = 30
 UNLICENSED: Final = """
@@ -43,6 +44,23 @@ license = "acme"
 resources = ["orders-db"]
 selectors = ["unix:uid:1000"]
 """
+OBSERVED: Final = (
+    UNLICENSED.replace('mode = "enforce"', 'mode = "observe"')
+    + """
+[[resource]]
+name = "web"
+kind = "service"
+mode = "enforce"
+ports = ["8080"]
+protocol = "tcp"
+
+[[binding]]
+license = "acme"
+resources = ["web"]
+selectors = ["unix:uid:1000"]
+"""
+)
+"""Its network is only observed; what it enforces is a service."""
 NAMED: Final = """
 [[resource]]
 name = "web"
@@ -94,13 +112,17 @@ def families(
         "unnamed xdp": make(1001, AF_XDP),
         "unnamed vsock": make(1001, socket.AF_VSOCK, socket.SOCK_STREAM),
         "unnamed tipc by root": make(0, AF_TIPC, socket.SOCK_DGRAM),
+        "unnamed pppox": make(1001, AF_PPPOX),
         "packet by the host's network": make(0, socket.AF_PACKET),
+        "pppox by the host's network": make(0, AF_PPPOX),
         "unix": make(1001, socket.AF_UNIX, socket.SOCK_STREAM),
         "netlink": make(1001, socket.AF_NETLINK),
         "inet": make(1001, socket.AF_INET, socket.SOCK_STREAM),
     }
     switch(UNLICENSED, enforce=False)
     found["observed vsock"] = make(1001, socket.AF_VSOCK, socket.SOCK_STREAM)
+    switch(OBSERVED, enforce=True)
+    found["observed network's vsock"] = make(1001, socket.AF_VSOCK, socket.SOCK_STREAM)
     switch(NAMED, enforce=True)
     found["named vsock"] = make(1001, socket.AF_VSOCK, socket.SOCK_STREAM)
     found["licensed vsock"] = make(1000, socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -237,7 +259,12 @@ def problems(found: dict[str, Any]) -> list[str]:
     passed = ("", "EAFNOSUPPORT", "ESOCKTNOSUPPORT", "EPERM")
     wrong += [
         f"{name}: {made[name]!r}"
-        for name in ("observed vsock", "licensed vsock")
+        for name in (
+            "observed vsock",
+            "observed network's vsock",
+            "licensed vsock",
+            "pppox by the host's network",
+        )
         if made[name] not in passed
     ]
     kept = found["guard"]
