@@ -8,7 +8,6 @@ in bytes and in time, because on loopback every local user is a peer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -60,13 +59,14 @@ async def serve(pages: Mapping[str, Handler], listener: socket.socket) -> asynci
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(await _answer(head, pages))
                 await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a scraper that went away or talks something else gets nothing
         finally:
+            # Not close(): that waits for ever for a client that does not read what is due to it.
+            writer.transport.abort()
             waiting.pop(writer, None)
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
     return await asyncio.start_server(connected, sock=listener, limit=_REQUEST_MAX_BYTES)
 

@@ -8,7 +8,6 @@ and the Accept header.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -53,13 +52,14 @@ async def serve_pages(pages: Mapping[str, Handler], host: str, port: int) -> asy
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(await _response(head, pages))
                 await writer.drain()
+                writer.close()
+                await writer.wait_closed()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # a scraper that went away or talks something else gets nothing
         finally:
+            # Not close(): that waits for ever for a client that does not read what is due to it.
+            writer.transport.abort()
             waiting.pop(writer, None)
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
 
     return await asyncio.start_server(answer, host, port, limit=_REQUEST_MAX_BYTES)
 
