@@ -165,6 +165,8 @@ class Run:
         if phase.loader:
             environment["LICAGENT_TEST_LOADER"] = phase.loader
         command = [sys.executable, "-m", "pytest", *self._request.options, *paths]
+        if not is_alone:
+            command.append("--durations=15")  # which tests a lane waits for
         say(f"test: {phase.name}" + ("" if is_alone else ", begun"))
         began = time.monotonic()
         with tempfile.TemporaryFile() as shown:
