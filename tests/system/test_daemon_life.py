@@ -154,6 +154,38 @@ def test_broken_settings_leave_the_last_good_ones_in_force(
     assert not codes()
 
 
+def test_a_reload_that_fails_half_way_is_made_whole_by_the_next(
+    manager: Manager, make_scene: MakeScene
+) -> None:
+    """The mode is another only once the kernel has it: the status says what is done."""
+    scene = make_scene()
+    scene.agent.start()
+    scene.ready()
+    manager.until("READY", "1")
+    settings = scene.agent.config / "agent.toml"
+
+    def reload() -> str:
+        assert scene.agent.process is not None
+        scene.agent.process.send_signal(signal.SIGHUP)
+        manager.until("RELOADING", "1")
+        return manager.until("READY", "1")["STATUS"]
+
+    # Records of licenses cannot be written any more, as on a full disk, and there is a new one.
+    in_the_way = scene.agent.folder / "state" / ".licenses-spare.json.tmp"
+    in_the_way.mkdir()
+    (scene.agent.config / "licenses" / "late.lic").write_text(scene.agent.token("late", ["db"]))
+    settings.write_text(settings.read_text().replace('mode = "enforce"', 'mode = "observe"'))
+    assert "enforcing" in reload(), scene.agent.log()
+    reasons = scene.cli("status", "--json").json["reasons"]
+    assert "settings-refused" in {each["code"] for each in reasons}
+    assert scene.connect(STRANGER) == "ENOKEY"
+
+    in_the_way.rmdir()
+    assert "observing" in reload()
+    assert scene.connect(STRANGER) == "ok"
+    assert scene.cli("status").status == 0
+
+
 def test_without_any_good_settings_it_ends_and_says_why(
     manager: Manager, make_scene: MakeScene
 ) -> None:

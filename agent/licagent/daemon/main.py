@@ -24,7 +24,7 @@ from licagent.daemon.life_signs import LifeSigns
 from licagent.daemon.link_watch import on_link_changes
 from licagent.daemon.metrics_keeper import MetricsKeeper
 from licagent.daemon.service import Service
-from licagent.daemon.settings_keeper import SettingsKeeper, chosen
+from licagent.daemon.settings_keeper import SettingsKeeper, chosen, load_again
 from licagent.domain.config import AgentConfig
 from licagent.host.cgroups import CgroupError
 from licagent.kernel.libbpf import BpfError
@@ -281,21 +281,10 @@ class Daemon:
             await self._reload.wait()
             self._reload.clear()
             self._notifier.reloading()
-            await self._attempt(self._load_again)
+            await self._attempt(lambda: load_again(self._agent))
             self._wake_ends.set()
             self._agent.link.wake()
             await self._on_kernel_only(lambda: self._life.ready(self._agent))
-
-    def _load_again(self) -> None:
-        agent = self._agent
-        must_switch = agent.settings is not None and agent.settings.reload(agent)
-        agent.licensing.load()
-        agent.write_licenses()
-        generation = agent.kernel.control.generation
-        agent.load_policy()
-        is_same = agent.kernel.control.generation == generation
-        if must_switch and is_same and agent.compiled is not None:
-            agent.apply(agent.compiled)  # the same tables, in another mode
 
 
 async def _run(config: AgentConfig, settings: SettingsKeeper | None) -> int:

@@ -27,6 +27,7 @@ from licagent.domain.config import (
     read_config,
     values,
 )
+from licagent.kernel.libbpf import BpfError
 from licagent.store.errors import StoreError
 from licagent.store.statedir import StateDir
 
@@ -118,6 +119,16 @@ class SettingsKeeper:
         agent.emit("settings", f"settings changed: {words or 'failsafe'}", settings=sorted(live))
         return True
 
+    def take_back(self, agent: Agent, before: AgentConfig, why: str) -> None:
+        """Settings that `reload` changed did not come in force: those of before are in force.
+
+        The next reload finds them changed again, and tries again.
+        """
+        agent.config = before
+        agent.keeper.failsafe = before.failsafe
+        self.problem = f"what is written could not be put in force: {why}"
+        agent.emit("settings", f"the changed settings are taken back: {why}")
+
     @property
     def _file(self) -> Path:
         return self._path or Path(self._environment.get(PATH_VARIABLE) or DEFAULT_PATH)
@@ -158,6 +169,41 @@ class SettingsKeeper:
             str(AgentConfig().state_dir),
         ]
         return tuple(Path(each) for each in dict.fromkeys(found) if each.startswith("/"))
+
+
+def load_again(agent: Agent) -> None:
+    """Read settings, licenses and policy again, and put them in force. On the kernel thread.
+
+    Where that fails half way, the settings stay, or are again, what the kernel decides by.
+    """
+    config, settings, control = agent.config, agent.settings, agent.kernel.control
+    first = control.generation
+    try:
+        must_switch = settings is not None and settings.reload(agent)
+        agent.licensing.load()
+        agent.write_licenses()
+        generation = control.generation
+        agent.load_policy()
+        if must_switch and control.generation == generation and agent.compiled is not None:
+            agent.apply(agent.compiled)  # the same tables, in another mode
+    except Exception as error:
+        if settings is not None and agent.config is not config:
+            settings.take_back(agent, config, str(error))
+            if control.generation != first:
+                _switch_back(agent)
+        raise
+
+
+def _switch_back(agent: Agent) -> None:
+    """The kernel has switched already, and what came after it failed."""
+    compiled = agent.compiled
+    if compiled is None:
+        return
+    try:
+        agent.apply(agent.keeper.again(compiled.texts, agent.licenses()) or compiled)
+    except (StoreError, BpfError, OSError) as error:
+        # The switch is its first step: what fails here is once more what comes after.
+        _log.error("%s", error)
 
 
 def _state_dir_in(text: str) -> str:
