@@ -108,12 +108,15 @@ def test_put_back_from_yesterdays_backup(
     eventually(lambda: plane.metric("licplane_remembered_total") == 1, "the revocation came back")
     assert plane.ask("license", "show", "spare")["license"]["state"] == "revoked"
     found = plane.host(name)
-    assert found["labels"].get("site") == "two"
+    assert "site" not in found["labels"]  # not known to be less, so it drains
+    assert found["status"] == "draining"
     assert "older copy" in str(found["drift"])
 
     advanced = plane.ask("db", "advance", "--reason", "looked at")
     assert advanced["changed"] is True
     assert advanced["recovered"] >= 2
+    plane.do("host", "label", name, "site=two")
+    plane.do("host", "activate", name)
     host.until("ok")
     in_step(plane, name)
     assert host.connect(SPARE) == "EKEYREVOKED"

@@ -151,6 +151,7 @@ def advance(change: Change, beyond: int | None, passphrase_file: Path | None) ->
             say(f"Hosts remembered {recovered} changes that the backup lacked; see `audit list`.")
             say("Leases are given again, and hosts may join. Make join tokens and administrators")
             say("anew: those of the backup were ended.")
+            say("Hosts whose labels were changed since drain: label them, then `host activate`.")
             say("Licenses that were renewed since the backup are refused by hosts, as older ones:")
             say("once all that was revoked since is revoked again, `licplane license renew` them.")
 

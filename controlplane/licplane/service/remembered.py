@@ -32,6 +32,15 @@ from lictoken.trust import TrustStore
 
 STATEMENTS_MAX: Final = 1_000
 """Of one message."""
+_LEAVES: Final = (
+    HostStatus.BANNED,
+    HostStatus.EVICTED,
+    HostStatus.CLONED,
+    HostStatus.LEAVING,
+    HostStatus.DRAINING,
+    HostStatus.ACTIVE,
+)
+"""What leaves a host the least comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +141,24 @@ class Remembered:
 
     @staticmethod
     def _assign(work: Work, host_id: str, told: common_pb2.Assignment) -> bool:
+        """Take what narrows of an assignment that is newer than ours."""
         host: Host = host_of(work.transaction, host_id)
         if told.sequence <= host.assignment_sequence:
             return False
-        status = HostStatus(told.status)
-        after = replace(
-            host, labels=dict(told.labels), status=status, assignment_sequence=told.sequence
-        )
+        labels = dict(told.labels)
+        status = min(host.status, HostStatus(told.status), key=_LEAVES.index)
+        if status is HostStatus.ACTIVE and labels != dict(host.labels):
+            # What of either is wider is not known: it gets no more until somebody has looked.
+            status = HostStatus.DRAINING
+        # Ours is newer than what the host holds: it takes it.
+        after = replace(host, status=status, assignment_sequence=told.sequence + 1)
         work.transaction.put_host(after)
         if status not in SERVED:
             work.transaction.revoke_certificates(host_id, work.now_ms)
-        work.audit(
-            "host.remember",
-            host_id,
-            {"labels": dict(told.labels), "status": status.word, "sequence": told.sequence},
-        )
+        told_of = {
+            "labels": labels,
+            "status": HostStatus(told.status).word,
+            "sequence": told.sequence,
+        }
+        work.audit("host.remember", host_id, {"told": told_of, "status": status.word})
         return True

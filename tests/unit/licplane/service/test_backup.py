@@ -263,7 +263,9 @@ def test_what_hosts_remember_only_takes_away(world: World, tmp_path: Path) -> No
         with store.reading() as reader:
             standings = {one.jti: one.standing.value for one in Registry(reader)}
         assert standings == {"acme-db": "suspended", "spare": "revoked"}
-        assert plane.get_host(ROOT, host.host_id).labels["site"] == "two"
+        left = plane.get_host(ROOT, host.host_id)
+        assert "site" not in left.labels  # what of them is wider is not known
+        assert left.status is HostStatus.DRAINING
         assert plane.verify_head().intact
         assert plane.verify_audit(ROOT).intact
 
@@ -309,6 +311,36 @@ def test_what_a_retired_key_signed_is_not_taken(world: World, tmp_path: Path) ->
         assert plane.get_host(ROOT, host.host_id).status is HostStatus.ACTIVE
         with store.reading() as reader:
             assert {one.standing.value for one in Registry(reader)} == {"active"}
+
+
+@pytest.mark.parametrize(
+    ("then", "since", "found"),
+    [
+        (HostStatus.ACTIVE, HostStatus.DRAINING, HostStatus.DRAINING),
+        (HostStatus.DRAINING, HostStatus.ACTIVE, HostStatus.DRAINING),
+        (HostStatus.DRAINING, HostStatus.LEAVING, HostStatus.LEAVING),
+        (HostStatus.ACTIVE, HostStatus.EVICTED, HostStatus.EVICTED),
+        (HostStatus.BANNED, HostStatus.ACTIVE, HostStatus.BANNED),
+        (HostStatus.BANNED, HostStatus.EVICTED, HostStatus.BANNED),
+    ],
+)
+def test_no_status_is_handed_back_that_is_more(
+    world: World, tmp_path: Path, then: HostStatus, since: HostStatus, found: HostStatus
+) -> None:
+    host, file = world.host(), tmp_path / "backup"
+    if then is not HostStatus.ACTIVE:
+        world.plane.update_host(ROOT, Change(), host.id, labels={}, status=then)
+    create_backup(world.store, file, START_MS)
+    world.plane.update_host(ROOT, Change(), host.id, labels={}, status=since)
+    told = world.plane.host_state(host.id)
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane = opened(store, world)
+        assert plane.take_remembered(host.id, [], told.assignment).assignment
+        left = plane.host_state(host.id)
+        assert left.status is found
+        assert left.assignment_sequence == told.assignment_sequence + 1  # the host takes ours
+        assert not plane.take_remembered(host.id, [], told.assignment).assignment
 
 
 def test_an_agent_that_is_too_new_uses_up_no_token(world: World) -> None:
