@@ -197,3 +197,50 @@ def test_the_inventory_is_the_control_planes(
 
     plane.do("host", "evict", name)
     assert "hosts" not in listed().get("licagent", {})
+
+
+def test_a_name_that_a_host_gives_itself_is_no_argument_and_no_template(tmp_path: Path) -> None:
+    """What a database from before the names were checked may hold: licplane's words, by hand."""
+    template = "{{ lookup('pipe', 'touch " + str(tmp_path / "ran") + "') }}"
+    ids = [f"00000000-0000-4000-8000-{number:012x}" for number in range(11)]
+    names = (
+        "web-1", "-oProxyCommand=x", template, "Twice", "twice", ids[0], "plane", "localhost",
+        "127.0.0.1", "web-2\n", "",
+    )  # fmt: skip
+    common = {"status": "active", "connected": True, "lag": 0}
+    rows = [
+        {**common, "host_id": key, "hostname": name, "labels": labels, "drift": [template]}
+        for key, name, labels in zip(
+            ids, names, [{"region": "eu-1"}, {"region": template}, *[{}] * 9], strict=True
+        )
+    ]
+    (tmp_path / "list.json").write_text(json.dumps({"hosts": rows}))
+    settings = {
+        "plugin": "licagent.fleet.hosts",
+        "command": ["sh", "-c", "cat list.json"],
+        "compose": {"ansible_host": "licagent_hostname ~ '.test'", "told": "licagent_drift[0]"},
+        "keyed_groups": [{"key": "licagent_labels.region", "prefix": "region"}],
+    }
+    (tmp_path / "fleet.licagent.yml").write_text(json.dumps(settings))
+    (tmp_path / "a.yml").write_text(json.dumps({"licplane": {"hosts": {"plane": None}}}))
+    both = ("-i", "a.yml", "-i", "fleet.licagent.yml")
+
+    done = run(tmp_path, "ansible-inventory", *both, "--list")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert set(found["licagent"]["hosts"]) == {"web-1", *ids[1:]}
+    assert found["licplane"]["hosts"] == ["plane"]
+    assert {name for name in found if name.startswith("region")} == {"region_eu_1"}
+    variables = found["_meta"]["hostvars"]
+    for key in ids[1:]:
+        assert variables[key]["licagent_hostname"] in ("", {"__ansible_unsafe": ""})
+        assert variables[key]["ansible_host"] in (".test", {"__ansible_unsafe": ".test"})
+
+    shown = run(
+        tmp_path,
+        *("ansible", "licagent", *both, "-c", "local", "-m", "ansible.builtin.debug"),
+        *("-a", "msg={{ told }}{{ licagent_drift }}{{ licagent_labels }}"),
+    )
+    assert shown.returncode == 0, shown.stdout
+    assert "lookup('pipe'" in shown.stdout
+    assert not (tmp_path / "ran").exists()

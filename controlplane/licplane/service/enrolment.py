@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import uuid
 from dataclasses import replace
 from typing import Final
@@ -30,6 +31,11 @@ MENDING_MS: Final = 3_600_000
 """So long after a host came in, an old counter at re-enrolment is refused and proves nothing:
 a clone that was told to enrol anew goes on trying until somebody does it."""
 _HOSTNAME_MAX: Final = 253
+_HOSTNAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", re.ASCII)
+"""RFC 1123 with the underscores that hosts do have. Names become arguments of other programs (ssh,
+Ansible), so none starts with a dash."""
+_UNNAMED: Final = "(none)"
+"""What Linux calls a host that was given no name."""
 _WORD_MAX: Final = 128
 _SECRET_MAX: Final = 128
 _NEW_KEY: Final = "Make a key of its own with `licagent enroll --new JOIN`"
@@ -285,13 +291,24 @@ def new_host(
 
 
 def checked(machine: Machine) -> Machine:
-    """What a machine says of itself, cut to what is kept."""
+    """What a machine says of itself, cut to what is kept.
+
+    Raises PlaneError for a version that is not served, a machine id or a host name that is none; a
+    host without a name is let in.
+    """
     if not_served := why_not_served(tidy(machine.agent_version, _WORD_MAX), installed()):
         raise PlaneError(ExitCode.REFUSED, not_served, "The host was not enrolled")
     if machine.machine_id:
         check_pattern(machine.machine_id, "The machine id", MACHINE_ID, "32 hexadecimal digits")
+    hostname = "" if machine.hostname == _UNNAMED else machine.hostname
+    if hostname:
+        check_pattern(
+            hostname, "The host name", _HOSTNAME,
+            f"letters, digits and _, after the first also . and -, at most {_HOSTNAME_MAX};"
+            " `hostnamectl hostname NAME` names a host",
+        )  # fmt: skip
     return Machine(
-        tidy(machine.hostname, _HOSTNAME_MAX),
+        hostname,
         machine.machine_id,
         tidy(machine.boot_id, _WORD_MAX),
         tidy(machine.agent_version, _WORD_MAX),

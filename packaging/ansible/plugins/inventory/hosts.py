@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from collections import Counter
 from typing import Any
 
 from ansible.errors import AnsibleParserError
 from ansible.plugins.inventory import BaseInventoryPlugin, Constructable
+from ansible.utils.unsafe_proxy import wrap_var
 
 DOCUMENTATION = r"""
 name: hosts
@@ -18,7 +21,12 @@ description:
     from anywhere.
   - Each host has the variables C(licagent_host_id), C(licagent_hostname), C(licagent_status),
     C(licagent_labels), C(licagent_is_connected), C(licagent_lag) and C(licagent_drift).
-  - All are in the group O(group); further groups are made by C(groups) and C(keyed_groups).
+  - A host's name is what it calls itself, if that is a host name, no other host has it and the
+    inventory does not know it yet; else it is its id, and C(licagent_hostname) is empty. Hosts
+    choose their names themselves, so a name alone is no proof of which machine answers to it.
+  - All are in the group O(group); further groups are made by C(groups) and C(keyed_groups). Labels
+    that are no plain words, as the control plane makes none, are left out.
+  - Nothing that the control plane says is ever a template.
   - The configuration file's name ends in licagent.yml or licagent.yaml.
 extends_documentation_fragment:
   - constructed
@@ -86,6 +94,14 @@ groups:
 """
 
 
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})", re.ASCII)
+"""Never with a dash first: the name becomes an argument of ssh."""
+_ADDRESS = re.compile(r"[0-9.]+|localhost(\..*)?", re.ASCII | re.IGNORECASE)
+"""What would lead to an address of the host's choice, or back to the controller."""
+_LABEL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}", re.ASCII)
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", re.ASCII)
+
+
 class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
     """Reads the fleet's hosts once a run: what a cache said yesterday may be evicted today."""
 
@@ -102,15 +118,12 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         self._read_config_data(path)
         group = self.inventory.add_group(self.get_option("group"))
         strict = self.get_option("strict")
-        names: set[str] = set()
-        for one in self._listed():
-            if one["status"] not in self.get_option("statuses"):
-                continue
-            variables = _variables(one)
-            # A name that two machines give themselves names neither.
-            name = str(one["hostname"] or one["host_id"])
-            name = str(one["host_id"]) if name in names else name
-            names.add(name)
+        listed = [one for one in self._listed() if one["status"] in self.get_option("statuses")]
+        known = {name.lower() for name in (*self.inventory.hosts, *self.inventory.groups)}
+        hostnames = _hostnames(listed, known)
+        for one in listed:
+            name = hostnames.get(one["host_id"]) or str(one["host_id"])
+            variables = wrap_var(_variables(one, hostnames.get(one["host_id"], "")))
             self.inventory.add_host(name, group=group)
             for key, value in variables.items():
                 self.inventory.set_variable(name, key, value)
@@ -121,6 +134,10 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
             self._add_host_to_keyed_groups(
                 self.get_option("keyed_groups"), variables, name, strict=strict
             )
+
+    def _compose(self, *arguments: Any, **options: Any) -> Any:
+        """As the base, and what is made of a host's words is no template either."""
+        return wrap_var(super()._compose(*arguments, **options))
 
     def _listed(self) -> list[dict[str, Any]]:
         command = [str(part) for part in self.get_option("command")]
@@ -154,12 +171,36 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
             raise AnsibleParserError(f"licplane host list: not its JSON: {error}") from error
 
 
-def _variables(one: dict[str, Any]) -> dict[str, Any]:
+def _hostnames(listed: list[dict[str, Any]], known: set[str]) -> dict[str, str]:
+    """By host id, the names that may be used. Raises AnsibleParserError for an id that is none."""
+    for one in listed:
+        if not _NAME.fullmatch(str(one["host_id"])):
+            raise AnsibleParserError(f"licplane host list: {one['host_id']!r} is no host id")
+    claims = Counter(str(one["hostname"]).lower() for one in listed)
+    taken = known | {str(one["host_id"]).lower() for one in listed}
+
+    def is_usable(name: str) -> bool:
+        is_name = _NAME.fullmatch(name) is not None and _ADDRESS.fullmatch(name) is None
+        return is_name and claims[name.lower()] == 1 and name.lower() not in taken
+
+    return {one["host_id"]: one["hostname"] for one in listed if is_usable(str(one["hostname"]))}
+
+
+def _plain(labels: dict[str, Any]) -> dict[str, Any]:
+    """Those that may name a group, and be part of an address."""
+    return {
+        name: value
+        for name, value in labels.items()
+        if _LABEL_NAME.fullmatch(name) and _LABEL_VALUE.fullmatch(str(value))
+    }
+
+
+def _variables(one: dict[str, Any], hostname: str) -> dict[str, Any]:
     return {
         "licagent_host_id": one["host_id"],
-        "licagent_hostname": one["hostname"],
+        "licagent_hostname": hostname,
         "licagent_status": one["status"],
-        "licagent_labels": one["labels"],
+        "licagent_labels": _plain(one["labels"]),
         "licagent_is_connected": one["connected"],
         "licagent_lag": one["lag"],
         "licagent_drift": one["drift"],

@@ -144,9 +144,33 @@ def test_requests_that_are_none(world: World) -> None:
         world.plane.enroll(
             EnrollRequest(found["id"], found["secret"], good, Machine(machine_id="../etc"))
         )
-    odd = Machine("a\0b\x1b[31m" + "x" * 500, "c" * 32)
+    odd = Machine("db-1", "c" * 32, kernel_release="a\0b\x1b[31m" + "x" * 500)
     answer = world.plane.enroll(EnrollRequest(found["id"], found["secret"], good, odd))
-    assert world.plane.get_host(ROOT, answer.host_id).hostname.startswith("a?b?[31mxxx")
+    with world.store.reading() as reader:
+        host = reader.host(answer.host_id)
+    assert host is not None
+    assert host.kernel_release.startswith("a?b?[31mxxx")
+
+
+def test_a_host_name_is_one(world: World) -> None:
+    for number, name in enumerate(
+        ("", "(none)", "db-1", "Web_1.example.net", "_a", "9", "x" * 253)
+    ):
+        join = parse_join(world.token().join)
+        machine = Machine(name, f"{number:032x}")
+        request = EnrollRequest(join["id"], join["secret"], csr(new_key()), machine)
+        answer = world.plane.enroll(request)
+        kept = world.plane.get_host(ROOT, answer.host_id).hostname
+        assert kept == ("" if name == "(none)" else name)
+    join = parse_join(world.token().join)
+    for name in (
+        "-oProxyCommand=x", "-", ".a", "a b", "a\n", "a/b", "a\0", "\u00e4", "{{ x }}", "x" * 254,
+    ):  # fmt: skip
+        with pytest.raises(PlaneError, match="The host name is") as error:
+            world.plane.enroll(
+                EnrollRequest(join["id"], join["secret"], csr(new_key()), Machine(name, "c" * 32))
+            )
+        assert error.value.code is ExitCode.USAGE
 
 
 def test_renewal(both: World) -> None:
