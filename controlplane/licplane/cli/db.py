@@ -15,6 +15,7 @@ from licplane.cli.framework import json_option, print_json, say, wants_json
 from licplane.cli.local import LocalBackend, open_store
 from licplane.cli.place import place, state_option
 from licplane.errors import ExitCode, PlaneError
+from licplane.service.foundations import ADVANCE_MAX
 from licplane.service.requests import Change, PageRequest
 from licplane.store.database import Store
 from licplane.store.folder import StateFolder
@@ -129,7 +130,11 @@ def advance(change: Change, beyond: int | None, passphrase_file: Path | None) ->
         plane = backend.plane
         plane.refresh()
         before = plane.revision
-        wanted = beyond if beyond is not None else _highest_shown(backend, before)
+        wanted = beyond
+        if wanted is None:
+            wanted, others = _highest_shown(backend, before, before + ADVANCE_MAX)
+            for name in others:
+                say(f"Left out: {name} shows a revision that this control plane never had.")
         recovered = _recovered(backend)
         put_back = plane.is_put_back
         if not put_back and (wanted < before or (beyond is None and wanted == before)):
@@ -167,15 +172,20 @@ def _recovered(backend: LocalBackend) -> int:
     return count
 
 
-def _highest_shown(backend: Backend, least: int) -> int:
-    """The highest revision that a host holds, as far as they have told."""
-    token = ""
+def _highest_shown(backend: Backend, least: int, most: int) -> tuple[int, list[str]]:
+    """The highest revision that a host holds, as far as they have told; and who tells of more
+    than `most`: it is made up, and must hold up nobody else."""
+    token, others = "", []
     while True:
         page = backend.list_hosts({}, PageRequest(PAGE_SIZE, token))
-        least = max([least, *(host.acked_revision for host in page.items)])
+        for host in page.items:
+            if host.acked_revision <= most:
+                least = max(least, host.acked_revision)
+            else:
+                others.append(f"{host.hostname} ({host.host_id})")
         token = page.next_token
         if not token:
-            return least
+            return least, others
 
 
 def _done(before: str, after: str, *, changed: bool) -> None:

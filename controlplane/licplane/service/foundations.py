@@ -111,22 +111,16 @@ class Foundations:
             )
 
         def body(work: Work) -> int:
-            reached = work.transaction.next_revision()
-            if reached == start + 1:
-                _advance_assignments(work)
-                detail: dict[str, object] = {"from": start, "beyond": beyond}
-                note = work.transaction.setting(PUT_BACK_SETTING)
-                if note is not None:
-                    detail["put_back"] = json.loads(note)
-                    work.transaction.delete_setting(PUT_BACK_SETTING)
-                work.audit("catalog.advance", "catalog", detail)
-            return reached
+            _advance_assignments(work)
+            detail: dict[str, object] = {"from": work.before.revision, "beyond": beyond}
+            note = work.transaction.setting(PUT_BACK_SETTING)
+            if note is not None:
+                detail["put_back"] = json.loads(note)
+                work.transaction.delete_setting(PUT_BACK_SETTING)
+            work.audit("catalog.advance", "catalog", detail)
+            return work.transaction.next_revision(beyond=beyond)
 
-        reached = start
-        while reached <= beyond:
-            reached = run_once(self._core, actor, change, body)
-            if change.dry_run:
-                break
+        reached = run_once(self._core, actor, change, body)
         self._core.look_at_roots()
         return reached
 

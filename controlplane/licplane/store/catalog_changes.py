@@ -60,13 +60,14 @@ class CatalogWrites(CatalogReads):
     _buckets: _Buckets | None = None
     _log: dict[tuple[int, str, str], Values]
 
-    def next_revision(self) -> int:
+    def next_revision(self, *, beyond: int = 0) -> int:
         """The revision that this transaction makes; all its changes share it.
 
-        The first call, or the first change of the catalog, takes it.
+        The first call, or the first change of the catalog, takes it: the next one, or where that
+        is not beyond `beyond`, the first that is. Revisions that are left out never were.
         """
         if self._next_revision is None:
-            self._next_revision = self._head.revision + 1
+            self._next_revision = max(self._head.revision, beyond) + 1
         return self._next_revision
 
     def put_object(self, draft: ObjectDraft) -> CatalogObject:

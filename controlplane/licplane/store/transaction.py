@@ -2,8 +2,9 @@
 """Writing what administrators decide: one after the other, in the order of their commits.
 
 A transaction first locks the head row (SQLite: the database), so revisions, fleet revisions,
-audit sequences and license numbers have no gaps and are seen in order. What it writes is there
-whole or not at all; nothing else sees it before the block ends.
+audit sequences and license numbers are seen in order, and have no gaps but those that a restore
+makes on purpose. What it writes is there whole or not at all; nothing else sees it before the
+block ends.
 """
 
 from __future__ import annotations

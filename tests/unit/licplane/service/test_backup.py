@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.support.usage import Spool, record
@@ -29,6 +30,7 @@ from tests.unit.licplane.service.world import (
 from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.issuer.keyring import open_keys
 from licplane.issuer.registry import OpenRegistry, Registry
+from licplane.service import foundations
 from licplane.service.backup import (
     GENERATIONS_BEYOND,
     NUMBERS_BEYOND,
@@ -40,6 +42,7 @@ from licplane.service.core import PUT_BACK_SETTING
 from licplane.service.plane import Plane
 from licplane.service.requests import Change, Machine, PageRequest
 from licplane.service.values import HostStatus
+from licplane.service.work import run_once
 from licplane.store.database import Store
 from licplane.store.schema import metadata
 from lictoken.claims import U32_MAX
@@ -200,6 +203,38 @@ def test_generations_are_not_used_again(world: World, tmp_path: Path) -> None:
     with other_place("sqlite", None, tmp_path / "third") as store:  # type: ignore[arg-type]
         restore_backup(full, store, START_MS)
         opened(store, world).set_license_state(ROOT, Change(), "acme-db", "revoke")
+
+
+def test_going_beyond_is_one_transaction_and_ends_the_doubt(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However far a host says it is, and whoever changes something in between."""
+    filled(world)
+    file = tmp_path / "backup"
+    create_backup(world.store, file, START_MS)
+    with other_place("sqlite", None, tmp_path / "other") as store:  # type: ignore[arg-type]
+        restore_backup(file, store, START_MS)
+        plane, between = opened(store, world), opened(store, world)
+        plane.refresh()
+        start, calls = plane.revision, 0
+
+        def after_another(*args: Any) -> int:
+            nonlocal calls
+            calls += 1
+            assert calls == 1
+            between.apply(ROOT, Change(), [license("late")])
+            return run_once(*args)
+
+        monkeypatch.setattr(foundations, "run_once", after_another)
+        beyond = start + foundations.ADVANCE_MAX
+        assert plane.advance(ROOT, Change(), beyond) == beyond + 1
+        assert not plane.is_put_back
+        assert opened(store, world).refresh().intact
+        again = opened(store, world)
+        again.refresh()
+        assert again.revision == beyond + 1
+        assert again.apply(ROOT, Change(), [license("later")]).changed
+        assert again.refresh().intact
 
 
 def test_usage_comes_again_and_is_billed_once(world: World, tmp_path: Path) -> None:
