@@ -173,17 +173,17 @@ class _Connection:
     async def certify(self, failures: int) -> None:
         """Get a new certificate where the old one has ended.
 
-        A server that judges it ended by its own clock cuts the connection without a word (it is
-        TLS that refuses), so after some failures an old certificate is taken for ended. And
+        A server that judges it ended by its own clock, or whose authority is another one by now,
+        cuts the connection without a word (it is TLS that refuses), so a certificate is taken for
+        ended once every _REENROL_EVERY failures, however young it is. And
         where this host's clock is wrong, the old one may do after all: it is tried. Raises
         EnrolmentFailed only where the server said that it does not know the old one.
         """
         identity = self._keeper.identity
         span = span_of(identity.certificate_chain[0])
         now_ms = self._settings.unix_s() * 1000
-        half_ms = (span.not_before_unix_ms + span.not_after_unix_ms) / 2
         is_over = not span.not_before_unix_ms <= now_ms < span.not_after_unix_ms
-        is_suspect = now_ms > half_ms and failures % _REENROL_EVERY == _REENROL_EVERY - 1
+        is_suspect = failures % _REENROL_EVERY == _REENROL_EVERY - 1
         if not (is_over or is_suspect or self.is_unknown):
             return
         try:

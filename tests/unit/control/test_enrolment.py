@@ -288,6 +288,22 @@ async def test_a_server_that_does_not_know_the_certificate_gets_a_proof(plane, f
     assert host.session.state.phase is ControlPhase.CONNECTING
 
 
+async def test_a_young_certificate_that_nobody_takes_is_replaced(plane, folder, run_host):
+    """The root that signed it was retired before the next one's certificate arrived."""
+    import grpc
+
+    identity = folder.enrolled(plane.control, plane.public, life_s=43_200, age_s=10)
+    plane.answer = lambda name, request: plane.response(request.csr, request.host_id)
+    run_host()
+    for _ in range(3):
+        peer = await plane.stream()
+        assert not plane.calls
+        await peer.end((grpc.StatusCode.UNAVAILABLE, "no handshake"))
+    await plane.stream()
+    assert [name for name, _ in plane.calls] == ["reenroll"]
+    assert folder.identities.load().certificate_chain != identity.certificate_chain
+
+
 async def test_a_refused_reenrolment_is_told(plane, folder, run_host):
     folder.enrolled(plane.control, plane.public, life_s=100, age_s=200)
     host = run_host()
