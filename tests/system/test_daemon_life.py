@@ -220,3 +220,25 @@ def test_a_host_joins_by_the_credential_of_its_service_manager(
         eventually(lambda: host.control["state"] == "connected", "there again")
         assert host.id == joined
         assert list(plane.hosts()) == [joined]
+
+
+def test_a_host_that_left_does_not_join_again_by_its_credential(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The image still has the token: whether the host comes back is root's to say."""
+    (tmp_path / "licagent.join-token").write_text(plane.join(uses=3) + "\n")
+    with Host(plane, AgentUnderTest()) as host:
+        host.agent.start()
+        first = host.enroll()["host_id"]
+        host.ask("leave")
+        host.agent.stop()
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        host.agent.start()
+        eventually(lambda: "this host left" in host.agent.log(), "it says why it does not join")
+        assert host.control["state"] == "unenrolled"
+        assert list(plane.hosts()) == [first]
+
+        second = host.enroll()["host_id"]
+        assert second != first
+        # Root has said it: what was remembered of leaving is forgotten.
+        assert not (host.agent.folder / "state" / "left.json").exists()

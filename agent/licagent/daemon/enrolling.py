@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from licagent.control.bundle import BUNDLE_MAX_BYTES, enroll_from_bundle, enrolment_request
 from licagent.control.enrolment import EnrolmentFailed, EnrolmentMode, EnrolmentResult, enroll
 from licagent.control.interface import ControlSettings, Machine
 from licagent.daemon.control_link import CATALOG_FILE
 from licagent.daemon.decisions import rfc3339
+from licagent.daemon.join_credential import forget_left
 from licagent.daemon.reports import VERSION
 from licagent.domain.replica import Refused
 from licagent.host import posture
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
     from licagent.domain.config import AgentConfig
     from licagent.local.peer import Peer
+
+_log: Final = logging.getLogger(__name__)
 
 
 def machine() -> Machine:
@@ -48,6 +52,7 @@ async def answer(agent: Agent, params: Mapping[str, Any], peer: Peer) -> Mapping
     link = agent.link
     result = await _enrol(params, link.identities, link.catalogs, link.settings)
     if isinstance(result, EnrolmentResult):
+        await asyncio.to_thread(_let_in, agent.state)
         await link.begin_again()
         if result.changed:
             await link.tell_enrolled(result.host_id, result.control_address, f"uid {peer.uid}")
@@ -61,13 +66,24 @@ def alone(config: AgentConfig, params: Mapping[str, Any]) -> Mapping[str, object
             catalogs = CatalogStore(state.path / CATALOG_FILE)
             settings = ControlSettings(boot_id=posture.boot_id(), agent_version=VERSION)
             try:
-                return _row(asyncio.run(_enrol(params, IdentityStore(state), catalogs, settings)))
+                result = asyncio.run(_enrol(params, IdentityStore(state), catalogs, settings))
+                if isinstance(result, EnrolmentResult):
+                    _let_in(state)
+                return _row(result)
             finally:
                 catalogs.close()
     except StateDirBusy as error:
         raise LocalError(ErrorCode.BUSY, str(error), "ask again once it answers") from error
     except StoreError as error:
         raise LocalError(ErrorCode.REFUSED, str(error)) from error
+
+
+def _let_in(state: StateDir) -> None:
+    """It has joined: that it left once does not matter any more."""
+    try:
+        forget_left(state)
+    except OSError as error:
+        _log.error("it stays on record that this host left before: %s", error)
 
 
 async def _enrol(

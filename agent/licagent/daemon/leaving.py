@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from licagent.control.interface import ControlPhase, HostStatus, NoticeCode
 from licagent.control.join import EnrolmentFailed
+from licagent.daemon.join_credential import note_left
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.store.errors import StoreError
 
@@ -51,16 +52,16 @@ class Leaving:
             if not self.is_wanted:
                 continue
             try:
-                done = await self._step()
+                if not await self._step():
+                    continue
+                await self.forget("it left, and its last usage is settled")
             except (EnrolmentFailed, StoreError, OSError) as error:
                 if str(error) != self.problem:
                     _log.warning("this host cannot leave yet: %s", error)
                 self.problem = str(error)
                 await asyncio.sleep(_AGAIN_S)
                 continue
-            if done:
-                await self.forget("it left, and its last usage is settled")
-                self._left.set()
+            self._left.set()
 
     async def wait(self, limit_s: float) -> bool:
         """Whether this host left within the time."""
@@ -96,6 +97,8 @@ class Leaving:
     async def forget(self, why: str) -> None:
         """Be nobody's host: identity, catalog and leases go, policy and licenses with them."""
         link = self._link
+        # First: a crash after it must not bring the host back by its image's join token.
+        await asyncio.to_thread(note_left, self._agent.state, why)
         await asyncio.to_thread(link.identities.forget)
         await asyncio.to_thread(link.catalogs.clear)
         self.problem = ""
@@ -141,7 +144,10 @@ async def answer(agent: Agent, params: Mapping[str, Any], peer: Peer) -> Mapping
         identity = await asyncio.to_thread(link.identities.load)
         if identity is None:
             raise LocalError(ErrorCode.NOT_FOUND, "this host has joined no control plane")
-        await leaving.forget(f"uid {peer.uid} let it forget the control plane")
+        try:
+            await leaving.forget(f"uid {peer.uid} let it forget the control plane")
+        except (StoreError, OSError) as error:
+            raise LocalError(ErrorCode.REFUSED, f"it is not forgotten: {error}") from error
         return {"schema_version": 1, "left": True, "settled": False, "host_id": identity.host_id}
     if link.is_off:
         raise LocalError(
