@@ -140,6 +140,24 @@ def test_health_waits_for_a_host_and_names_what_is_wrong(scene: Scene) -> None:
         scene.cli("policy", "apply")
 
 
+def test_a_host_that_lost_its_control_plane_is_not_well(
+    plane: ControlPlane, make_host: Callable[..., Host]
+) -> None:
+    host = make_host()
+    alone = module(host.agent, "health", timeout_s=5, stable_s=0)
+    assert alone.get("msg") is None, alone
+    host.enroll(plane.join())
+    joined = module(host.agent, "health", timeout_s=30, stable_s=0)
+    assert joined.get("msg") is None, joined
+
+    plane.stop()
+    eventually(lambda: host.control["state"] != "connected", "no link")
+    sick = module(host.agent, "health", timeout_s=1, stable_s=0)
+    assert [reason["code"] for reason in sick["reasons"]] == ["not-connected"]
+    alone = module(host.agent, "health", timeout_s=5, stable_s=0, connected=False)
+    assert alone["changed"] is False
+
+
 def test_shadow_usage_is_explained_by_a_binding_or_by_word(
     make_scene: Callable[..., Scene],
 ) -> None:
@@ -244,3 +262,58 @@ def test_a_name_that_a_host_gives_itself_is_no_argument_and_no_template(tmp_path
     assert shown.returncode == 0, shown.stdout
     assert "lookup('pipe'" in shown.stdout
     assert not (tmp_path / "ran").exists()
+
+
+SHADOW = """#!/usr/bin/python3
+import json
+print(json.dumps({"changed": False, "mode": "enforce", "observed_s": 0, "unexplained": []}))
+"""
+
+
+@pytest.fixture
+def playbooks(tmp_path: Path) -> Path:
+    """The playbooks as they are, with a role that only reaches its host."""
+    fleet = tmp_path / "collections" / "ansible_collections" / "licagent" / "fleet"
+    tasks = fleet / "roles" / "licagent" / "tasks"
+    tasks.mkdir(parents=True)
+    for name in ("main", "mode"):
+        reach = [{"name": "Reach the host", "ansible.builtin.raw": "echo reached"}]
+        (tasks / f"{name}.yml").write_text(json.dumps(reach))
+    (fleet / "plugins" / "modules").mkdir(parents=True)
+    (fleet / "plugins" / "modules" / "shadow_info.py").write_text(SHADOW)
+    (fleet / "playbooks").symlink_to(ROOT / "packaging" / "ansible" / "playbooks")
+    return tmp_path
+
+
+@pytest.mark.parametrize("playbook", ["rollout", "observe_to_enforce"])
+def test_a_host_that_is_not_reached_ends_a_rollout(playbooks: Path, playbook: str) -> None:
+    here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    # Port 1 of this machine: nobody listens there.
+    away = {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_ssh_retries": 0}
+
+    def play(lost: str) -> tuple[int, str, str]:
+        hosts = {name: away if name == lost else here for name in ("a", "b", "c", "d")}
+        inventory = {"licagent": {"hosts": hosts, "vars": {"ansible_become": False}}}
+        (playbooks / "hosts.yml").write_text(json.dumps(inventory))
+        done = run(
+            playbooks,
+            *("env", f"ANSIBLE_COLLECTIONS_PATH={playbooks / 'collections'}", "ansible-playbook"),
+            *("-i", "hosts.yml", "-e", json.dumps({"licagent_rollout_batches": [2, 2]})),
+            f"licagent.fleet.{playbook}",
+        )
+        return done.returncode, done.stdout, done.stdout.partition("PLAY RECAP")[0]
+
+    status, _, told = play(lost="nobody")
+    assert status == 0, told
+    assert "[d]" in told
+
+    status, _, told = play(lost="b")
+    assert status != 0
+    assert "changed: [a]" in told
+    assert "ends here; not reached or not well: b" in told, told
+    assert "changed: [c]" not in told
+    assert "changed: [d]" not in told
+
+    status, whole, told = play(lost="d")
+    assert status != 0, whole
+    assert "changed: [c]" in told

@@ -42,9 +42,11 @@ options:
     elements: str
     default: []
   connected:
-    description: Whether the link to the control plane must be up as well.
+    description:
+      - Whether the link to the control plane must be up as well. Left out, it must be on a host that
+        has joined one and whose settings want the link. Without it leases end after minutes, and
+        enforcement then refuses what they covered; V(false) is for hosts that have no network yet.
     type: bool
-    default: false
   mode:
     description: The mode that must be in force, V(observe) or V(enforce); any if left out.
     type: str
@@ -68,7 +70,6 @@ EXAMPLES = r"""
   licagent.fleet.health:
     timeout_s: 120
     stable_s: 30
-    connected: true
 """
 
 RETURN = r"""
@@ -86,6 +87,8 @@ reasons:
 _PAUSE_S = 0.5
 _NEW = ("trust-missing",)
 """What a host that was given nothing yet may lack: there is nothing that it would verify."""
+_WITHOUT_LINK = (None, "unenrolled", "off")
+"""States of a host that has no control plane, or is to have no link to it."""
 _ANSWER_S = 5
 
 
@@ -96,7 +99,7 @@ def main() -> None:
             "timeout_s": {"type": "int", "default": 60},
             "stable_s": {"type": "int", "default": 5},
             "accepted": {"type": "list", "elements": "str", "default": []},
-            "connected": {"type": "bool", "default": False},
+            "connected": {"type": "bool"},
             "mode": {"type": "str", "choices": ["observe", "enforce"]},
             **ARGUMENTS,
         },
@@ -156,7 +159,10 @@ def _look(module: AnsibleModule, agent: Agent) -> tuple[dict[str, Any], list[dic
     if wanted and answer.get("mode") != wanted:
         against.append({"code": "mode", "message": f"the mode in force is not {wanted}"})
     control = answer.get("control") or {}
-    if module.params["connected"] and control.get("state") != "connected":
+    must_be_connected = module.params["connected"]
+    if must_be_connected is None:
+        must_be_connected = control.get("state") not in _WITHOUT_LINK
+    if must_be_connected and control.get("state") != "connected":
         why = control.get("last_error") or control.get("state") or "not enrolled"
         against.append({"code": "not-connected", "message": f"no link to a control plane: {why}"})
     return answer, against
