@@ -20,6 +20,7 @@ description:
   - Gives the host an identity of the control plane that the join token names.
   - A host that has joined already keeps its identity, and nothing changes. The token is not used
     up then, nor is it needed.
+  - A host that was evicted is not let in again unless O(identity) says so.
   - The token goes to licagent by standard input, where no list of processes shows it.
 options:
   join:
@@ -27,7 +28,7 @@ options:
     type: str
   identity:
     description:
-      - C(keep) joins a host that has not joined.
+      - C(keep) joins a host that has not joined, and fails on one that was evicted.
       - C(again) makes a new key for the same host, C(new) makes a host of its own of a copy. Both
         change something on each run; see C(licplane host split).
     type: str
@@ -57,7 +58,11 @@ RETURN = r"""
 would_join:
   description: Whether the host has yet to join.
   type: bool
-  returned: in check mode, or when it has joined before
+  returned: in check mode, or when it has joined before or was evicted
+host_status:
+  description: What the control plane last said of the host, such as evicted.
+  type: str
+  returned: when it was evicted
 host_id:
   description: The host's id at the control plane.
   type: str
@@ -100,8 +105,16 @@ def _joined(module: AnsibleModule, agent: Agent) -> dict[str, Any]:
     control = (answer[1].get("control") or {}) if answer else {}
     before = {"host_id": control.get("host_id"), "server": control.get("server")}
     is_member = bool(control) and control.get("state") != _UNENROLLED
-    is_member = is_member and control.get("host_status") != _EVICTED
     if is_member and module.params["identity"] == "keep":
+        if control.get("host_status") == _EVICTED:
+            # Somebody put it out, for a reason that a play cannot know.
+            module.fail_json(
+                msg=f"the host was evicted by its control plane ({before['host_id']}); to let it in"
+                " again give a join token and `identity: again`",
+                would_join=True,
+                host_status=_EVICTED,
+                **before,
+            )
         return {"changed": False, "would_join": False, **before}
     # A host without licagent, in check mode: the package comes first, in a run that is not one.
     if module.check_mode:
