@@ -3,9 +3,10 @@
  * What is ours stays ours while the daemon lives: other processes, also of root, neither detach
  * its links, write its maps, remove its pins, nor take it over.
  *
- *   lsm/bpf                   BPF_LINK_DETACH, BPF_LINK_UPDATE
+ *   lsm/bpf                   BPF_LINK_DETACH, BPF_LINK_UPDATE; functions replaced (freplace)
  *   lsm/bpf_map               descriptors of maps that may be written
- *   lsm/bpf_prog              programs that would write our maps from the kernel
+ *   lsm/bpf_prog              programs that would write our maps from the kernel, or take the
+ *                             place of a function of ours
  *   lsm/inode_unlink, inode_rename, sb_umount   the pins
  *   lsm/ptrace_access_check   the daemon's memory and descriptors
  *   tp_btf/sched_process_exit a daemon that is gone locks nobody out
@@ -88,39 +89,66 @@ static __always_inline int refuse_other(struct lic_guard *found, __u32 kind, __u
 	return -LIC_EPERM;
 }
 
-/* The id of the link that a descriptor stands for. Of another file it is nonsense, and the call
- * fails anyway. */
-static __always_inline __u32 link_of(__u32 fd)
+/* What a descriptor stands for. Of another kind of file it is nonsense, and the call fails anyway. */
+static __always_inline void *object_of(__u32 fd)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
 	struct file **slots = BPF_CORE_READ(table, fd), *file = 0;
-	struct bpf_link *link;
 
 	if (fd >= BPF_CORE_READ(table, max_fds))
 		return 0;
 	bpf_probe_read_kernel(&file, sizeof(file), slots + fd);
-	link = BPF_CORE_READ(file, private_data);
-	return BPF_CORE_READ(link, id);
+	return BPF_CORE_READ(file, private_data);
+}
+
+/* Its id if it is ours, else 0. */
+static __always_inline __u32 our_program(struct bpf_prog *prog)
+{
+	__u32 id = BPF_CORE_READ(prog, aux, id);
+
+	return is_guarded(LIC_GUARDED_PROGRAM, 0, id) ? id : 0;
+}
+
+/* Of ours, the one of which this program replaces a function; else 0. */
+static __always_inline __u32 replaced_by(struct bpf_prog *prog)
+{
+	if (BPF_CORE_READ(prog, type) != BPF_PROG_TYPE_EXT)
+		return 0;
+	return our_program(BPF_CORE_READ(prog, aux, dst_prog));
 }
 
 SEC("lsm/bpf")
 int BPF_PROG(licagent_bpf, int cmd, union bpf_attr *attr, unsigned int size)
 {
 	struct lic_guard *found;
-	__u32 fd = 0, id;
+	struct bpf_prog *prog;
+	__u32 words[3] = {}, id;
 
-	if (cmd != BPF_LINK_DETACH && cmd != BPF_LINK_UPDATE) {
+	if (cmd != BPF_LINK_DETACH && cmd != BPF_LINK_UPDATE && cmd != BPF_LINK_CREATE &&
+	    cmd != BPF_RAW_TRACEPOINT_OPEN) {
 		get_guard(LIC_SEEN_GUARD);
 		return 0;
 	}
 	found = locked_guard();
 	if (!found)
 		return 0;
-	/* Of both commands the first field. */
-	bpf_probe_read_kernel(&fd, sizeof(fd), attr);
-	id = link_of(fd);
-	return is_guarded(LIC_GUARDED_LINK, 0, id) ? refuse_other(found, LIC_GUARDED_LINK, id) : 0;
+	bpf_probe_read_kernel(words, sizeof(words), attr);
+	if (cmd == BPF_LINK_DETACH || cmd == BPF_LINK_UPDATE) {
+		struct bpf_link *link = object_of(words[0]);
+
+		id = BPF_CORE_READ(link, id);
+		return is_guarded(LIC_GUARDED_LINK, 0, id) ?
+			       refuse_other(found, LIC_GUARDED_LINK, id) :
+			       0;
+	}
+	/* link_create: prog_fd, target_fd. raw_tracepoint: name in 64 bits, prog_fd. */
+	prog = object_of(cmd == BPF_LINK_CREATE ? words[0] : words[2]);
+	id = replaced_by(prog);
+	/* Loaded to replace a function of another program, and given ours now. */
+	if (!id && cmd == BPF_LINK_CREATE && BPF_CORE_READ(prog, type) == BPF_PROG_TYPE_EXT)
+		id = our_program(object_of(words[1]));
+	return id ? refuse_other(found, LIC_GUARDED_PROGRAM, id) : 0;
 }
 
 SEC("lsm/bpf_map")
@@ -149,8 +177,14 @@ int BPF_PROG(licagent_bpf_prog, struct bpf_prog *prog)
 	struct bpf_prog_aux *aux = BPF_CORE_READ(prog, aux);
 	struct bpf_map **maps = BPF_CORE_READ(aux, used_maps);
 	__u32 count = BPF_CORE_READ(aux, used_map_cnt);
+	__u32 replaced;
 
-	if (!found || BPF_CORE_READ(aux, refcnt.counter) != 1)
+	if (!found)
+		return 0;
+	replaced = replaced_by(prog);
+	if (replaced)
+		return refuse_other(found, LIC_GUARDED_PROGRAM, replaced);
+	if (BPF_CORE_READ(aux, refcnt.counter) != 1)
 		return 0;
 	for (__u32 i = 0; i < LIC_USED_MAPS; i++) {
 		struct bpf_map *map = 0;
@@ -198,11 +232,15 @@ int BPF_PROG(licagent_unlink, struct inode *folder, struct dentry *entry)
 	return guard_folders(folder, 0);
 }
 
-/* Neither a pin out of our folders, nor one of them away. */
+/* Neither a pin out of our folders, nor one of them away, nor another over what is in them: that
+ * would remove it. */
 SEC("lsm/inode_rename")
-int BPF_PROG(licagent_rename, struct inode *folder, struct dentry *entry)
+int BPF_PROG(licagent_rename, struct inode *folder, struct dentry *entry, struct inode *new_folder,
+	     struct dentry *new_entry)
 {
-	return guard_folders(folder, BPF_CORE_READ(entry, d_inode));
+	int refused = guard_folders(folder, BPF_CORE_READ(entry, d_inode));
+
+	return refused ? refused : guard_folders(new_folder, BPF_CORE_READ(new_entry, d_inode));
 }
 
 /* The last mount of a BPF file system takes its pins with it. Mounts of other mount namespaces,

@@ -475,6 +475,7 @@ enum lic_guarded {
 	LIC_GUARDED_FOLDER = 3,  /* by device and inode: a pin in it removed or renamed */
 	LIC_GUARDED_MOUNT = 4,   /* by device: taken away in the host's mount namespace */
 	LIC_GUARDED_PROCESS = 5, /* the daemon: traced, its memory or descriptors taken */
+	LIC_GUARDED_PROGRAM = 6, /* by the kernel's id: a function of it replaced (freplace) */
 };
 
 struct lic_guarded_key {

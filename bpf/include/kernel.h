@@ -6,6 +6,7 @@
 #ifndef LICAGENT_KERNEL_H
 #define LICAGENT_KERNEL_H
 
+#include <linux/bpf.h>
 #include <linux/types.h>
 #include <bpf/bpf_core_read.h>
 
@@ -287,12 +288,15 @@ struct bpf_map {
 };
 
 struct bpf_prog_aux {
+	__u32 id;
+	struct bpf_prog *dst_prog;
 	atomic64_t refcnt;
 	__u32 used_map_cnt;
 	struct bpf_map **used_maps;
 };
 
 struct bpf_prog {
+	enum bpf_prog_type type;
 	struct bpf_prog_aux *aux;
 };
 

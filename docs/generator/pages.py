@@ -110,7 +110,9 @@ def hooks() -> str:
         "kind `tampering`. It ends with the daemon, so `licagent detach`, an upgrade or a "
         "removal need no key that could be lost. Who may stop the daemon may detach: that "
         "is seen by systemd and by the control plane, not prevented. Loading a kernel module or "
-        "booting another kernel is not prevented either. Tools that open a map for writing only to "
+        "booting another kernel is not prevented either. A daemon in a process namespace of its "
+        "own locks nothing, because it does not know its number in the kernel (the metric "
+        "`licagent_guard_locked` is 0). Tools that open a map for writing only to "
         "read it, and debuggers on the daemon, are refused like everybody else: stop the daemon "
         "for them.",
         "## Routes that stay open",

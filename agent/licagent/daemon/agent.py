@@ -573,8 +573,14 @@ class Agent:
         if usage_lost:
             message = f"what was used since the last commit is lost: {usage_lost}"
             self.emit("metering", message, problem=usage_lost)
-        self.is_detached = True
-        self.kernel_watch.end()
+        self.kernel_watch.end()  # it would lock again
         self.kernel.interfaces.close()  # it would attach again
+        # First of all: the program that unlocks at the daemon's end goes with the pins, and whoever
+        # goes on after a daemon that died half way must be let in.
+        try:
+            self.kernel.guard.unlock()
+        except OSError as error:
+            _log.error("the guard stays locked while the pins are removed: %s", error)
         self.kernel.pins.remove()
+        self.is_detached = True
         return hooks

@@ -29,6 +29,7 @@ _REFUSED: Final = {
     Guarded.FOLDER: "removing or moving a pin of licagent",
     Guarded.MOUNT: "unmounting the BPF file system with licagent's pins",
     Guarded.PROCESS: "taking over the daemon's memory or descriptors",
+    Guarded.PROGRAM: "replacing a function of a program of licagent",
 }
 
 _REPLACED: Final = "has another program: it was replaced by somebody else"

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +27,8 @@ _ZERO: Final = bytes(4)
 _ONE: Final = struct.pack("=I", 1)
 _MINOR_BITS: Final = 20
 """Of the kernel's own device numbers, include/linux/kdev_t.h."""
+_FIRST_PID_NAMESPACE: Final = 0xEFFFFFFC
+"""PROC_PID_INIT_INO, include/linux/proc_ns.h: where process ids are those that the kernel has."""
 UNLOCKS: Final = "guard_exit"
 """The hook without which nothing is locked: it lets others in when the daemon is gone."""
 
@@ -76,8 +78,12 @@ class GuardTables:
     def lock(self) -> bool:
         """From now on only this process and its children change what is pinned; whether so.
 
-        Call it again when something was pinned since: it protects what is there at the time.
+        Call it again when something was pinned since: it protects what is there at the time. In a
+        process namespace of its own the daemon does not know its number in the kernel, and locks
+        nothing: by another number it would lock itself out, and its end would unlock nothing.
         """
+        if _inode_of("pid", "self") != _FIRST_PID_NAMESPACE:
+            return False
         if not self.exist() or not attach.link_is_live(self._pins.links / UNLOCKS, None):
             return False
         found = set(self._ours())
@@ -90,6 +96,15 @@ class GuardTables:
             guard.daemon, guard.locked = os.getpid(), 1
             self._write(guard)
         return True
+
+    def unlock(self) -> None:
+        """From now on everybody may again do what root may. Raises BpfError."""
+        if not self.exist():
+            return
+        guard = self.read()
+        if guard.locked:
+            guard.locked = 0
+            self._write(guard)
 
     def take_refused(self) -> int:
         """Attempts that no event has told of, because they came in a flood; counted from now."""
@@ -110,21 +125,33 @@ class GuardTables:
         for folder in folders:
             yield _key(Guarded.FOLDER, number, folder.stat().st_ino)
         for pin in self._pins.links.iterdir():
-            yield from _id_of(Guarded.LINK, pin)
+            with _opened(pin) as fd:
+                if fd is not None:
+                    link = libbpf.link_info(fd)
+                    yield _key(Guarded.LINK, 0, link.id)
+                    yield _key(Guarded.PROGRAM, 0, link.program_id)
+        for pin in self._pins.programs.iterdir():
+            with _opened(pin) as fd:
+                if fd is not None:
+                    yield _key(Guarded.PROGRAM, 0, libbpf.program_info(fd).id)
         for pin in self._pins.maps.iterdir():
-            yield from _id_of(Guarded.MAP, pin)
+            with _opened(pin) as fd:
+                if fd is not None:
+                    yield _key(Guarded.MAP, 0, libbpf.map_info(fd).id)
 
 
-def _id_of(kind: Guarded, pin: Path) -> Iterator[bytes]:
+@contextmanager
+def _opened(pin: Path) -> Iterator[int | None]:
+    """Its descriptor; None where it was taken away at this moment."""
     try:
         fd = libbpf.open_pin(pin)
     except BpfError:
-        return  # taken away at this moment
+        yield None
+        return
     try:
-        info = libbpf.link_info(fd) if kind is Guarded.LINK else libbpf.map_info(fd)
+        yield fd
     finally:
         os.close(fd)
-    yield _key(kind, 0, info.id)
 
 
 def _key(kind: Guarded, device: int, number: int) -> bytes:
@@ -134,9 +161,12 @@ def _key(kind: Guarded, device: int, number: int) -> bytes:
 
 def _namespace(kind: str) -> int:
     """Number of the host's namespace: that of PID 1, since a service may have one of its own."""
-    for owner in ("1", "self"):
-        try:
-            return Path(f"/proc/{owner}/ns/{kind}").stat().st_ino & 0xFFFFFFFF
-        except OSError:
-            continue
-    return 0
+    return _inode_of(kind, "1") or _inode_of(kind, "self")
+
+
+def _inode_of(kind: str, owner: str) -> int:
+    """Number of a process's namespace; 0 where /proc does not say."""
+    try:
+        return Path(f"/proc/{owner}/ns/{kind}").stat().st_ino & 0xFFFFFFFF
+    except OSError:
+        return 0

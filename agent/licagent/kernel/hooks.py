@@ -349,7 +349,7 @@ LSM_HOOKS: Final[tuple[Hook, ...]] = (
         "lsm_bpf",
         "guard",
         "licagent_bpf",
-        "detaching our links, or giving them another program",
+        "detaching our links, giving them another program, or replacing a function (freplace)",
         "root may detach; status and events tell of it within seconds",
     ),
     _lsm(
@@ -363,7 +363,7 @@ LSM_HOOKS: Final[tuple[Hook, ...]] = (
         "lsm_bpf_prog",
         "guard",
         "licagent_bpf_prog",
-        "foreign programs that write our tables from the kernel",
+        "foreign programs that write our tables from the kernel, or replace a function of ours",
         "root may change what is in force by a program of their own",
     ),
     _lsm(
@@ -377,7 +377,7 @@ LSM_HOOKS: Final[tuple[Hook, ...]] = (
         "lsm_inode_rename",
         "guard",
         "licagent_rename",
-        "moving our pins away",
+        "moving our pins away, or another pin over them",
         "root may hide our pins; status and events tell of it within seconds",
     ),
     _lsm(

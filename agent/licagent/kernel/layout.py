@@ -103,6 +103,7 @@ class Guarded(IntEnum):
     FOLDER = 3
     MOUNT = 4
     PROCESS = 5
+    PROGRAM = 6
 
 
 class SeenBy(IntEnum):

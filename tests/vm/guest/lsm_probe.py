@@ -7,6 +7,7 @@ agent's links, maps and pins while a daemon has them locked, and after it was ki
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -75,13 +76,19 @@ selectors = ["unix:uid:1000"]
 _BPF_SYSCALL: Final = 321  # x86-64
 _PTRACE_ATTACH: Final = 16
 _MNT_DETACH: Final = 2
+_CLONE_NEWPID: Final = 0x20000000
 _RDONLY: Final = 1 << 3  # BPF_F_RDONLY
+_EXTENSION: Final = 28  # BPF_PROG_TYPE_EXT
+_KIND_FUNC: Final = 12  # BTF_KIND_FUNC
+_INFO_BYTES: Final = 136  # of struct bpf_prog_info, up to and with its btf_id
+_INFO_BTF_ID: Final = 128
 
 _HARMLESS: Final = (
     "open a table",
     "open a table by id",
     "program on a table",
     "replace",
+    "replace a function",
     "take its descriptor",
 )
 """Attempts that change nothing where they succeed."""
@@ -151,9 +158,14 @@ def guard(pins: PinFolder, errno_of: ErrnoOf) -> dict[str, Any]:
     parent, child = socket.socketpair()
     daemon = os.fork()
     if daemon == 0:
-        child.recv(1)
-        child.send(b"1" if GuardTables(pins).lock() else b"0")
-        signal.pause()
+        tables = GuardTables(pins)
+        while word := child.recv(1):
+            is_locked = False
+            if word == b"l":
+                is_locked = tables.lock()
+            else:
+                tables.unlock()
+            child.send(b"1" if is_locked else b"0")
         os._exit(0)
     # Who locks is a child, and who tries is not: neither descends from the other.
     tries = attempts(pins, daemon)
@@ -162,17 +174,38 @@ def guard(pins: PinFolder, errno_of: ErrnoOf) -> dict[str, Any]:
             name: errno_of(action) for name, action in tries.items() if name in _HARMLESS
         }
     }
-    parent.send(b"1")
+    parent.send(b"l")
     found["locked"] = parent.recv(1) == b"1"
     found["while it lives"] = {name: errno_of(action) for name, action in tries.items()}
     reader.consume()
     found["told"] = sum(event.count for event in events if event.kind == EventKind.GUARD)
+    parent.send(b"u")
+    parent.recv(1)
+    found["unlocked by itself"] = {
+        name: errno_of(action) for name, action in tries.items() if name in _HARMLESS
+    }
+    found["without a lock in a namespace of its own"] = not _locks_as_pid_1(pins)
+    parent.send(b"l")
+    found["locked again"] = parent.recv(1) == b"1"
     os.kill(daemon, signal.SIGKILL)
     os.waitpid(daemon, 0)
     found["unlocked by its death"] = not GuardTables(pins).read().locked
     link = libbpf.open_pin(pins.links / "cgroup_connect6")
     found["detach after its death"] = errno_of(lambda: _call("bpf_link_detach", link))
     return found
+
+
+def _locks_as_pid_1(pins: PinFolder) -> bool:
+    """Whether a daemon locks in a process namespace, where its number is not the kernel's."""
+    if ctypes.CDLL(None, use_errno=True).unshare(_CLONE_NEWPID) != 0:
+        raise OSError(ctypes.get_errno(), "unshare(CLONE_NEWPID)")
+    child = os.fork()
+    if child == 0:
+        status = 2
+        with contextlib.suppress(OSError):
+            status = int(GuardTables(pins).lock())
+        os._exit(status)
+    return os.waitpid(child, 0)[1] != 0 or bool(GuardTables(pins).read().locked)
 
 
 def attempts(pins: PinFolder, daemon: int) -> dict[str, Callable[[], object]]:
@@ -190,11 +223,21 @@ def attempts(pins: PinFolder, daemon: int) -> dict[str, Callable[[], object]]:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
-    return {
+    found: dict[str, Callable[[], object]] = {}
+    with contextlib.suppress(PermissionError):  # locked by now
+        extension = _extension(program, "licagent_connect4")
+        link_create = libbpf.library().bpf_link_create
+        found["attach a function"] = lambda: libbpf.check(
+            link_create(extension, 0, 0, None), "bpf_link_create"
+        )
+    return found | {
         "detach": lambda: _call("bpf_link_detach", link),
         "replace": lambda: libbpf.update_link(link, program),
         "remove a pin": pin.unlink,
         "move a pin": lambda: pin.rename(pin.parent.parent / "elsewhere"),
+        "move another over a pin": lambda: _move_over(pin),
+        "move another beside it": lambda: _move_over(pin.with_name("elsewhere")),
+        "replace a function": lambda: os.close(_extension(program, "licagent_connect4")),
         "move the folder": lambda: pins.root.rename(pins.root.parent / "elsewhere"),
         "unmount": lambda: checked(libc.umount2(b"/sys/fs/bpf", _MNT_DETACH)),
         "open a table": lambda: _bpf_obj_get(pins.maps / "control", 0),
@@ -206,6 +249,47 @@ def attempts(pins: PinFolder, daemon: int) -> dict[str, Callable[[], object]]:
         "read a table: may": lambda: _bpf_obj_get(pins.maps / "control", _RDONLY),
         "read its state: may": lambda: os.readlink(f"/proc/{daemon}/exe"),
     }
+
+
+def _move_over(pin: Path) -> None:
+    """Rename a pin of somebody else onto one of ours."""
+    other = Path("/sys/fs/bpf/somebody_elses")
+    program = _load(None)
+    try:
+        libbpf.pin_fd(program, other)
+        other.rename(pin)
+    finally:
+        os.close(program)
+        other.unlink(missing_ok=True)
+
+
+def _extension(target: int, function: str) -> int:
+    """Load a program (freplace) that would take the place of a function of `target`.
+
+    The types of the target serve it, too, so that its arguments fit.
+    """
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    _bpf(15, struct.pack("=IIQ", target, len(info), ctypes.addressof(info)))
+    (types_id,) = struct.unpack_from("=I", info, _INFO_BTF_ID)
+    types = _call("bpf_btf_get_fd_by_id", types_id)
+    library = libbpf.library()
+    library.btf__load_from_kernel_by_id.restype = ctypes.c_void_p
+    handle = ctypes.c_void_p(library.btf__load_from_kernel_by_id(types_id))
+    name = ctypes.c_char_p(function.encode())
+    number = libbpf.check(library.btf__find_by_name_kind(handle, name, _KIND_FUNC), function)
+    code = struct.pack("=BBhi", 0xB7, 0, 0, 1) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+    instructions = ctypes.create_string_buffer(code, len(code))
+    words = ctypes.create_string_buffer(b"GPL")
+    functions = ctypes.create_string_buffer(struct.pack("=II", 0, number), 8)
+    attributes = struct.pack(
+        "=IIQQ", _EXTENSION, len(code) // 8, ctypes.addressof(instructions), ctypes.addressof(words)
+    )
+    attributes += bytes(48) + struct.pack("=IIQI", types, 8, ctypes.addressof(functions), 1)
+    attributes += bytes(16) + struct.pack("=III", number, target, 0)
+    try:
+        return _bpf(5, attributes)
+    finally:
+        os.close(types)
 
 
 def _pidfd(pid: int) -> int:
@@ -269,8 +353,9 @@ def problems(found: dict[str, Any]) -> list[str]:
     ]
     kept = found["guard"]
     wrong += [
-        f"{name} before the guard is locked: {answer!r}"
-        for name, answer in kept["before it locks"].items()
+        f"{name} {when}: {answer!r}"
+        for when in ("before it locks", "unlocked by itself")
+        for name, answer in kept[when].items()
         if answer
     ]
     for name, answer in kept["while it lives"].items():
@@ -278,7 +363,16 @@ def problems(found: dict[str, Any]) -> list[str]:
             wrong.append(f"{name} while the daemon lives: {answer!r}")
     if not kept["told"]:
         wrong.append("no event tells of the attempts")
-    wrong += [f"not {name}" for name in ("locked", "unlocked by its death") if not kept[name]]
+    wrong += [
+        f"not {name}"
+        for name in (
+            "locked",
+            "locked again",
+            "without a lock in a namespace of its own",
+            "unlocked by its death",
+        )
+        if not kept[name]
+    ]
     if kept["detach after its death"]:
         wrong.append(f"detach after its death: {kept['detach after its death']}")
     return wrong
