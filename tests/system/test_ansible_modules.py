@@ -93,6 +93,12 @@ def test_a_host_joins_once_and_its_token_is_not_shown(
     again = module(host.agent, "enrollment")
     assert (again["changed"], again["host_id"]) == (False, joined["host_id"])
 
+    plane.do("host", "evict", joined["host_id"])
+    eventually(lambda: host.control["host_status"] == "evicted", "evicted")
+    out = module(host.agent, "enrollment", join=plane.join())
+    assert "was evicted" in out["msg"]
+    assert "identity: again" in out["msg"]
+
 
 def test_a_policy_is_taken_whole_or_not_at_all(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene()
