@@ -27,6 +27,11 @@ _CONNECT_S: Final = 10.0
 _CHUNK_BYTES: Final = 256 * 1024
 _CARRIED_MAX: Final = 64
 """Connections at once; the daemon needs three to each of two servers."""
+_LINGER_S: Final = 5.0
+"""What is left of a connection once one side has ended it."""
+_STALLED_S: Final = 60.0
+"""A side that takes nothing at all for so long is gone; keepalive finds it sooner (RFC 9113)."""
+_NOT_IN_TIME: Final = "no connection in time"
 _UCRED: Final = struct.Struct("iII")
 
 ClockReader = Callable[[], tuple[bool, int, int] | None]
@@ -40,7 +45,7 @@ class Carrier:
         self._listener = listener
         self._clock = clock
         self._tasks: set[asyncio.Task[None]] = set()
-        self._open = 0
+        self._carrying: set[asyncio.Task[None]] = set()  # of those, one for each connection
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; ends what is carried."""
@@ -69,10 +74,12 @@ class Carrier:
         asked.setblocking(False)
         self._begin(self._answer(asked))
 
-    def _begin(self, work: Any) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _begin(self, work: Any, *also_in: set[asyncio.Task[None]]) -> None:
+        """Start it, and hold it until it ends: the loop itself does not."""
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
+        for held in (self._tasks, *also_in):
+            held.add(task)
+            task.add_done_callback(held.discard)
 
     async def _answer(self, asked: socket.socket) -> None:
         """One question on one connection; `carry` keeps it, to say on it what fails."""
@@ -102,24 +109,27 @@ class Carrier:
     async def _carry_for(self, asked: socket.socket, listener: socket.socket, server: str) -> None:
         """Carry what comes at `listener` to `server`, until the daemon closes `asked`."""
 
+        def failed(words: str) -> None:
+            _log.warning("%s: %s", server, words)
+            _say(asked, {"failure": words})
+
         async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            self._open += 1
             try:
-                if self._open > _CARRIED_MAX:
-                    raise OSError(f"more than {_CARRIED_MAX} connections at once")
                 await _carried(reader, writer, server)
             except OSError as error:  # also what took too long
                 # Not asyncio's own words, which name a call: the system's, as other errors have.
-                words = str(error) or "no connection in time"
-                if error.errno:
-                    words = os.strerror(error.errno)
-                _log.warning("%s: %s", server, words)
-                _say(asked, {"failure": words})
+                failed(os.strerror(error.errno) if error.errno else str(error) or _NOT_IN_TIME)
             finally:
-                self._open -= 1
                 writer.transport.abort()
 
-        carrying = await asyncio.start_unix_server(carry, sock=listener.dup(), limit=_CHUNK_BYTES)
+        def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if len(self._carrying) >= _CARRIED_MAX:
+                failed(f"more than {_CARRIED_MAX} connections at once")
+                writer.transport.abort()
+                return
+            self._begin(carry(reader, writer), self._carrying)
+
+        carrying = await asyncio.start_unix_server(begin, sock=listener.dup(), limit=_CHUNK_BYTES)
         async with carrying:
             await _closed(asked)
 
@@ -213,25 +223,35 @@ def _split(server: str) -> tuple[str, int]:
 
 
 async def _carried(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, server: str) -> None:
-    """Connect, and carry both ways until both sides have ended."""
+    """Connect, and carry both ways until both sides have ended, or one has and some time is over.
+
+    Raises OSError where there is no connection.
+    """
     host, port = _split(server)
     async with asyncio.timeout(_CONNECT_S):
         their_reader, their_writer = await asyncio.open_connection(
             host, port, limit=_CHUNK_BYTES, happy_eyeballs_delay=0.25
         )
     try:
-        await _first_error(_pump(reader, their_writer), _pump(their_reader, writer))
+        await _both(_pump(reader, their_writer), _pump(their_reader, writer))
     except (ConnectionError, asyncio.IncompleteReadError):
         pass  # one side was cut off: so is the other
     finally:
         their_writer.transport.abort()
 
 
-async def _first_error(*works: Any) -> None:
-    """All of them to their end, or none any longer once one failed."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def _both(*works: Any) -> None:
+    """Both of them; once one has ended the other has `_LINGER_S`, once one failed, nothing."""
+    tasks: list[asyncio.Task[None]] = [asyncio.ensure_future(work) for work in works]
     try:
-        await asyncio.gather(*tasks)
+        ended, going_on = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
+        if going_on:
+            # A server that says nothing would otherwise keep the place of a client that is gone.
+            ended, _late = await asyncio.wait(going_on, timeout=_LINGER_S)
+            for task in ended:
+                task.result()
     finally:
         for task in tasks:
             task.cancel()
@@ -241,5 +261,12 @@ async def _first_error(*works: Any) -> None:
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(_CHUNK_BYTES):
         writer.write(data)
-        await writer.drain()
+        limit = asyncio.timeout(_STALLED_S)
+        try:
+            async with limit:
+                await writer.drain()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise ConnectionAbortedError("it takes nothing any more") from error
     writer.write_eof()
