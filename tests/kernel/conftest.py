@@ -26,6 +26,7 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_interface",
         "test_leases",
         "test_ledger_disk",
+        "test_loader_alone",
         "test_maps",
         "test_meter_cpu",
         "test_meter_daemon",

@@ -80,6 +80,8 @@ def _take_place(fresh: Path, pin: Path) -> None:
     # bpffs renames onto an existing name since it has simple_rename; fall back to unlink first.
     try:
         fresh.rename(pin)
+    except FileNotFoundError:
+        raise  # the new one is gone: what is at work stays
     except OSError:
         with contextlib.suppress(FileNotFoundError):
             pin.unlink()

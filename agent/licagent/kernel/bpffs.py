@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,6 +19,7 @@ from licagent.kernel.layout import SCHEMA
 BPF_FS_MAGIC: Final = 0xCAFE4A11
 """include/uapi/linux/magic.h."""
 
+_ASK_AGAIN_S: Final = 0.05
 _MNT_DETACH: Final = 2  # umount2(2)
 
 _MADE_BY_KERNEL: Final = frozenset({"maps.debug", "progs.debug"})
@@ -44,6 +49,21 @@ def _mount(path: Path) -> None:
     if libc.mount(b"bpffs", os.fsencode(path), b"bpf", 0, b"mode=0700") != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"cannot mount a BPF file system: {os.strerror(number)}", str(path))
+
+
+def _lock(folder: int, until: float, path: Path) -> None:
+    """flock(2), waiting until `until` on the monotonic clock."""
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise TimeoutError(
+                    errno.ETIMEDOUT, "another loader is at work and does not end", str(path)
+                ) from error
+            time.sleep(_ASK_AGAIN_S)
+        else:
+            return
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +107,30 @@ class PinFolder:
             _mount(mount)
         for folder in (self.root, self.maps, self.links, self.programs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextmanager
+    def alone(self, timeout_s: float) -> Iterator[None]:
+        """Make the folder and have it to oneself: of all that ask so, one at a time.
+
+        The kernel lets the next one in when the process ends, however that ends.
+
+        Raises:
+            TimeoutError: another process had it for `timeout_s` seconds.
+            OSError: as `create`.
+        """
+        until = time.monotonic() + timeout_s
+        while True:
+            self.create()
+            folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                _lock(folder, until, self.root)
+                # Removed meanwhile, or mounted over: then the lock is on another folder.
+                if self.root.is_dir() and os.path.samestat(os.fstat(folder), self.root.stat()):
+                    self.create()
+                    yield
+                    return
+            finally:
+                os.close(folder)
 
     def _is_empty(self) -> bool:
         """Whether nobody else has pinned anything on our own mount."""

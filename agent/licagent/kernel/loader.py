@@ -42,6 +42,8 @@ from licagent.kernel.libbpf import BpfError, BpfObject
 from licagent.kernel.maps import Map
 
 _BUILD_SIZE: Final = 80
+_TURN_S: Final = 60
+"""How long to wait for another loader: longer than one takes, shorter than the unit's limit."""
 _PLAIN: Final = "_plain.bpf.o"
 
 
@@ -118,10 +120,12 @@ class Loader:
 
         Raises:
             LoadError: the core could not be loaded; what was attached before stays attached.
+            TimeoutError: another loader was at work on this folder for a minute.
         """
         start = time.monotonic_ns()
-        self.pins.create()
-        report = self._auto() if loader == "auto" else self._run(loader)
+        # A loader that lost its daemon may still be at work, and both use the same names.
+        with self.pins.alone(_TURN_S):
+            report = self._auto() if loader == "auto" else self._run(loader)
         report.duration_ns = time.monotonic_ns() - start
         return report
 
