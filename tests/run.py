@@ -30,10 +30,10 @@ NO_TESTS: Final = 5
 """pytest's status when nothing was collected."""
 BROKEN_OFF: Final = 2
 """pytest's status when it was told to end."""
+BESIDE_S: Final = 400
+"""A test's limit beside other lanes; pyproject.toml has that of a test alone."""
 END_S: Final = 50
 """How long a pytest that is told to end may clean up."""
-SYSTEM: Final = "tests/system"
-OF_FLEETS: Final = ("test_control_", "test_fleet_", "test_usage_", "test_billing", "test_trust")
 TAKE_A_VALUE: Final = {"-k", "-m", "-o", "-p", "-W", "-c", "-r"}
 
 
@@ -44,8 +44,6 @@ class Phase:
     name: str
     folder: str
     loader: str = ""
-    files: tuple[str, ...] = ()
-    """Of the folder; none named: all."""
 
 
 @dataclass(slots=True)
@@ -100,24 +98,13 @@ def read_request(arguments: Sequence[str], caller: Path) -> Request:
 def lanes(request: Request) -> list[list[Phase]]:
     """Which phases follow which; the kernel's suite runs once under each loader."""
     loaders = os.environ.get("LICAGENT_TEST_LOADER", "prebuilt bcc").split()
-    unit, system = Phase("unit", "tests/unit"), Phase("system", SYSTEM)
+    unit, system = Phase("unit", "tests/unit"), Phase("system", "tests/system")
     kernel = [Phase(f"kernel, loader {loader}", "tests/kernel", loader) for loader in loaders]
     is_whole = not request.paths and not request.options
     is_narrow = os.environ.get("LICAGENT_TEST_LANES") == "1" or (os.cpu_count() or 1) < 2
     if not is_whole or request.stops_at_failure or is_narrow or len(kernel) < 2:
         return [[unit, *kernel, system]]
-    fleets, others = halves(sorted(path.name for path in (ROOT / SYSTEM).glob("test_*.py")))
-    return [
-        kernel,
-        [unit, Phase("system, one host", SYSTEM, files=others)],
-        [Phase("system, control planes and fleets", SYSTEM, files=fleets)],
-    ]
-
-
-def halves(files: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the system's tests: those of control planes, which mostly wait, and all others."""
-    fleets = tuple(name for name in files if name.startswith(OF_FLEETS))
-    return fleets, tuple(name for name in files if name not in fleets)
+    return [[unit, *kernel], [system]]
 
 
 class Run:
@@ -155,8 +142,6 @@ class Run:
             if self._is_ending or (failed and self._request.stops_at_failure):
                 return
             paths = self._request.chosen(phase.folder)
-            if phase.files:
-                paths = [f"{phase.folder}/{name}" for name in phase.files]
             if paths and next((ROOT / phase.folder).rglob("test_*.py"), None) is not None:
                 self._phase(phase, paths, is_alone=is_alone)
 
@@ -167,6 +152,7 @@ class Run:
         command = [sys.executable, "-m", "pytest", *self._request.options, *paths]
         if not is_alone:
             command.append("--durations=15")  # which tests a lane waits for
+            command += ["-o", f"timeout={BESIDE_S}"]
         say(f"test: {phase.name}" + ("" if is_alone else ", begun"))
         began = time.monotonic()
         with tempfile.TemporaryFile() as shown:
