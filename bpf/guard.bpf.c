@@ -138,9 +138,9 @@ int BPF_PROG(licagent_bpf, int cmd, union bpf_attr *attr, unsigned int size)
 		struct bpf_link *link = object_of(words[0]);
 
 		id = BPF_CORE_READ(link, id);
-		return is_guarded(LIC_GUARDED_LINK, 0, id) ?
-			       refuse_other(found, LIC_GUARDED_LINK, id) :
-			       0;
+		return is_guarded(LIC_GUARDED_LINK, 0, id)
+			       ? refuse_other(found, LIC_GUARDED_LINK, id)
+			       : 0;
 	}
 	/* link_create: prog_fd, target_fd. raw_tracepoint: name in 64 bits, prog_fd. */
 	prog = object_of(cmd == BPF_LINK_CREATE ? words[0] : words[2]);
