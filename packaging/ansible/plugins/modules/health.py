@@ -43,9 +43,10 @@ options:
     default: []
   connected:
     description:
-      - Whether the link to the control plane must be up as well. Left out, it must be on a host that
-        has joined one and whose settings want the link. Without it leases end after minutes, and
-        enforcement then refuses what they covered; V(false) is for hosts that have no network yet.
+      - Whether the link to the control plane must be up as well. Left out, it must be on a host
+        that has joined one and whose settings want the link. Without it leases end after minutes,
+        and enforcement then refuses what they covered; V(false) is for hosts that have no network
+        yet.
     type: bool
   mode:
     description: The mode that must be in force, V(observe) or V(enforce); any if left out.
