@@ -208,7 +208,8 @@ leave() {
     cd /
     local folder=$FOLDER/bpf
     if mountpoint --quiet "$folder"; then umount "$folder"; fi
-    [[ ! -d $CGROUP ]] || find "$CGROUP" -depth -type d -exec rmdir {} +
+    # Busy for a moment more, where a process that was ended is on its way out.
+    wait_for 10 remove_cgroups
     mountpoint --quiet "$folder" || rm -rf "$FOLDER"
     exec 2>&"$words" {words}>&-
     if [[ -e $CGROUP || -e $FOLDER ]]; then
@@ -222,6 +223,8 @@ leave() {
     fi
     exit "$status"
 }
+
+remove_cgroups() { [[ ! -d $CGROUP ]] || find "$CGROUP" -depth -type d -exec rmdir {} + 2>/dev/null; }
 
 # A cgroup goes only when no process is in it, and programs when nothing holds their links.
 nothing_left() {
