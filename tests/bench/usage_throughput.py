@@ -87,10 +87,14 @@ def plane_on(url: str) -> Iterator[ControlPlane]:
     with ControlPlane(database=url) as found:
         found.make_keys()
         found.start()
-        # What is charged to a license that was never issued is set aside.
-        table = {"name": "db", "kind": "network", "destinations": [{"cidr": "192.0.2.1/32"}]}
-        found.apply(Document("resource", table), *map(license, LICENSES))
+        issue_licenses(found)
         yield found
+
+
+def issue_licenses(plane: ControlPlane) -> None:
+    """To which the agent's side charges: of others, a record loses its license on the way in."""
+    table = {"name": "db", "kind": "network", "destinations": [{"cidr": "192.0.2.1/32"}]}
+    plane.apply(Document("resource", table), *map(license, LICENSES))
 
 
 def enrolled(plane: ControlPlane) -> control_peer.Identity:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.system.harness.scene import COMMAND, HOLDER, STRANGER, Scene, eventually
 
+from licagent.cli.exits import DETACHED
 from lictoken.claims import Condition, Entitlement, Limit
 
 
@@ -204,7 +205,7 @@ def test_a_second_daemon_is_refused_and_detach_ends_the_first(scene: Scene) -> N
     assert scene.cli("detach").status == 2  # nobody to ask
     assert scene.cli("detach", "--yes").status == 0
     assert scene.agent.process is not None
-    assert scene.agent.process.wait(30) == 0
+    assert scene.agent.process.wait(30) == DETACHED
     assert scene.connect(STRANGER) == "ok"
     assert scene.cli("detach", "--yes").status == 0  # nothing was attached
     scene.agent.start()

@@ -274,7 +274,7 @@ def _admins(reader: Reader, since_ms: int, now_ms: int) -> list[str]:
     return [
         f"!the {one.credential.value} of the administrator {one.name}"
         for one in reader.admins()
-        if _is_live(one, now_ms) and one.created_at_unix_ms < since_ms
+        if _is_live(one, now_ms) and one.created_at_unix_ms < since_ms + _STALE_MS
     ]
 
 
