@@ -57,7 +57,7 @@ def plane(postgres: Postgres) -> Iterator[ControlPlane]:
     with postgres.database() as url, ControlPlane(database=url) as made:
         made.make_keys()
         made.start()
-        issue_licenses(made)
+        issue_licenses(made, "acme-db")  # what tests.support.usage.record charges to
         yield made
 
 
@@ -321,7 +321,8 @@ def filled(spool: Spool, batches: int, each: int = 20) -> list[SpoolBatch]:
 def assert_stored(plane: ControlPlane, peer: UsagePeer) -> None:
     found = stored(plane.database, peer.identity.host_id)
     records = peer.spool.records
-    assert found == {"rows": len(records), "sequences": len(records), **sums(records)}
+    counts = dict.fromkeys(("rows", "licensed", "sequences"), len(records))
+    assert found == {**counts, **sums(records)}
 
 
 async def test_repeated_reordered_and_lost_acks(plane: ControlPlane) -> None:

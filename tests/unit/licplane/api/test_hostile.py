@@ -403,7 +403,7 @@ async def test_a_queue_that_fills_up_ends_the_stream(start: Start) -> None:
     async def revoked_until_refused() -> None:
         while not site.refused("queue"):
             revision = site.plane.put(f"rev-{next(numbers)}", os.urandom(9), kind=Kind.REVOCATION)
-            await eventually(lambda: site.worker.hub.revision == revision)
+            await eventually(lambda revision=revision: site.worker.hub.revision == revision)
 
     await asyncio.wait_for(revoked_until_refused(), DEADLINE_S)
     assert site.refused("queue") == 1
