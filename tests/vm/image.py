@@ -44,15 +44,15 @@ _FILES: Final = {
     ),
     # Commands of a test are processes of ssh.service: a session of each (PAM would start a user
     # manager for it) costs seconds under emulation. Tests of user units ask for a manager.
-    "etc/ssh/sshd_config.d/licagent.conf": (
+    "etc/ssh/sshd_config.d/vm-tests.conf": (
         "UsePAM no\nUseDNS no\nPermitRootLogin prohibit-password\nMaxSessions 100\n"
         "MaxStartups 100\nPrintMotd no\n"
     ),
-    "etc/systemd/journald.conf.d/licagent.conf": (
+    "etc/systemd/journald.conf.d/vm-tests.conf": (
         "[Journal]\nStorage=persistent\nSyncIntervalSec=1s\nRateLimitIntervalSec=0\n"
     ),
     # An emulated, shared machine is slow: it is not to give up where real ones would not.
-    "etc/systemd/system.conf.d/licagent.conf": "[Manager]\nDefaultTimeoutStartSec=300s\n",
+    "etc/systemd/system.conf.d/vm-tests.conf": "[Manager]\nDefaultTimeoutStartSec=300s\n",
 }
 _OFF: Final = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),

@@ -54,7 +54,7 @@ while not ending:
     if outcome not in counts:
         print(outcome, file=sys.stderr, flush=True)
     counts[outcome] = counts.get(outcome, 0) + 1
-    time.sleep(0.002)
+    time.sleep(0.01)
 print(" ".join(f"{name}={count}" for name, count in sorted(counts.items())), flush=True)
 """
 
