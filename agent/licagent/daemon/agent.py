@@ -11,7 +11,6 @@ import gc
 import logging
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -60,7 +59,6 @@ _log: Final = logging.getLogger(__name__)
 
 _GLASS_DOCUMENT: Final = "break-glass"
 _GLASS_SCHEMA: Final = "licagent.break-glass/1"
-_MEASURE_QUEUE_MAX: Final = 1024
 _LARGE_POLICY_RULES: Final = 10_000
 _KERNEL_CLOCK_LATE_NS: Final = 20_000_000
 """More than bpf/clock.h is late at the most, a tick: 10 ms at HZ=100."""
@@ -69,11 +67,21 @@ _KERNEL_CLOCK_LATE_NS: Final = 20_000_000
 class Agent:
     """One host's agent. Construct, `start`, then `close`; enforcement stays."""
 
-    def __init__(self, config: AgentConfig, *, notify: Callable[[Record], None]) -> None:
-        """Take the state folder. Raises StateDirBusy when another daemon has it."""
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        notify: Callable[[Record], None],
+        measured: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take the state folder. Raises StateDirBusy when another daemon has it.
+
+        `measured` is called on another thread when there is something for `measure` to do.
+        """
         self.config = config
         self.started_at = time.time()
         self._notify = notify
+        self._measured = measured
         self.state = StateDir(config.state_dir)
         self.tree = CgroupTree.open(config.cgroup_root or "auto")
         self.users = Users()
@@ -116,7 +124,6 @@ class Agent:
         self.kernel_side: KernelSide | None = None
         self.identity: IdentityKeeper | None = None
         self.reader: EventReader | None = None
-        self.to_measure: deque[Event] = deque(maxlen=_MEASURE_QUEUE_MAX)
         self.last_cut: list[SocketRecord] = []
         self._cut_at_ns = 0  # trusted time
 
@@ -137,6 +144,7 @@ class Agent:
             self.kernel_side.iterators,
             self.tree,
             DigestCache(self.state.path / "digests.json", posture.boot_id()),
+            self._measured,
         )
         self.metering.begin()
         self.reader = EventReader(pins, self._take_event)
@@ -163,6 +171,8 @@ class Agent:
         if self.reader is not None:
             self.reader.consume()
             self.reader.close()
+        if self.identity is not None:
+            self.identity.close()
         if self.kernel_side is not None:
             self.kernel_side.close()
         self.log.sync()
@@ -401,7 +411,8 @@ class Agent:
 
     def _take_event(self, event: Event) -> None:
         if event.kind == EventKind.EXEC:
-            self.to_measure.append(event)
+            if self.identity is not None:
+                self.identity.ask(event)
             return
         if event.kind == EventKind.GUARD:
             self.kernel_watch.refused(event)
@@ -438,21 +449,9 @@ class Agent:
         for key, count in self.kernel.counters.take_settled(now):
             self.keep(self.book.folded(key, count))
 
-    def measure_started(self) -> None:
-        """Measure what programs just began to run."""
-        identity = self._identity()
-        again = []
-        while self.to_measure:
-            event = self.to_measure.popleft()
-            if identity.needs_digests and not identity.measure_process(event):
-                again.append(event)
-        self.to_measure.extend(again)
-
-    def measure(self) -> bool:
-        """Measure executables that wait; True while there is more to do."""
-        self.measure_started()
-        identity = self._identity()
-        return identity.needs_digests and identity.measure_some()
+    def measure(self) -> None:
+        """Put into the kernel what was measured since."""
+        self._identity().take_measured()
 
     # --- time
 

@@ -4,25 +4,25 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 from licagent.domain.tables import Scope, ScopeKind, Tables
 from licagent.host.cgroups import CgroupTree, matches
-from licagent.host.digests import DigestCache, NotMeasured
-from licagent.host.exec_paths import Candidate, candidates
-from licagent.host.executables import FileIdentity, NoSuchExecutable, directory_entry
-from licagent.host.processes import executable_of
+from licagent.host.digests import DigestCache
+from licagent.host.executables import NoSuchExecutable, directory_entry
+from licagent.host.lanes import Started
+from licagent.host.measurer import Measurer, Outcome
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import MAX_SCOPES, Event
 
 _log: Final = logging.getLogger(__name__)
 
-_LOOK_AGAIN_S: Final = 2.0
-_FOLDERS_MAX: Final = 256
+_FIRST_WAIT_S: Final = 10.0
+"""At a start nothing else waits; root's programs take seconds to read at the worst."""
+_WAIT_S: Final = 1.0
 
 _PROBLEMS_MAX: Final = 10
 
@@ -41,7 +41,11 @@ _CONTAINER_NAMES: Final = (
 
 
 class IdentityKeeper:
-    """Writes paths, contents, scope names and cgroups. Not for several threads at once."""
+    """Writes paths, contents, scope names and cgroups. Not for several threads at once.
+
+    Files are read by a thread of their own (licagent.host.measurer); what it found is written
+    here, by the policy of that moment.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,9 @@ class IdentityKeeper:
         iterators: Iterators,
         tree: CgroupTree,
         digests: DigestCache,
+        measured: Callable[[], None],
     ) -> None:
+        """`measured` is called on another thread when `take_measured` has something to do."""
         self._tables = tables
         self._iterators = iterators
         self._tree = tree
@@ -57,11 +63,9 @@ class IdentityKeeper:
         self._policy = Tables()
         self._wanted: dict[str, int] = {}  # digest -> number
         self._written: dict[int, tuple[int, ...]] = {}  # cgroup id -> scopes
-        self._queue: Iterator[Candidate] = iter(())
-        self._folders: dict[str, None] = {}  # where measured programs stood; see `_look_again`
-        self._finished = True  # the queue was gone through
-        self._missed = False  # a program ended before it was measured
-        self._next_look_s = 0.0
+        self._measurer = Measurer(digests, measured)
+        self._measurer.start()
+        self._is_first = True  # no policy was settled yet
         self._path_problems: tuple[str, ...] = ()
         self._scope_problems: tuple[str, ...] = ()
 
@@ -83,8 +87,11 @@ class IdentityKeeper:
         self._tables.set_paths(self._path_entries(tables), prune=True)
         self._tables.set_scope_names(self._scope_entries(tables.scopes), prune=True)
         self._write_cgroups(tables.scopes)
-        self._queue = candidates(self._folders) if self._wanted else iter(())
-        self._finished = not self._wanted
+        self._is_first = False
+        if self._wanted:
+            self._measurer.scan()
+        else:
+            self._measurer.rest()
 
     def refresh(self) -> None:
         """Look again, every few seconds: folders that were replaced, cgroups seen late."""
@@ -92,6 +99,12 @@ class IdentityKeeper:
             self._tables.set_paths(self._path_entries(self._policy), prune=True)
         if self._policy.scopes:
             self._write_cgroups(self._policy.scopes)
+        for gone in self._digests.forget_unmounted():
+            self._tables.forget_content(gone.device, gone.inode, gone.ctime_ns)
+
+    def close(self) -> None:
+        """Measure no more."""
+        self._measurer.stop()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -103,87 +116,86 @@ class IdentityKeeper:
         """Whether some selector is a digest."""
         return bool(self._wanted)
 
-    def measure_some(self, budget_s: float = 0.05) -> bool:
-        """Measure installed executables in the background; False when all are done."""
-        end = time.monotonic() + budget_s
-        fresh = False
-        self._look_again()
-        for candidate in self._queue:
-            try:
-                measured = self._digests.measure(candidate.open_path)
-            except (NoSuchExecutable, NotMeasured, OSError):
-                continue
-            self._note(measured.identity, measured.sha256)
-            fresh = True
-            if time.monotonic() >= end:
-                self._iterators.seed_processes()
-                return True
-        if fresh:
+    def ask(self, event: Event) -> None:
+        """Have what a process just began to run measured."""
+        if self._wanted:
+            self._measurer.ask(Started(event.pid, event.exec_ns))
+
+    @property
+    def has_measured(self) -> bool:
+        """Whether `take_measured` has something to do. For any thread."""
+        return self._measurer.has_outcomes
+
+    def check_measurer(self) -> None:
+        """Raise what has ended the thread that measures. For any thread."""
+        if self._measurer.failure is not None:
+            raise RuntimeError("executables are measured no more") from self._measurer.failure
+
+    def take_measured(self) -> None:
+        """Tell the kernel what was measured since, a few hundred files at the most."""
+        # Their room first. What is evicted from here on is taken out the next time.
+        for gone in self._digests.take_evicted():
+            self._tables.forget_content(gone.device, gone.inode, gone.ctime_ns)
+        taken = self._measurer.take()
+        found = [each for each in taken if self._digests.get(each.identity) == each.sha256]
+        if not found:
+            return
+        self._tables.set_contents(
+            (
+                each.identity.device,
+                each.identity.inode,
+                each.identity.ctime_ns,
+                self._wanted.get(each.sha256, 0),
+            )
+            for each in found
+        )
+        if self._tables.is_full_of_contents:
+            self._tables.drop_contents_but(self._content_entries())
+            self._write_contents()
+        for each in found:
+            for started in each.waiters:
+                self._note_process(started, each)
+        if any(each.is_for_all for each in found):
             self._iterators.seed_processes()
-            self._digests.save()
-        self._finished = True
-        return False
 
-    def _look_again(self) -> None:
-        """Programs that run too briefly to be measured as they do are looked for in folders."""
-        if self._missed and self._finished and time.monotonic() >= self._next_look_s:
-            self._missed = self._finished = False
-            self._next_look_s = time.monotonic() + _LOOK_AGAIN_S
-            self._queue = candidates(self._folders)
-
-    def measure_process(self, event: Event) -> bool:
-        """Measure what a process just began to run, and let its entry know.
-
-        False: its file changed a moment ago, ask again.
-        """
-        try:
-            measured = self._digests.measure(f"/proc/{event.pid}/exe")
-        except NotMeasured as error:
-            return not error.retry
-        except (NoSuchExecutable, OSError):
-            self._missed = True
-            return True
-        self._note_folder(event.pid)
-        self._note(measured.identity, measured.sha256)
-        identity = measured.identity
-        process = self._tables.process(event.pid)
+    def _note_process(self, started: Started, outcome: Outcome) -> None:
+        """Let a process's entry know, if it still runs what was measured."""
+        identity = outcome.identity
+        process = self._tables.process(started.pid)
         if (
             process is not None
-            and process.exec_ns == event.exec_ns
+            and process.exec_ns == started.exec_ns
             and process.device == identity.device
             and process.inode == identity.inode
             and process.ctime_ns == identity.ctime_ns
         ):
-            process.digest = self._wanted.get(measured.sha256, 0)
+            process.digest = self._wanted.get(outcome.sha256, 0)
             process.measured = 1
-            self._tables.set_process(event.pid, process)
-        return True
-
-    def _note_folder(self, pid: int) -> None:
-        path, _ = executable_of(pid)
-        if path is not None and len(self._folders) < _FOLDERS_MAX:
-            self._folders[str(Path(path).parent)] = None
-
-    def _note(self, identity: FileIdentity, digest: str) -> None:
-        self._tables.set_content(
-            identity.device, identity.inode, identity.ctime_ns, self._wanted.get(digest, 0)
-        )
+            self._tables.set_process(started.pid, process)
 
     def _measure_named(self, tables: Tables) -> None:
-        """Executables that some rule names by path are measured before the policy is in force."""
-        for _number, path in tables.paths:
-            try:
-                self._digests.measure(path)
-            except (NoSuchExecutable, NotMeasured, OSError):
-                continue
+        """Executables that some rule names by path are measured before the policy is in force.
 
-    def _write_contents(self) -> None:
-        if not self._wanted:
-            return
-        self._tables.set_contents(
+        As far as that is quick: a file that others may write holds up no policy, but for the
+        first one after a start.
+        """
+        self._measurer.measure_named(
+            [path for _number, path in tables.paths],
+            also_others=self._is_first,
+            wait_s=_FIRST_WAIT_S if self._is_first else _WAIT_S,
+            meanwhile=self.take_measured,
+        )
+        self.take_measured()
+
+    def _content_entries(self) -> Iterator[tuple[int, int, int, int]]:
+        return (
             (identity.device, identity.inode, identity.ctime_ns, self._wanted.get(digest, 0))
             for identity, digest in self._digests.items()
         )
+
+    def _write_contents(self) -> None:
+        if self._wanted:
+            self._tables.set_contents(self._content_entries())
 
     def _path_entries(self, tables: Tables) -> dict[bytes, int]:
         entries: dict[bytes, int] = {}

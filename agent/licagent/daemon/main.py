@@ -46,7 +46,8 @@ _SETTLE_S: Final = 1.0
 _EVENTS_PAUSE_S: Final = 0.02
 _BUSY_EVENTS: Final = 10
 _BUSY_PAUSE_S: Final = 0.05
-_MEASURE_S: Final = 0.2
+_MEASURE_WAIT_S: Final = 5.0
+_MEASURE_PAUSE_S: Final = 0.01
 _END_SLACK_S: Final = 0.02
 _EVENTS_WAIT_S: Final = 5.0
 _ENDS_WAIT_S: Final = 15.0
@@ -89,7 +90,8 @@ class Daemon:
         self._config = config
         self._fanout: Fanout[Record] = Fanout()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._agent = Agent(config, notify=self._publish)
+        self._measured = asyncio.Event()
+        self._agent = Agent(config, notify=self._publish, measured=self._tell_measured)
         self._agent.settings = settings
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
         self._notifier = Notifier.from_environment(os.environ)
@@ -189,8 +191,6 @@ class Daemon:
                     await readable(reader.fileno())
             count = await loop.run_in_executor(self._thread, reader.consume)
             made()
-            if self._agent.to_measure:  # at once: many programs end soon
-                await self._attempt(self._agent.measure_started)
             # Many events are one wake-up; the ring holds thousands.
             await asyncio.sleep(_EVENTS_PAUSE_S if count < _BUSY_EVENTS else _BUSY_PAUSE_S)
 
@@ -222,13 +222,29 @@ class Daemon:
         except OSError as error:
             _log.error("interfaces cannot be covered: %s", error)
 
+    def _tell_measured(self) -> None:
+        """From the thread that measures."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(self._measured.set)
+
     async def _measure(self) -> None:
-        """New executables at once, installed ones in slices."""
-        made = self._life.expect("executables")
+        """Put into the kernel what the thread that measures has found."""
+        made = self._life.expect("executables", _MEASURE_WAIT_S)
         while True:
-            more = await self._attempt(self._agent.measure)
+            with contextlib.suppress(TimeoutError):  # not wait_for: see _ends
+                async with asyncio.timeout(_MEASURE_WAIT_S):
+                    await self._measured.wait()
+            self._measured.clear()
+            identity = self._agent.identity
+            if identity is not None:
+                identity.check_measurer()
+                if identity.has_measured:
+                    await self._attempt(self._agent.measure)
+                if identity.has_measured:
+                    self._measured.set()
             made()
-            await asyncio.sleep(0.05 if more else _MEASURE_S)
+            await asyncio.sleep(_MEASURE_PAUSE_S)
 
     async def _ends(self) -> None:
         """Close the sockets of licenses and break-glass that end. The kernel has silenced them."""

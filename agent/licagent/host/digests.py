@@ -25,14 +25,12 @@ come to have. What could break that, and what is done about it:
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import signal
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,35 +40,24 @@ from typing import Final
 from licagent.host.executables import (
     FileIdentity,
     NoSuchExecutable,
-    OpenFile,
     device_numbers,
+    device_of_fd,
     identify_fd,
 )
+from licagent.host.hashing import NotMeasured, Reading
 from licagent.host.mounts import MountTable
 
 FRESH_NS: Final = 20_000_000
 """Two ticks at HZ=100, the coarsest change time there is (current_time(), fs/inode.c)."""
 
 FILE_MAX_BYTES: Final = 2 * 1024**3
-_CHUNK_BYTES: Final = 1024 * 1024
-_FORMAT: Final = "licagent.digests/1"
+_FORMAT: Final = "licagent.digests/2"
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 _HOST_OVERLAYS: Final = frozenset({"/", "/usr"})
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 _FOREIGN_FILESYSTEMS: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs", "vboxsf", "orangefs", "coda"}
 )
-
-
-class NotMeasured(Exception):
-    """No digest was taken. `retry` says whether it may work in a moment."""
-
-    def __init__(self, path: str, why: str, *, retry: bool) -> None:
-        """`why` is for people."""
-        super().__init__(f"{path} was not measured: {why}")
-        self.path = path
-        self.why = why
-        self.retry = retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +69,47 @@ class Measured:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that may be measured, held open by its inode only (O_PATH). To be closed."""
+
+    path: str  # for messages
+    fd: int
+    identity: FileIdentity
+    info: os.stat_result
+
+    @property
+    def is_roots(self) -> bool:
+        """Whether root alone can write it."""
+        return self.info.st_uid == 0 and not self.info.st_mode & _OTHERS_WRITE
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        os.close(self.fd)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    sha256: str
+    size_bytes: int
+    owner: int  # uid
+
+
 class DigestCache:
-    """Digests of this boot's executables, kept in a file so that a restart is quick."""
+    """Digests of this boot's executables, kept in a file so that a restart is quick.
+
+    For any thread; `save` for one at a time.
+    """
 
     def __init__(self, path: Path, boot_id: str, max_entries: int = 65536) -> None:
         """Load `path` if it is whole and of this boot; else begin anew: it is only a cache."""
         self._path = path
         self._boot_id = boot_id
         self._max_entries = max_entries
-        self._digests: dict[FileIdentity, tuple[str, int]] = {}
+        self._lock = threading.Lock()
+        self._digests: dict[FileIdentity, _Known] = {}
+        self._by_owner: dict[int, dict[FileIdentity, None]] = {}  # oldest first
+        self._evicted: list[FileIdentity] = []
         self._dirty = False
         self._own_mounts = MountTable()
         self._host_mounts = _host_mounts()
@@ -103,16 +122,25 @@ class DigestCache:
 
     def get(self, identity: FileIdentity) -> str | None:
         """The digest of a version of a file, if it is known."""
-        found = self._digests.get(identity)
-        return found[0] if found is not None else None
+        known = self._digests.get(identity)
+        return known.sha256 if known is not None else None
 
     def items(self) -> Iterator[tuple[FileIdentity, str]]:
         """All that is known, oldest first."""
-        return ((identity, found[0]) for identity, found in list(self._digests.items()))
+        with self._lock:
+            known = list(self._digests.items())
+        return ((identity, each.sha256) for identity, each in known)
 
     def forget(self, identity: FileIdentity) -> None:
         """Drop one."""
-        self._dirty = self._digests.pop(identity, None) is not None or self._dirty
+        with self._lock:
+            self._drop(identity)
+
+    def take_evicted(self) -> list[FileIdentity]:
+        """What had to make room since the last call: take it out of the kernel's tables, too."""
+        with self._lock:
+            taken, self._evicted = self._evicted, []
+        return taken
 
     def mounts_changed_fd(self) -> int:
         """A descriptor that signals EPOLLPRI, once, when something was mounted or unmounted.
@@ -128,49 +156,126 @@ class DigestCache:
         Their device number may be given to a filesystem that a user makes up (FUSE in a user
         namespace): take them out of the kernel's tables at once.
         """
-        gone = tuple(
-            identity
-            for identity in self._digests
-            if not self._host_mounts.on_device(*device_numbers(identity.device))
-        )
+        with self._lock:
+            known = list(self._digests)
+        devices = {identity.device for identity in known}
+        gone_devices = {
+            device for device in devices if not self._host_mounts.on_device(*device_numbers(device))
+        }
+        gone = tuple(identity for identity in known if identity.device in gone_devices)
         for identity in gone:
             self.forget(identity)
         return gone
 
-    def measure(self, path: str | Path) -> Measured:
-        """The digest of the file at `path`, from the cache if its version is known.
+    def find(self, path: str | Path) -> Found:
+        """Find the file at `path`, if it is one that may be measured. Asks no foreign filesystem.
 
-        Reading is not quick (1,147 cached files of 818 MiB took 2.3 s): call it where nothing
-        waits, not on the event loop. Raises NoSuchExecutable or NotMeasured.
+        Raises NoSuchExecutable or NotMeasured.
         """
         name = str(path)
         fd = _open(name)
         try:
-            before = identify_fd(fd, self._own_mounts)
-            self._check_filesystem(name, before)
-            known = self._digests.get(before.identity)
-            if known is not None:
-                return Measured(before.identity, *known)
-            _check_file(name, before.info)
-            digest, size_bytes = _hash_under_lease(name, fd)
-            after = identify_fd(fd, self._own_mounts)
-        finally:
+            # Before anything is asked of it: whoever serves a foreign filesystem could let an
+            # answer wait for ever.
+            kind, lagging = self._filesystem(name, device_of_fd(fd, self._own_mounts))
+            file = identify_fd(fd, self._own_mounts)
+            if not stat.S_ISREG(file.info.st_mode):
+                raise NoSuchExecutable(name, "it is no regular file")
+            if lagging and (file.info.st_uid != 0 or file.info.st_mode & _OTHERS_WRITE):
+                raise NotMeasured(
+                    name,
+                    f"on {kind} its owner could change it unseen; install it on a disk, or as "
+                    "root's with mode 0755",
+                    retry=False,
+                )
+        except BaseException:
             os.close(fd)
-        if after.identity != before.identity or after.info.st_size != size_bytes:
-            raise NotMeasured(name, "it changed while it was read", retry=True)
-        while len(self._digests) >= self._max_entries:
-            del self._digests[next(iter(self._digests))]
-        self._digests[before.identity] = (digest, size_bytes)
+            raise
+        return Found(name, fd, file.identity, file.info)
+
+    def known(self, found: Found) -> Measured | None:
+        """What is known of this version of the file."""
+        known = self._digests.get(found.identity)
+        return Measured(found.identity, known.sha256, known.size_bytes) if known else None
+
+    def begin(self, found: Found) -> Reading:
+        """Begin to read it; `found` stays the caller's. Raises NoSuchExecutable or NotMeasured."""
+        check_file(found)
+        # The same inode, whatever its path names by now.
+        return Reading(found.path, _open(f"/proc/self/fd/{found.fd}", os.O_RDONLY, found.path))
+
+    def finish(self, found: Found, reading: Reading) -> Measured:
+        """Keep the digest of what was read to its end. Raises NotMeasured."""
+        sha256, size_bytes = reading.release(), reading.size_bytes
+        after = identify_fd(reading.fd, self._own_mounts)
+        if after.identity != found.identity or after.info.st_size != size_bytes:
+            raise NotMeasured(found.path, "it changed while it was read", retry=True)
+        with self._lock:
+            while len(self._digests) >= self._max_entries:
+                # Of whoever has most: nobody pushes out what others run.
+                most = max(self._by_owner.values(), key=len)
+                oldest = next(iter(most))
+                self._drop(oldest)
+                self._evicted.append(oldest)
+            self._keep(found.identity, _Known(sha256, size_bytes, after.info.st_uid))
+            self._dirty = True
+        return Measured(found.identity, sha256, size_bytes)
+
+    def measure(self, path: str | Path) -> Measured:
+        """The digest of the file at `path`, from the cache if its version is known.
+
+        Reading is not quick (1,147 cached files of 818 MiB took 2.3 s), and as slow as its owner
+        makes it: licagent.host.measurer is for files of anybody. Raises NoSuchExecutable or
+        NotMeasured.
+        """
+        found = self.find(path)
+        try:
+            known = self.known(found)
+            if known is not None:
+                return known
+            reading = self.begin(found)
+            try:
+                while not reading.step(FILE_MAX_BYTES):
+                    pass
+                return self.finish(found, reading)
+            finally:
+                reading.close()
+        finally:
+            found.close()
+
+    def _keep(self, identity: FileIdentity, known: _Known) -> None:
+        self._drop(identity)
+        self._digests[identity] = known
+        self._by_owner.setdefault(known.owner, {})[identity] = None
+
+    def _drop(self, identity: FileIdentity) -> None:
+        known = self._digests.pop(identity, None)
+        if known is None:
+            return
         self._dirty = True
-        return Measured(before.identity, digest, size_bytes)
+        of_owner = self._by_owner[known.owner]
+        del of_owner[identity]
+        if not of_owner:
+            del self._by_owner[known.owner]
 
     def save(self) -> bool:
         """Write the cache if it has changed; whether it had. OSError when the disk refuses."""
-        if not self._dirty:
-            return False
+        with self._lock:
+            if not self._dirty:
+                return False
+            known = list(self._digests.items())
+            self._dirty = False
+        try:
+            self._write(known)
+        except BaseException:
+            self._dirty = True
+            raise
+        return True
+
+    def _write(self, known: list[tuple[FileIdentity, _Known]]) -> None:
         entries = [
-            [identity.device, identity.inode, identity.ctime_ns, digest, size_bytes]
-            for identity, (digest, size_bytes) in self._digests.items()
+            [at.device, at.inode, at.ctime_ns, each.sha256, each.size_bytes, each.owner]
+            for at, each in known
         ]
         body = json.dumps(entries, separators=(",", ":"))
         checksum = hashlib.sha256(body.encode()).hexdigest()
@@ -185,8 +290,6 @@ class DigestCache:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        self._dirty = False
-        return True
 
     def _load(self) -> None:
         try:
@@ -208,15 +311,16 @@ class DigestCache:
                 checksum,
             ):
                 return
-            for device, inode, ctime_ns, digest, size_bytes in json.loads(body):
-                self._digests[FileIdentity(device, inode, ctime_ns)] = (digest, size_bytes)
+            for device, inode, ctime_ns, digest, size_bytes, owner in json.loads(body):
+                known = _Known(digest, size_bytes, owner)
+                self._keep(FileIdentity(device, inode, ctime_ns), known)
         except (ValueError, KeyError, TypeError):
             self._digests.clear()
+            self._by_owner.clear()
 
-    def _check_filesystem(self, path: str, file: OpenFile) -> None:
-        if not stat.S_ISREG(file.info.st_mode):
-            raise NoSuchExecutable(path, "it is no regular file")
-        mounts = self._host_mounts.on_device(*device_numbers(file.identity.device))
+    def _filesystem(self, path: str, device: int) -> tuple[str, bool]:
+        """Its kind, and whether its change times come late."""
+        mounts = self._host_mounts.on_device(*device_numbers(device))
         if not mounts:
             raise NotMeasured(
                 path, "its filesystem is not mounted in the host's own namespace", retry=False
@@ -236,20 +340,15 @@ class DigestCache:
                     retry=False,
                 )
             lagging = True
-        if lagging and (file.info.st_uid != 0 or file.info.st_mode & _OTHERS_WRITE):
-            raise NotMeasured(
-                path,
-                f"on {kind} its owner could change it unseen; install it on a disk, or as "
-                "root's with mode 0755",
-                retry=False,
-            )
+        return kind, lagging
 
 
-def _check_file(path: str, info: os.stat_result) -> None:
-    if info.st_size > FILE_MAX_BYTES:
-        raise NotMeasured(path, f"it is larger than {FILE_MAX_BYTES} bytes", retry=False)
-    if 0 <= time.time_ns() - info.st_ctime_ns < FRESH_NS:
-        raise NotMeasured(path, "it was changed a moment ago", retry=True)
+def check_file(found: Found) -> None:
+    """Raise NotMeasured for a file that is too large, or too young."""
+    if found.info.st_size > FILE_MAX_BYTES:
+        raise NotMeasured(found.path, f"it is larger than {FILE_MAX_BYTES} bytes", retry=False)
+    if 0 <= time.time_ns() - found.info.st_ctime_ns < FRESH_NS:
+        raise NotMeasured(found.path, "it was changed a moment ago", retry=True)
 
 
 def _host_mounts() -> MountTable:
@@ -259,38 +358,9 @@ def _host_mounts() -> MountTable:
         return MountTable()
 
 
-def _open(path: str) -> int:
+def _open(path: str, how: int = os.O_PATH, name: str = "") -> int:
     try:
-        # O_NONBLOCK: a FIFO or a device at this path must not stop us.
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        return os.open(path, how | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else str(error)
-        raise NoSuchExecutable(path, why or "it cannot be opened") from error
-
-
-def _hash_under_lease(path: str, fd: int) -> tuple[str, int]:
-    # A broken lease is announced by SIGIO, which would end the process: ask for SIGURG, which
-    # is ignored unless somebody handles it.
-    fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-    try:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            raise NotMeasured(path, "somebody has it open for writing", retry=True) from error
-        raise NotMeasured(
-            path, f"its filesystem cannot hold off writers ({error.strerror})", retry=False
-        ) from error
-    hasher = hashlib.sha256()
-    size_bytes = 0
-    try:
-        while chunk := os.pread(fd, _CHUNK_BYTES, size_bytes):
-            hasher.update(chunk)
-            size_bytes += len(chunk)
-            # Somebody waits to write: let them, and come back later.
-            if fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_RDLCK:
-                raise NotMeasured(path, "somebody opened it for writing", retry=True)
-    except OSError as error:
-        raise NotMeasured(path, f"it cannot be read ({error.strerror})", retry=False) from error
-    finally:
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    return hasher.hexdigest(), size_bytes
+        raise NoSuchExecutable(name or path, why or "it cannot be opened") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from licagent.host.processes import executable_of, pids
+from licagent.host.quickstat import quick_stat
 
 _ANY_EXECUTE: Final = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
 STANDARD_DIRECTORIES: Final = (
@@ -55,14 +56,14 @@ def search_directories(extra: Iterable[str] = ()) -> tuple[str, ...]:
 
 def running() -> Iterator[Candidate]:
     """What runs now, each file once; also deleted files and those inside containers."""
-    seen: set[tuple[int, int]] = set()
+    seen: set[tuple[int, int, int]] = set()
     for pid in pids():
         open_path = f"/proc/{pid}/exe"
         try:
-            info = Path(open_path).stat()
+            info = quick_stat(open_path)
         except OSError:  # ended, a kernel thread, or not ours to look at
             continue
-        key = (info.st_dev, info.st_ino)
+        key = (info.major, info.minor, info.inode)
         if key in seen:
             continue
         path, _ = executable_of(pid)

@@ -19,6 +19,7 @@ from typing import Final
 
 from licagent.host.hostroot import as_host_sees, real_path
 from licagent.host.mounts import Mount, MountTable
+from licagent.host.quickstat import quick_stat
 
 _MINOR_BITS: Final = 20  # MKDEV() inside the kernel, include/linux/kdev_t.h
 
@@ -71,6 +72,16 @@ class OpenFile:
     identity: FileIdentity
     mount: Mount | None  # None: in no mount namespace that we see (memfd, another container)
     info: os.stat_result
+
+
+def device_of_fd(fd: int, mounts: MountTable) -> int:
+    """The device of an open file, as the kernel keeps it, without asking its filesystem."""
+    mount_id, _ = _fdinfo(fd)
+    mount = mounts.by_id(mount_id) if mount_id is not None else None
+    if mount is not None:
+        return kernel_device(mount.major, mount.minor)
+    found = quick_stat(fd)
+    return kernel_device(found.major, found.minor)
 
 
 def identify_fd(fd: int, mounts: MountTable) -> OpenFile:

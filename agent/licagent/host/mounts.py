@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import re
 import select
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ class MountTable:
     """The mounts of one process's namespace, read again only when they have changed.
 
     mountinfo signals POLLPRI when the table changes (proc(5), since 2.6.30), so that a look-up
-    costs one poll(2) and never answers from an old table.
+    costs one poll(2) and never answers from an old table. For any thread.
     """
 
     def __init__(self, path: Path = Path("/proc/self/mountinfo")) -> None:
@@ -77,8 +78,15 @@ class MountTable:
         self._by_id: dict[int, Mount] = {}
         self._by_device: dict[tuple[int, int], tuple[Mount, ...]] = {}
         self._filled = False
+        self._lock = threading.Lock()
 
     def _refresh(self) -> None:
+        # One at a time: a change is told once, and whoever is not told it would answer from the
+        # old table while the other still reads the new one.
+        with self._lock:
+            self._read_if_changed()
+
+    def _read_if_changed(self) -> None:
         if self._filled and not self._poll.poll(0):
             return
         os.lseek(self._fd, 0, os.SEEK_SET)

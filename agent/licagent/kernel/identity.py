@@ -108,6 +108,20 @@ class IdentityTables:
         """A file's content is unknown again."""
         self._contents.delete(_bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime_ns)))
 
+    @property
+    def is_full_of_contents(self) -> bool:
+        """Whether a file's content did not fit."""
+        return self._contents.path.name in self.full
+
+    def drop_contents_but(self, entries: Iterable[tuple[int, int, int, int]]) -> None:
+        """Make room: all contents are unknown again but these, given as for `set_contents`."""
+        kept = {
+            _bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime))
+            for device, inode, ctime, _number in entries
+        }
+        self._contents.delete_many([key for key in self._contents.keys() if key not in kept])  # noqa: SIM118
+        self.full.discard(self._contents.path.name)
+
     def clear_contents(self) -> None:
         """All contents are unknown again."""
         self._contents.delete_many(list(self._contents.keys()))

@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 
 from licagent.host import digests as module
-from licagent.host.digests import DigestCache, NotMeasured
+from licagent.host import hashing
+from licagent.host.digests import DigestCache
 from licagent.host.executables import NoSuchExecutable, identify
+from licagent.host.hashing import NotMeasured
 from licagent.host.mounts import Mount, MountTable
 
 BOOT = "11111111-2222-3333-4444-555555555555"
@@ -61,7 +63,7 @@ def test_content_is_measured_once_per_version(
     assert cache.get(found.identity) == found.sha256
     assert list(cache.items()) == [(found.identity, found.sha256)]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_hash_under_lease", lambda *_: pytest.fail("read again"))
+        patch.setattr(DigestCache, "begin", lambda *_: pytest.fail("read again"))
         assert cache.measure(program) == found
     write_aged(program, b"y")
     again = cache.measure(program)
@@ -157,7 +159,7 @@ def test_a_writer_who_comes_meanwhile_stops_the_measuring(
     cache: DigestCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The writer waits for us, we give way, and SIGIO does not end this process."""
-    program = write_aged(tmp_path / "program", b"x" * 3 * module._CHUNK_BYTES)
+    program = write_aged(tmp_path / "program", b"x" * 3 * hashing._CHUNK_BYTES)
     assert signal.getsignal(signal.SIGIO) == signal.SIG_DFL
     opened = threading.Event()
     real = os.pread
@@ -170,12 +172,12 @@ def test_a_writer_who_comes_meanwhile_stops_the_measuring(
     writer = threading.Thread(target=write)
 
     def slow_pread(fd: int, size: int, offset: int) -> bytes:
-        if offset == module._CHUNK_BYTES:
+        if offset == hashing._CHUNK_BYTES:
             writer.start()
             assert not opened.wait(0.3)  # the lease holds it off
         return real(fd, size, offset)
 
-    monkeypatch.setattr(module.os, "pread", slow_pread)
+    monkeypatch.setattr(hashing.os, "pread", slow_pread)
     with pytest.raises(NotMeasured, match="for writing") as caught:
         cache.measure(program)
     assert caught.value.retry
@@ -194,7 +196,7 @@ def test_a_file_that_changes_without_a_writer_is_found(
         program.chmod(0o700)
         return real(fd, size, offset)
 
-    monkeypatch.setattr(module.os, "pread", chmod_meanwhile)
+    monkeypatch.setattr(hashing.os, "pread", chmod_meanwhile)
     with pytest.raises(NotMeasured, match="changed while"):
         cache.measure(program)
     assert len(cache) == 0
