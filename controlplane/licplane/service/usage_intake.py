@@ -37,6 +37,8 @@ from licplane.service.usage_values import (
 )
 from licplane.service.values import Actor, Role
 from licplane.service.work import Work, perform_once
+from licplane.store.postgres_servers import Lineage
+from licplane.store.reader import Reader
 from licplane.store.recorder import Recorder
 from licplane.store.usage_model import (
     DAY_MS,
@@ -86,16 +88,29 @@ def gap_detail(lost: LostRange) -> dict[str, object]:
     }
 
 
+class _Memory:
+    """What one history of the database is known to hold. After a fail-over it may be gone."""
+
+    def __init__(self, lineage: Lineage | None) -> None:
+        self.lineage: Final = lineage
+        self.owners: Final[Remembered[Owner, int]] = Remembered(_OWNERS_BYTES)
+        self.licenses: Final = UsageLicenses()
+        self.scopes: Final[dict[UsageScope, int]] = {}
+        self.parts: Final[set[int]] = set()
+
+    def check(self, reader: Reader) -> None:
+        """Raise Conflict where this transaction is of another history."""
+        if reader.lineage != self.lineage:
+            raise Conflict("The database goes on at another server", "Open a new stream")
+
+
 class UsageIntake:
     """Takes what hosts send. Threads may share it."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
         self._lock = threading.Lock()
-        self._owners: Remembered[Owner, int] = Remembered(_OWNERS_BYTES)
-        self._licenses = UsageLicenses()
-        self._scopes: dict[UsageScope, int] = {}
-        self._parts: set[int] = set()
+        self._memory = _Memory(None)
 
     # --- the stream's beginning
 
@@ -179,7 +194,9 @@ class UsageIntake:
     ) -> Position:
         """Commit a checked batch. Raises Conflict where the chain is no longer at `at`."""
         now_ms = self._core.now_ms()
-        scope_id, kept_ms, alien = self._place(chain.host_id, {row.license for row in read.rows})
+        memory, scope_id, kept_ms, alien = self._place(
+            chain.host_id, {row.license for row in read.rows}
+        )
         read, noted = without(read, alien) if alien else (read, ())
         batch = Batch(
             host_id=chain.host_id,
@@ -197,10 +214,11 @@ class UsageIntake:
             rows=read.rows,
             refused=[*read.refused, *noted],
         )
-        owners = self._owner_ids({row.owner for row in read.rows})
-        self._make_parts({row.end_ms // DAY_MS for row in read.rows}, now_ms)
+        owners = self._owner_ids(memory, {row.owner for row in read.rows})
+        self._make_parts(memory, {row.end_ms // DAY_MS for row in read.rows}, now_ms)
         after = Position(sent.last, sent.hash)
         with self._core.store.recording() as recorder:
+            memory.check(recorder)
             _locked(recorder, chain, at)
             recorder.put_batch(batch, owners, scope_id, now_ms)
             recorder.move_chain(chain, after.sequence, after.hash, now_ms)
@@ -310,49 +328,60 @@ class UsageIntake:
 
     # --- what the rows refer to
 
-    def _owner_ids(self, owners: set[Owner]) -> Mapping[Owner, int]:
-        known = {one: number for one in owners if (number := self._owners.get(one)) is not None}
+    def _memory_of(self, reader: Reader) -> _Memory:
+        """What is known of the history that `reader` reads."""
+        with self._lock:
+            if self._memory.lineage != reader.lineage:
+                self._memory = _Memory(reader.lineage)
+            return self._memory
+
+    def _owner_ids(self, memory: _Memory, owners: set[Owner]) -> Mapping[Owner, int]:
+        known = {one: number for one in owners if (number := memory.owners.get(one)) is not None}
         missing = owners - known.keys()
         if missing:
             # Committed before it is remembered, and before a row refers to it.
             with self._core.store.recording() as recorder:
+                memory.check(recorder)
                 made = recorder.owner_ids(missing)
             for one, number in made.items():
-                self._owners.put(one, number, _OWNER_BYTES + sum(map(sys.getsizeof, one)))
+                memory.owners.put(one, number, _OWNER_BYTES + sum(map(sys.getsizeof, one)))
             known |= made
         return known
 
-    def _place(self, host_id: str, licenses: set[str]) -> tuple[int, int, set[str]]:
-        """The host's scope, until when sums are deleted, and those of `licenses` that were never
-        issued for it."""
+    def _place(self, host_id: str, licenses: set[str]) -> tuple[_Memory, int, int, set[str]]:
+        """What is known, the host's scope, until when sums are deleted, and those of `licenses`
+        that were never issued for it."""
         with self._core.store.reading() as reader:
+            memory = self._memory_of(reader)
             host = reader.host(host_id)
             if host is None:
                 raise Conflict("The host is gone", "Enrol it again")
             view = host.view
-            alien = self._licenses.not_given(reader, view, licenses)
+            alien = memory.licenses.not_given(reader, view, licenses)
             kept_ms = reader.usage_work().daily_kept_until_ms
         scope = UsageScope(view.org, view.project, view.environment, view.region)
         with self._lock:
-            found = self._scopes.get(scope)
+            found = memory.scopes.get(scope)
         if found is None:
             with self._core.store.recording() as recorder:
+                memory.check(recorder)
                 found = recorder.scope_id(scope)
             with self._lock:
-                self._scopes[scope] = found
-        return found, kept_ms, alien
+                memory.scopes[scope] = found
+        return memory, found, kept_ms, alien
 
-    def _make_parts(self, days: Iterable[int], now_ms: int) -> None:
+    def _make_parts(self, memory: _Memory, days: Iterable[int], now_ms: int) -> None:
         today = now_ms // DAY_MS
         wanted = {today, today + 1} | {
             day for day in days if today - _PARTS_BEFORE <= day <= today + _PARTS_AFTER
         }
         with self._lock:
-            wanted -= self._parts
+            wanted -= memory.parts
         if not wanted:
             return
         try:
             with self._core.store.recording() as recorder:
+                memory.check(recorder)
                 recorder.make_parts(wanted)
         except PlaneError as error:
             # Somebody reads the default part. The rows go there, and are moved another time.
@@ -360,7 +389,7 @@ class UsageIntake:
                 raise
             return
         with self._lock:
-            self._parts |= wanted
+            memory.parts.update(wanted)
 
     # --- what is refused
 

@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import Any, Final
 
 import psycopg
 from psycopg.rows import TupleRow
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from licplane.store.announce import Bell, Subscription
 
@@ -45,23 +47,37 @@ class PostgresAnnouncer:
         Raises psycopg.OperationalError when the database does not answer now; if it goes away
         later, the subscription comes back by itself, and rings then.
         """
-        _, arguments = self._engine.dialect.create_connect_args(self._engine.url)
-        watch = _Watch({"connect_timeout": 10, "application_name": "licplane", **arguments})
+        watch = _Watch(self._where)
         await watch.connect()
         return _PostgresSubscription(watch, self._poll_s)
+
+    def _where(self) -> dict[str, Any]:
+        """How to connect to the server that the engine is connected to now, of several."""
+        _, arguments = self._engine.dialect.create_connect_args(self._engine.url)
+        arguments = {"connect_timeout": 10, "application_name": "licplane", **arguments}
+        if "," not in str(arguments.get("host", "")):
+            return arguments
+        try:
+            with self._engine.connect() as connection:
+                raw = connection.connection.driver_connection
+                assert isinstance(raw, psycopg.Connection)  # noqa: S101 -- there is no other driver
+                return {**arguments, "host": raw.info.host, "port": raw.info.port}
+        except SQLAlchemyError as error:
+            raise psycopg.OperationalError(str(error)) from error
 
 
 class _Watch:
     """The connection that listens."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self._arguments = arguments
+    def __init__(self, where: Callable[[], dict[str, Any]]) -> None:
+        self._where = where
         self._connection: _Async | None = None
         self._head: TupleRow | None = None
 
     async def connect(self) -> None:
         """Connect and listen. What is there from now on is news."""
-        connection = await psycopg.AsyncConnection.connect(**self._arguments, autocommit=True)
+        arguments = await asyncio.to_thread(self._where)
+        connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
         self._connection = connection
         await connection.execute(f"LISTEN {CHANNEL}")
         self._head = await self._read(connection)

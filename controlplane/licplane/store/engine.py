@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event
-from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.folder import PRIVATE_MODE, StateFolder
+from licplane.store.postgres_servers import follow, several_hosts, writable
 
 LOCK_WAIT_S: Final = 10.0
 """How long a writer waits for another one, and anybody for a connection."""
@@ -32,12 +32,12 @@ def parse_url(text: str) -> URL:
     if "://" not in text:
         return URL.create("sqlite", database=str(Path(text).absolute() / DATABASE_NAME))
     try:
-        url = make_url(text)
+        url = several_hosts(text)
     except (ArgumentError, ValueError) as error:
         # Not from it: its message may hold the password.
         raise _bad_url("It is no URL") from error.__cause__
     if url.drivername in ("postgresql", "postgresql+psycopg"):
-        return url.set(drivername="postgresql+psycopg")
+        return writable(url.set(drivername="postgresql+psycopg"))
     if url.drivername != "sqlite":
         raise _bad_url(f"{url.drivername} is not supported")
     if not url.database or url.database == ":memory:" or url.query:
@@ -57,7 +57,7 @@ def make_engine(url: URL, *, pool_size: int, lock_wait_s: float = LOCK_WAIT_S) -
     """An engine for `url`; it connects when it is first used."""
     if url.drivername == "sqlite":
         return _sqlite(url, pool_size, lock_wait_s)
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -69,6 +69,8 @@ def make_engine(url: URL, *, pool_size: int, lock_wait_s: float = LOCK_WAIT_S) -
             "options": f"-c lock_timeout={max(1, int(lock_wait_s * 1000))} -c timezone=UTC",
         },
     )
+    follow(engine)
+    return engine
 
 
 class _BitOr:

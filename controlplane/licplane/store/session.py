@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.model import Scope
+from licplane.store.postgres_servers import Lineage, lineage_of
 from lictoken.sealed import Seal
 
 CHUNK: Final = 500
@@ -29,6 +30,11 @@ class Session:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+
+    @property
+    def lineage(self) -> Lineage | None:
+        """Which history of the database this transaction is of; None where it is not told."""
+        return lineage_of(self._connection.info)
 
     def _all(self, statement: Executable) -> Sequence[Row[Any]]:
         return self._connection.execute(statement).all()

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A PostgreSQL primary with a real streaming standby, to fail over to.
+
+Both are servers of the block's own (`running_pair`); see tests.support.postgres for one server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from tests.support.postgres import Postgres, _free_port, _run, running_postgres
+
+_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A primary and its standby; after `promote` the second one is the primary."""
+
+    primary: Postgres
+    standby: Postgres
+
+    def url(self, database: str, *, more: str = "") -> str:
+        """Of a database, in libpq's form with both servers."""
+        hosts = f"127.0.0.1:{self.primary.port},127.0.0.1:{self.standby.port}"
+        return f"postgresql://postgres@{hosts}/{database}{more}"
+
+    def be_synchronous(self) -> None:
+        """A commit waits until the standby has it on its disk."""
+        _set(self.primary, "synchronous_standby_names", "*")
+        _until(lambda: _ask(self.primary, "SELECT sync_state FROM pg_stat_replication") == "sync")
+
+    def be_asynchronous(self) -> None:
+        """A commit waits for nobody."""
+        _set(self.primary, "synchronous_standby_names", "")
+
+    def part(self) -> None:
+        """Cut the standby off: what is committed from now on it never sees."""
+        _set(self.standby, "primary_conninfo", "")
+        _until(lambda: _ask(self.standby, "SELECT count(*) FROM pg_stat_wal_receiver") == 0)
+        _until(lambda: _ask(self.primary, "SELECT count(*) FROM pg_stat_replication") == 0)
+
+    def caught_up(self) -> None:
+        """Wait until the standby has replayed all that is committed now."""
+        there = _ask(self.primary, "SELECT pg_current_wal_lsn()::text")
+        query = f"SELECT pg_last_wal_replay_lsn() >= '{there}'::pg_lsn"
+        _until(lambda: _ask(self.standby, query))
+
+    def promote(self) -> None:
+        """Make the standby a primary; it takes changes when this returns."""
+        self.standby._control("promote")
+
+    def fail_over(self) -> None:
+        """The primary dies as by a crash, and the standby takes its place."""
+        self.primary.stop()
+        self.promote()
+
+
+@contextlib.contextmanager
+def running_pair() -> Iterator[Pair]:
+    """Both servers, the standby streaming; they live as long as the block."""
+    with running_postgres() as primary:
+        folder = Path(tempfile.mkdtemp(prefix="licplane-standby-"))
+        try:
+            if os.geteuid() == 0:
+                user = pwd.getpwnam("postgres")
+                os.chown(folder, user.pw_uid, user.pw_gid)
+            standby = Postgres(folder, _free_port(), primary.programs)
+            _copy(primary, standby)
+            standby.start()
+            try:
+                _until(
+                    lambda: _ask(primary, "SELECT state FROM pg_stat_replication") == "streaming"
+                )
+                yield Pair(primary, standby)
+            finally:
+                standby.stop()
+        finally:
+            # A test may have stopped the primary; running_postgres() stops what runs.
+            with contextlib.suppress(RuntimeError):
+                primary.start()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _copy(primary: Postgres, standby: Postgres) -> None:
+    data = standby.folder / "data"
+    words = [primary.programs / "pg_basebackup", "-D", data, "-R", "-X", "stream", "-c", "fast"]
+    where = ["-h", "127.0.0.1", "-p", primary.port, "-U", "postgres", "--no-sync"]
+    done = _run([*words, *where], standby.folder)
+    if done.returncode:
+        raise RuntimeError(f"pg_basebackup: {done.stdout}")
+    with (data / "postgresql.conf").open("a") as file:
+        file.write(f"port = {standby.port}\nunix_socket_directories = '{standby.folder}'\n")
+
+
+def _set(server: Postgres, name: str, value: str) -> None:
+    server.run(sql.SQL("ALTER SYSTEM SET {} = {}").format(sql.Identifier(name), sql.Literal(value)))
+    server.run(sql.SQL("SELECT pg_reload_conf()"))
+
+
+def _ask(server: Postgres, query: str) -> Any:
+    with psycopg.connect(
+        f"postgresql://postgres@127.0.0.1:{server.port}/postgres", autocommit=True
+    ) as connection:
+        row = connection.execute(query.encode()).fetchone()
+    return row[0] if row else None
+
+
+def _until(condition: Any) -> None:
+    end_s = time.monotonic() + _WAIT_S
+    while not condition():
+        if time.monotonic() > end_s:
+            raise RuntimeError("the servers do not come to where they should")
+        time.sleep(0.05)
