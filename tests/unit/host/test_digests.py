@@ -126,6 +126,32 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
     assert cache.get(first.identity) is None
 
 
+@root_only
+def test_who_measures_most_makes_room(tmp_path: Path) -> None:
+    """Nobody pushes out what others run; what goes is told, for the kernel's tables."""
+    cache = DigestCache(tmp_path / "digests", BOOT, max_entries=4)
+    made = {}
+    for name in ("root", "other", "flood1", "flood2", "flood3", "flood4"):
+        path = tmp_path / name
+        path.write_bytes(name.encode())
+        os.chown(path, {"root": 0, "other": 12_346}.get(name, 12_345), 0)
+    time.sleep(2 * module.FRESH_NS / 1e9)
+    for name in ("root", "other", "flood1", "flood2", "flood3", "flood4"):
+        made[name] = cache.measure(tmp_path / name).identity
+    kept = [name for name, identity in made.items() if cache.get(identity)]
+    assert kept == ["root", "other", "flood3", "flood4"]
+    assert cache.take_evicted() == [made["flood1"], made["flood2"]]
+    assert cache.take_evicted() == []
+    cache.save()
+    again = DigestCache(tmp_path / "digests", BOOT, max_entries=4)
+    path = tmp_path / "flood5"
+    path.write_bytes(b"5")
+    os.chown(path, 12_345, 0)
+    time.sleep(2 * module.FRESH_NS / 1e9)
+    again.measure(path)
+    assert again.take_evicted() == [made["flood3"]], "owners are remembered over a restart"
+
+
 def test_a_file_changed_a_moment_ago_has_to_wait(
     cache: DigestCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

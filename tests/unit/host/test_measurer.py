@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The thread that measures: real files, leases and processes; what is owed to whom, and the end."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from licagent.host import digests as digests_module
+from licagent.host import measurer as module
+from licagent.host.digests import FRESH_NS, DigestCache
+from licagent.host.executables import identify
+from licagent.host.lanes import Started
+from licagent.host.measurer import Measurer, Outcome
+
+BOOT = "11111111-2222-3333-4444-555555555555"
+LIMIT_S = 60.0
+HOSTILE, OTHER = 12_345, 12_346
+BIG_BYTES = 1024**3
+Start = Callable[..., subprocess.Popen[bytes]]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of other owners need root")
+
+
+class Watched:
+    """A measurer, and what it has told."""
+
+    def __init__(self, digests: DigestCache) -> None:
+        self.digests = digests
+        self._told = threading.Event()
+        self.measurer = Measurer(digests, self._told.set)
+        self.outcomes: list[Outcome] = []
+
+    def look(self) -> None:
+        self.outcomes += self.measurer.take()
+
+    def until(self, done: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + LIMIT_S
+        while not done():
+            assert self.measurer.failure is None, self.measurer.failure
+            assert time.monotonic() < end, what
+            self._told.wait(0.02)
+            self._told.clear()
+            self.look()
+
+    def outcome(self, sha256: str) -> Outcome:
+        """The first outcome with a digest, waited for."""
+        self.until(lambda: any(each.sha256 == sha256 for each in self.outcomes), sha256)
+        return next(each for each in self.outcomes if each.sha256 == sha256)
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Iterator[Watched]:
+    made = Watched(DigestCache(tmp_path / "digests", BOOT))
+    made.measurer.start()
+    try:
+        yield made
+    finally:
+        made.measurer.stop()
+
+
+def program(path: Path, *, owner: int = 0, size_bytes: int = 0) -> Path:
+    """Waits for the end of its standard input; `size_bytes`: as large as that, with holes."""
+    shutil.copy("/bin/cat", path)
+    with path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(path.name.encode())
+        if size_bytes:
+            file.truncate(size_bytes)
+    path.chmod(0o755)
+    os.chown(path, owner, owner)
+    time.sleep(2 * FRESH_NS / 1e9)
+    return path
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def run(start: Start, path: Path) -> subprocess.Popen[bytes]:
+    """Run it, and return when it runs that file."""
+    process = start(str(path), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"running\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"running\n"
+    return process
+
+
+def leases() -> set[int]:
+    """Inodes on which this process holds a lease."""
+    found = set()
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if "LEASE" in words and str(os.getpid()) in words:
+            found.add(int(words[words.index(str(os.getpid())) + 1].split(":")[2]))
+    return found
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_what_a_process_runs(watched: Watched, tmp_path: Path, start: Start) -> None:
+    path = program(tmp_path / "program")
+    process = run(start, path)
+
+    watched.measurer.ask(Started(process.pid, 7))
+
+    found = watched.outcome(digest(path))
+    assert found.identity == identify(path)
+    assert found.waiters == (Started(process.pid, 7),)
+    assert not leases()
+
+
+def test_one_file_of_two_processes_is_read_once_and_both_are_told(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = program(tmp_path / "program", size_bytes=64 * 1024**2)
+    asked = [Started(run(start, path).pid, number) for number in (1, 2)]
+    read = []
+    real = DigestCache.begin
+    monkeypatch.setattr(
+        DigestCache, "begin", lambda self, found: (read.append(found.path), real(self, found))[1]
+    )
+
+    for each in (*asked, asked[0]):
+        watched.measurer.ask(each)
+
+    sha256 = digest(path)
+    watched.outcome(sha256)
+    told = lambda: {started for each in watched.outcomes for started in each.waiters}  # noqa: E731
+    watched.until(lambda: told() == set(asked), "both are told")
+    assert {each.sha256 for each in watched.outcomes} == {sha256}
+    assert len(read) == 1
+
+
+@needs_root
+def test_a_large_file_holds_up_neither_others_nor_its_owners_small_ones(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
+    small = [program(tmp_path / f"of-{owner}", owner=owner) for owner in (0, HOSTILE, OTHER)]
+    running = [run(start, path) for path in (big, *small)]
+    watched.measurer.ask(Started(running[0].pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "the large one is being read")
+
+    for number, process in enumerate(running[1:]):
+        watched.measurer.ask(Started(process.pid, number))
+    for path in small:
+        watched.outcome(digest(path))
+
+    assert leases() == {inode(big)}, "the large one is still being read"
+
+
+def test_the_process_that_asked_is_gone(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is held from when it was asked for, and measured."""
+    path = program(tmp_path / "program")
+    process = run(start, path)
+    real = DigestCache.begin
+
+    def kill_first(self: DigestCache, found: digests_module.Found) -> object:
+        process.kill()
+        process.wait()
+        return real(self, found)
+
+    monkeypatch.setattr(DigestCache, "begin", kill_first)
+    watched.measurer.ask(Started(process.pid, 1))
+
+    assert watched.outcome(digest(path)).identity == identify(path)
+    assert process.returncode == -signal.SIGKILL
+
+
+@needs_root
+def test_a_writer_goes_first_and_no_signal_ends_anybody(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    """The lease of the thread is broken by another process, as on the main thread."""
+    assert signal.getsignal(signal.SIGIO) == signal.SIG_DFL
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
+    process = run(start, big)
+    before = identify(big)
+    watched.measurer.ask(Started(process.pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+    process.kill()  # what runs cannot be opened for writing
+    process.wait()
+
+    script = 'import sys; file = open(sys.argv[1], "r+b"); file.truncate(100); file.close()'
+    done = subprocess.run(["python3", "-c", script, str(big)], check=False, timeout=LIMIT_S)
+
+    assert done.returncode == 0
+    watched.until(lambda: not leases(), "the lease is given back")
+    watched.look()
+    assert watched.digests.get(before) is None
+    assert before not in {each.identity for each in watched.outcomes}
+
+
+def test_a_file_that_changes_while_it_waits_is_measured_as_it_is_then(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = program(tmp_path / "program")
+    process = run(start, path)
+    before, sha256 = identify(path), digest(path)
+    real = DigestCache.begin
+
+    def change_first(self: DigestCache, found: digests_module.Found) -> object:
+        monkeypatch.setattr(DigestCache, "begin", real)
+        path.chmod(0o700)
+        return real(self, found)
+
+    monkeypatch.setattr(DigestCache, "begin", change_first)
+    watched.measurer.ask(Started(process.pid, 1))
+
+    found = watched.outcome(sha256)
+    assert found.identity == identify(path) != before
+    assert found.waiters == (Started(process.pid, 1),)
+    assert watched.digests.get(before) is None
+
+
+def test_a_file_that_was_written_this_moment_is_measured_in_a_moment(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    path = program(tmp_path / "program")
+    process = run(start, path)
+    os.utime(path)
+
+    watched.measurer.ask(Started(process.pid, 1))
+
+    assert watched.outcome(digest(path)).identity == identify(path)
+
+
+@needs_root
+def test_it_ends_in_the_middle_of_a_file_and_lets_go_of_it(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
+    watched.measurer.ask(Started(run(start, big).pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+
+    watched.measurer.stop()
+
+    assert not leases()
+    assert watched.digests.get(identify(big)) is None
+    assert not [each for each in threading.enumerate() if each.name == "measure"]
+
+
+@needs_root
+def test_nothing_is_read_any_more_once_no_selector_is_a_digest(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
+    process = run(start, big)
+    watched.measurer.ask(Started(process.pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+
+    watched.measurer.rest()
+    watched.until(lambda: not leases(), "it is let go")
+    assert watched.digests.get(identify(big)) is None
+
+    watched.measurer.ask(Started(process.pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "it is asked for again")
+
+
+@needs_root
+def test_a_policy_waits_for_roots_files_and_for_no_others(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES // 8)
+    mine = [program(tmp_path / f"mine-{number}") for number in range(3)]
+    watched.measurer.ask(Started(run(start, big).pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+    names = [str(big), str(tmp_path / "none"), *map(str, mine)]
+
+    done = watched.measurer.measure_named(
+        names, also_others=False, wait_s=LIMIT_S, meanwhile=watched.look
+    )
+
+    assert done
+    assert [watched.digests.get(identify(path)) for path in mine] == [digest(each) for each in mine]
+    assert watched.measurer.measure_named(
+        names, also_others=True, wait_s=LIMIT_S, meanwhile=watched.look
+    )
+    order = [identity for identity, _sha256 in watched.digests.items()]
+    assert order == [identify(path) for path in (*mine, big)]
+
+
+@needs_root
+def test_a_policy_does_not_wait_for_ever(watched: Watched, tmp_path: Path) -> None:
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES // 4)
+
+    # Nothing reads and digests 5 GiB a second.
+    assert not watched.measurer.measure_named(
+        [str(big)], also_others=True, wait_s=0.05, meanwhile=watched.look
+    )
+
+    watched.until(lambda: watched.digests.get(identify(big)) is not None, "it is read all the same")
+
+
+def test_who_finds_no_room_is_looked_for_again(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what runs and what is installed; here by what runs."""
+    monkeypatch.setattr(module, "ASKED_MAX", 0)
+    path = program(tmp_path / "program")
+    process = run(start, path)
+
+    watched.measurer.ask(Started(process.pid, 1))
+
+    found = watched.outcome(digest(path))
+    assert found.is_for_all
+    assert found.waiters == ()
