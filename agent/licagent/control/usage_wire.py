@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from licagent.control.usage_source import BatchShape, EpochShape, GapShape
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
+from licagent.domain.usage_lines import COMPUTE_METERS, ComputeLines
 from licapi.control.v1 import telemetry_pb2
 
 TEXT_BYTES_MAX: Final = 1024
@@ -58,6 +59,45 @@ def encode(record: UsageRecord) -> bytes:
         )
     parts.append(_serialized(**fields))
     return b"".join(parts)
+
+
+def encode_lines(lines: ComputeLines) -> list[bytes]:
+    """What `encode` makes of each of these records, at a fraction of the cost.
+
+    Raises ValueError for a number that the format cannot hold; which one, `encode` says.
+    """
+    head = _head(UsageKind.COMPUTE, lines.start_unix_ms, lines.end_unix_ms)
+    estimated = [place for place, meter in enumerate(COMPUTE_METERS) if meter in lines.estimated]
+    qualities: dict[tuple[bool, ...], bytes] = {}
+    message = telemetry_pb2.UsageRecord()  # one for all: each sets all that it has
+    serialize = message.SerializeToString
+    made = []
+    for line, amounts in lines.rows:
+        (
+            message.cpu_ns,
+            message.read_bytes,
+            message.write_bytes,
+            message.cancelled_bytes,
+            message.memory_byte_ms,
+            message.processes,
+        ) = amounts
+        whose = line.encoded
+        if not whose:
+            whose = _whose_bytes(line.owner, line.license, line.resource, line.binding)
+            line.encoded = whose
+        which = tuple([amounts[place] > 0 for place in estimated])
+        quality = qualities.get(which)
+        if quality is None:
+            quality = qualities[which] = _serialized(
+                estimated=[
+                    int(COMPUTE_METERS[place])
+                    for place, is_there in zip(estimated, which, strict=True)
+                    if is_there
+                ],
+                unsupported=sorted(lines.unsupported),
+            )
+        made.append(b"".join((head, whose, quality, serialize())))
+    return made
 
 
 def _serialized(**fields: Any) -> bytes:

@@ -320,7 +320,7 @@ class MeteringKeeper:
         parts.footing.follow(self._footprints)
         step = parts.sampler.step(charge)
         if step.sheet is not None:
-            parts.table.take(step.sheet, parts.sampler.owners)
+            parts.table.take(step.sheet, parts.sampler.owners, step.work)
             self._sweep(step.sheet.closed_ns)
             self.committed_at_s = time.time()
             self.records += len(step.records)

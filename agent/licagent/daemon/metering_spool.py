@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from licagent.control.usage_wire import encode
+from licagent.control.usage_wire import encode, encode_lines
 from licagent.domain.usage import UsageKind, UsageRecord
+from licagent.domain.usage_lines import SheetLines
 from licagent.metering.sampler import Refusal
 from licagent.store.errors import StoreError
 from licagent.store.ledger import Ledger, LedgerFull
@@ -41,9 +42,11 @@ class LedgerSpool:
             return False
         return True
 
-    def commit(self, records: Sequence[UsageRecord], marks: Mapping[str, bytes]) -> Refusal | None:
+    def commit(
+        self, records: Collection[UsageRecord], marks: Mapping[str, bytes]
+    ) -> Refusal | None:
         """See `Spool`."""
-        payloads = [self._bytes(record) for record in records]
+        payloads = self._payloads(records)
         try:
             self._ledger.commit(payloads, marks)
         except LedgerFull as error:
@@ -54,6 +57,15 @@ class LedgerSpool:
             return Refusal.BLOCKED
         self.problem = ""
         return None
+
+    def _payloads(self, records: Iterable[UsageRecord]) -> list[bytes]:
+        if isinstance(records, SheetLines):
+            try:
+                compute = encode_lines(records.compute)
+            except ValueError:  # one of them: each for itself then
+                compute = self._payloads(records.compute)
+            return [*self._payloads(records.before), *compute, *self._payloads(records.after)]
+        return [self._bytes(record) for record in records]
 
     def _bytes(self, record: UsageRecord) -> bytes:
         try:

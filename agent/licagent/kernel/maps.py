@@ -198,19 +198,24 @@ class Map:
 
     def delete_many(self, keys: Iterable[bytes]) -> int:
         """Remove many elements, in batches where the map type has them; how many were there."""
+        return self.delete_packed(b"".join(keys))
+
+    def delete_packed(self, keys: bytes) -> int:
+        """As `delete_many`; the keys stand one after the other, as `batches` gives them."""
+        size = self.info.key_size
         total = 0
-        waiting = list(keys)
-        while waiting:
-            part, waiting = waiting[:_BATCH], waiting[_BATCH:]
-            done = c_uint32(len(part))
-            result = libbpf.library().bpf_map_delete_batch(
-                self.fd, b"".join(part), byref(done), None
-            )
+        at = 0
+        while at < len(keys):
+            part = keys[at : at + _BATCH * size]
+            done = c_uint32(len(part) // size)
+            result = libbpf.library().bpf_map_delete_batch(self.fd, part, byref(done), None)
             if result in _NO_BATCHES:
-                return total + sum(self.delete(key) for key in (*part, *waiting))
+                left = range(at, len(keys), size)
+                return total + sum(self.delete(keys[here : here + size]) for here in left)
             total += done.value
+            at += done.value * size
             if result == -errno.ENOENT:  # the next one had gone already
-                waiting = part[done.value + 1 :] + waiting
+                at += size
             else:
                 libbpf.check(result, f"remove from {self.path.name}")
         return total

@@ -7,16 +7,21 @@ before anybody saw it) is asked again with the next sheet, for another run of it
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from operator import attrgetter
+from typing import Final, NamedTuple, Protocol
 
 from licagent.domain.attribution import Attribution
 from licagent.domain.decision import Subject
 from licagent.domain.usage import UsageOwner
-from licagent.metering.rows import WhoRow
+from licagent.domain.usage_lines import COMPUTE_METERS, Amounts, UsageLine
+from licagent.metering.rows import WhoRow, WorkRow
 
 _PAGE_OWNERS: Final = 2048
 """Above it a new page is begun: what no sheet has had since the page before is forgotten."""
+_numbers: Final = itertools.count(1)
 _NO_OWNER: Final = 0xFFFFFFFE
 """(uid_t)-1 and -2 are nobody's."""
 
@@ -69,15 +74,32 @@ class Charging(Protocol):
         ...  # pragma: no cover
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Known:
-    """One owner, named."""
+    """One owner, named. Compared by identity."""
 
     owner: UsageOwner
     subject: Subject
     compute: Attribution
-    line: int = 0
-    """The same for all rows of one owner under one license: quicker to compare than those."""
+    line: UsageLine
+    """The same for all rows of one owner under one license."""
+    shares: tuple[str, str]
+    """Unit and license: what many owners have in common. Mostly one object for all of them."""
+    number: int
+    """No other one has it, ever: for whoever remembers it without keeping it."""
+
+
+class OwnedWork(NamedTuple):
+    """What a sheet's rows of work say, row by row."""
+
+    owners: list[Known]
+    amounts: list[Amounts]
+
+
+work_amounts: Final[Callable[[WorkRow], Amounts]] = attrgetter(
+    *(meter.key for meter in COMPUTE_METERS)
+)
+"""The quantities of a row in the order of COMPUTE_METERS."""
 
 
 class OwnerBook:
@@ -89,8 +111,10 @@ class OwnerBook:
         self._known: dict[WhoRow, Known] = {}
         self._before: dict[WhoRow, Known] = {}
         """The page before: with 10,000 live processes both have the same, shared."""
-        self._lines: dict[tuple[UsageOwner, Attribution], int] = {}
-        self._line_count = 0
+        self._lines: dict[tuple[UsageOwner, Attribution], UsageLine] = {}
+        self._shares: dict[tuple[str, str], tuple[str, str]] = {}
+        self._rows = 0
+        """Of the last sheet."""
         self._unsure: list[WhoRow] = []
 
     def begin(self, charging: Charging) -> None:
@@ -100,11 +124,13 @@ class OwnerBook:
         self._unsure.clear()
         if charging is not self._charging:
             self._charging = charging
-            self._known, self._before, self._lines = {}, {}, {}
-        elif len(self._known) > _PAGE_OWNERS:
+            self._known, self._before, self._lines, self._shares = {}, {}, {}, {}
+        elif len(self._known) > max(_PAGE_OWNERS, self._rows + self._rows // 4):
+            # More than lately were in a sheet: some are gone.
             self._known, self._before = {}, self._known
         held = len(self._known) + len(self._before)
         if len(self._lines) > held + _PAGE_OWNERS:
+            self._shares = {}
             pages = (self._before, self._known)
             self._lines = {
                 (known.owner, known.compute): known.line
@@ -125,6 +151,13 @@ class OwnerBook:
         if found is None:
             found = self._known[who] = self._before.get(who) or self._look_up(who)
         return found
+
+    def of_work(self, rows: Sequence[WorkRow]) -> OwnedWork:
+        """Owner and amounts of each row of a sheet."""
+        self._rows = len(rows)
+        known, of = self._known.get, self.of
+        owners = [known(row.who) or of(row.who) for row in rows]
+        return OwnedWork(owners, list(map(work_amounts, rows)))
 
     def __len__(self) -> int:
         return len(self._known.keys() | self._before.keys())
@@ -157,9 +190,13 @@ class OwnerBook:
             gid=who.gid,
         )
         compute = charging.compute(subject)
-        line = self._lines.setdefault((owner, compute), self._line_count)
-        self._line_count += 1
-        return Known(owner, subject, compute, line)
+        line = self._lines.get((owner, compute))
+        if line is None:
+            line = UsageLine(owner, compute.license, compute.resource, compute.binding)
+            self._lines[owner, compute] = line
+        shares = (owner.unit, compute.license)
+        shares = self._shares.setdefault(shares, shares)
+        return Known(owner, subject, compute, line, shares, next(_numbers))
 
 
 def _executable(who: WhoRow) -> str:

@@ -8,11 +8,13 @@ after they have ended, units and licenses when nothing of theirs was used for as
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final, TypeVar
 
-from licagent.metering.owners import Known, OwnerBook
+from licagent.domain.usage_lines import Amounts
+from licagent.metering.owners import Known, OwnedWork, OwnerBook
 from licagent.metering.rows import FlowRow, Sheet, WhoRow, WorkRow
 
 STAY_NS: Final = 60_000_000_000
@@ -34,6 +36,8 @@ AMOUNTS: Final = (
     "rx_wire_bytes",
 )
 """What is added up, in the order of `Line.amounts`."""
+_WORK_AMOUNTS: Final = 3
+"""The first of them are those of work, as they are of COMPUTE_METERS."""
 
 ProcessKey = tuple[int, int]
 """pid, and CLOCK_BOOTTIME of its start: a pid alone names nothing for long."""
@@ -60,6 +64,10 @@ class Line:
     amounts: list[int] = field(default_factory=lambda: [0] * len(AMOUNTS))
     used_ns: int = 0
     """CLOCK_BOOTTIME at the end of the last sheet it is in."""
+    told_by: int = 0
+    """Of a process: `Known.number` of who said last who it is."""
+    exited_ns: int = 0
+    """Of a process: CLOCK_BOOTTIME at which it was known to be gone; 0 while it lives."""
 
 
 @dataclass(slots=True)
@@ -71,21 +79,10 @@ class ProcessLine(Line):
     user: str = ""
     unit: str = ""
     license: str = ""
-    exited_ns: int = 0
-    """CLOCK_BOOTTIME at which it was known to be gone; 0 while it lives."""
 
     def copy(self) -> ProcessLine:
         """One that can be added to."""
-        return ProcessLine(
-            list(self.amounts),
-            self.used_ns,
-            self.name,
-            self.executable,
-            self.user,
-            self.unit,
-            self.license,
-            self.exited_ns,
-        )
+        return replace(self, amounts=list(self.amounts))
 
 
 @dataclass(slots=True)
@@ -106,10 +103,14 @@ class ProcessTable:
 
     def __init__(self) -> None:
         self._lines = Lines()
+        self._lines_of: dict[Known, Line] = {}
+        """Lines of the last sheet's owners: most of them are in the next one, too."""
 
-    def take(self, sheet: Sheet, owners: OwnerBook) -> None:
-        """Add a sheet that is committed."""
-        _Adder(self._lines, owners, sheet.closed_ns).add(sheet)
+    def take(self, sheet: Sheet, owners: OwnerBook, work: OwnedWork | None = None) -> None:
+        """Add a sheet that is committed. `work`: of its rows, where that is known already."""
+        adder = _Adder(self._lines, owners, sheet.closed_ns, before=self._lines_of)
+        adder.add(sheet, work)
+        self._lines_of = adder.lines_of
         self._prune(sheet.closed_ns)
 
     def look(
@@ -172,7 +173,7 @@ class ProcessTable:
     def _drop(self, keys: Iterable[ProcessKey]) -> None:
         lines = self._lines
         for key in keys:
-            del lines.processes[key]
+            lines.processes.pop(key).told_by = 0  # whoever has it yet looks for another
             if lines.of_pid.get(key[0]) == key:
                 del lines.of_pid[key[0]]
 
@@ -195,33 +196,70 @@ class _Adder:
     """Adds one sheet to lines. Those in `shared` belong to somebody else and are copied first."""
 
     def __init__(
-        self, lines: Lines, owners: OwnerBook, at_ns: int, shared: frozenset[int] = frozenset()
+        self,
+        lines: Lines,
+        owners: OwnerBook,
+        at_ns: int,
+        shared: frozenset[int] = frozenset(),
+        before: Mapping[Known, Line] = MappingProxyType({}),
     ) -> None:
+        """`before`: lines of owners, which none of `shared` are."""
         self._lines = lines
         self._owners = owners
         self._at_ns = at_ns
         self._shared = shared
+        self._before = before
+        self.lines_of: dict[Known, Line] = {}
 
-    def add(self, sheet: Sheet) -> None:
-        for work in sheet.work:
-            self._work(work)
+    def add(self, sheet: Sheet, work: OwnedWork | None = None) -> None:
+        """`work`: what the book of owners says of it, where it was asked already."""
+        if work is None:
+            work = self._owners.of_work(sheet.work)
+        self._works(sheet.work, work)
         for flow in sheet.flows:
             self._flow(flow)
 
-    def _work(self, row: WorkRow) -> None:
-        known = self._owners.of(row.who)
-        amounts = (row.cpu_ns, row.read_bytes, row.write_bytes, 0, 0, 0, 0)
-        process = self._process(row.who, known)
-        if process is not None:
-            self._bump(process, amounts)
-            if known.compute.license:
-                process.license = known.compute.license
-            if row.processes:
-                process.exited_ns = self._at_ns
-        else:
-            self._bump(self._short(row.who, known, known.compute.license), amounts)
-        self._bump(self._line(self._lines.units, known.owner.unit), amounts)
-        self._bump(self._line(self._lines.licenses, known.compute.license), amounts)
+    def _works(self, rows: Sequence[WorkRow], work: OwnedWork) -> None:
+        at_ns, before = self._at_ns, self._before.get
+        lines: list[Line] = []
+        groups: dict[tuple[str, str], list[Amounts]] = {}
+        group: tuple[str, str] | None = None
+        theirs: list[Amounts] = []
+        for row, known, used in zip(rows, *work, strict=True):
+            line: Line | None = before(known)
+            if line is None or line.told_by != known.number:
+                line = self._line_of(row.who, known)
+            lines.append(line)
+            amounts = line.amounts
+            amounts[0] += used[0]
+            if used[1]:
+                amounts[1] += used[1]
+            if used[2]:
+                amounts[2] += used[2]
+            if line.used_ns < at_ns:  # noqa: PLR1730 - a call would cost more than the rest
+                line.used_ns = at_ns
+            if used[-1] and row.who.pid:
+                line.exited_ns = at_ns
+            if known.shares is not group:
+                group = known.shares
+                theirs = groups.setdefault(group, [])
+            theirs.append(used)
+        self.lines_of = dict(zip(work.owners, lines, strict=True))
+        # Of 10,000 rows most are of a few units and licenses: those are added to once.
+        for (unit, license_), amounts_of_them in groups.items():
+            sums = tuple(map(sum, zip(*amounts_of_them, strict=True)))[:_WORK_AMOUNTS]
+            self._bump(self._line(self._lines.units, unit), sums)
+            self._bump(self._line(self._lines.licenses, license_), sums)
+
+    def _line_of(self, who: WhoRow, known: Known) -> Line:
+        process = self._process(who, known)
+        if process is None:
+            return self._short(who, known, known.compute.license)
+        if known.compute.license:
+            process.license = known.compute.license
+        if not who.start_ns:
+            process.told_by = 0  # the next one may be of another process
+        return process
 
     def _flow(self, row: FlowRow) -> None:
         known = self._owners.of(row.who)
@@ -254,7 +292,9 @@ class _Adder:
             lines.of_pid[who.pid] = key
         elif id(line) in self._shared:
             line = lines.processes[key] = line.copy()
-        owner = known.owner
+        if line.told_by == known.number:
+            return line
+        line.told_by, owner = known.number, known.owner
         line.name = who.comm or line.name
         line.executable = owner.executable or line.executable
         line.user = owner.user or line.user

@@ -5,22 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Final, TypeVar
 
 from licagent.domain.attribution import Attribution
 from licagent.domain.usage import Meter, Quality, UsageKind, UsageOwner, UsageRecord
+from licagent.domain.usage_lines import COMPUTE_METERS, Amounts, ComputeLines, UsageLine
 from licagent.metering.footprint import FootprintRow
-from licagent.metering.owners import Charging, Known, OwnerBook
+from licagent.metering.owners import Charging, OwnedWork, OwnerBook, work_amounts
 from licagent.metering.rows import FlowRow, Sheet, WorkRow
 
-WORK_METERS: Final = (
-    Meter.CPU_NS,
-    Meter.READ_BYTES,
-    Meter.WRITE_BYTES,
-    Meter.CANCELLED_BYTES,
-    Meter.MEMORY_BYTE_MS,
-    Meter.PROCESSES,
-)
+WORK_METERS: Final = COMPUTE_METERS
 FLOW_METERS: Final = (
     Meter.TX_PAYLOAD_BYTES,
     Meter.RX_PAYLOAD_BYTES,
@@ -31,18 +26,6 @@ FLOW_METERS: Final = (
 )
 K = TypeVar("K")
 SPILLED: Final = "the kernel's table of owners was full"
-
-
-def work_amounts(row: WorkRow) -> tuple[int, ...]:
-    """The quantities of a row in the order of WORK_METERS."""
-    return (
-        row.cpu_ns,
-        row.read_bytes,
-        row.write_bytes,
-        row.cancelled_bytes,
-        row.memory_byte_ms,
-        row.processes,
-    )
 
 
 def flow_amounts(row: FlowRow) -> tuple[int, ...]:
@@ -73,9 +56,18 @@ class Qualities:
 class SheetRecords:
     """The records of one sheet, and what they come to."""
 
-    records: list[UsageRecord]
+    compute: ComputeLines
+    others: list[UsageRecord]
+    """Network use, and what was spilled."""
+    work: OwnedWork
+    """The sheet's rows, of which `compute` is made."""
     attributed: dict[Meter, int]
     """What somebody, or the line of spilled rows, was given; network use without loopback."""
+
+    @property
+    def records(self) -> list[UsageRecord]:
+        """All of them, each made anew."""
+        return [*self.compute, *self.others]
 
 
 def read_sheet(
@@ -91,10 +83,11 @@ def read_sheet(
     if own:
         qualities = Qualities({**qualities.of, **own})
     maker = _Maker(qualities, start_ms, max(start_ms, end_ms))
-    maker.work(sheet.work, owners)
+    work = owners.of_work(sheet.work)
+    compute = maker.work(work)
     maker.flows(sheet.flows, owners)
     maker.spilled(sheet.spilled_work, sheet.spilled_flows)
-    return SheetRecords(maker.records, maker.attributed)
+    return SheetRecords(compute, maker.records, work, maker.attributed)
 
 
 class _Maker:
@@ -105,35 +98,25 @@ class _Maker:
         self.records: list[UsageRecord] = []
         self.attributed: dict[Meter, int] = {}
 
-    def work(self, rows: Sequence[WorkRow], owners: OwnerBook) -> None:
-        sums: dict[int, list[int]] = {}
-        lines: dict[int, Known] = {}
-        for row in rows:
-            known = owners.of(row.who)
-            lines[known.line] = known
-            _add(sums, known.line, work_amounts(row))
-        estimated = self._qualities.among(WORK_METERS, Quality.ESTIMATED)
-        unsupported = self._qualities.among(WORK_METERS, Quality.UNSUPPORTED)
-        for line, amounts in sums.items():
-            owner, charge = lines[line].owner, lines[line].compute
-            quantities = _named(WORK_METERS, amounts)
-            if not quantities:
-                continue
-            self._note(quantities)
-            self.records.append(
-                UsageRecord(
-                    kind=UsageKind.COMPUTE,
-                    start_unix_ms=self._start_ms,
-                    end_unix_ms=self._end_ms,
-                    quantities=quantities,
-                    owner=owner,
-                    license=charge.license,
-                    resource=charge.resource,
-                    binding=charge.binding,
-                    estimated=estimated.intersection(quantities),
-                    unsupported=unsupported,
-                )
-            )
+    def work(self, work: OwnedWork) -> ComputeLines:
+        amounts = work.amounts
+        # By column: many rows are looked at without one step in Python for each.
+        if any(min(column) < 0 for column in zip(*amounts, strict=True)):
+            amounts = [_not_negative(each) for each in amounts]
+        sums: dict[UsageLine, Amounts] = {}
+        for known, one in zip(work.owners, amounts, strict=True):
+            held = sums.setdefault(known.line, one)
+            if held is not one:
+                sums[known.line] = _sum(held, one)
+        totals = map(sum, zip(*amounts, strict=True))
+        self._note({meter: total for meter, total in zip(WORK_METERS, totals) if total})  # noqa: B905
+        return ComputeLines(
+            self._start_ms,
+            self._end_ms,
+            [row for row in sums.items() if any(row[1])],
+            self._qualities.among(WORK_METERS, Quality.ESTIMATED),
+            self._qualities.among(WORK_METERS, Quality.UNSUPPORTED),
+        )
 
     def flows(self, rows: Sequence[FlowRow], owners: OwnerBook) -> None:
         sums: dict[tuple[UsageOwner, Attribution, int, bool], list[int]] = {}
@@ -249,6 +232,14 @@ def _add(sums: dict[K, list[int]], key: K, amounts: tuple[int, ...]) -> None:
     else:
         for position, amount in enumerate(amounts):
             held[position] += amount
+
+
+def _sum(one: Amounts, other: Amounts) -> Amounts:
+    return tuple(map(add, one, other))
+
+
+def _not_negative(amounts: Amounts) -> Amounts:
+    return tuple(max(0, each) for each in amounts)  # type: ignore[return-value]
 
 
 def _named(meters: tuple[Meter, ...], amounts: Sequence[int]) -> dict[Meter, int]:

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
 from licagent.domain.usage import Meter, Quality, UsageKind, UsageRecord
+from licagent.domain.usage_lines import SheetLines
 from licagent.domain.usage_merge import merge
 from licagent.metering.footprint import FootprintRow
-from licagent.metering.owners import Charging, HostNames, OwnerBook
+from licagent.metering.owners import Charging, HostNames, OwnedWork, OwnerBook
 from licagent.metering.records import Qualities, SheetRecords, footprint_records, read_sheet
 from licagent.metering.rows import Meter as SheetMeter
 from licagent.metering.rows import Sheet
@@ -60,7 +61,9 @@ class Spool(Protocol):
         """Whether the newest frame is known to be on the disk."""
         ...  # pragma: no cover
 
-    def commit(self, records: Sequence[UsageRecord], marks: Mapping[str, bytes]) -> Refusal | None:
+    def commit(
+        self, records: Collection[UsageRecord], marks: Mapping[str, bytes]
+    ) -> Refusal | None:
         """Take all of it durably, or say why nothing was taken."""
         ...  # pragma: no cover
 
@@ -120,7 +123,9 @@ class Step:
 
     sheet: Sheet | None = None
     """That was committed; None where the ledger did not take it."""
-    records: Sequence[UsageRecord] = ()
+    records: Collection[UsageRecord] = ()
+    work: OwnedWork | None = None
+    """Of `sheet`, for whoever counts it too."""
     is_late: bool = False
     """It was closed earlier, by a daemon that has ended or while the ledger took nothing."""
     refusal: Refusal | None = None
@@ -207,13 +212,15 @@ class Sampler:
         published, balance = settle(self._balance, totals, found.attributed)
         footprints, baseline = self._take_footprints()
         notes = self._notes
-        records = [
-            *notes,
-            *self._unseen(sheet, mark),
-            *found.records,
-            *self._host_line(sheet, published),
-            *footprint_records(footprints, charging),
-        ]
+        records: Collection[UsageRecord] = SheetLines(
+            (*notes, *self._unseen(sheet, mark)),
+            found.compute,
+            (
+                *found.others,
+                *self._host_line(sheet, published),
+                *footprint_records(footprints, charging),
+            ),
+        )
         marks = {
             **self._more_marks,
             SHEET_MARK: SheetMark(
@@ -248,7 +255,15 @@ class Sampler:
         if self._footprints is not None:
             self._footprints.committed()
         self._meter.discard(sheet.number)
-        return Step(sheet, records, is_late, None, merged, found.attributed, published)
+        return Step(
+            sheet=sheet,
+            records=records,
+            work=found.work,
+            is_late=is_late,
+            merged=merged,
+            quantities=found.attributed,
+            unattributed=published,
+        )
 
     def end(self, charging: Charging) -> Refusal | None:
         """Commit what is there, and count no more: nobody wants it metered.

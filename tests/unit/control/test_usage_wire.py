@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from licagent.control import usage_wire
-from licagent.control.usage_wire import TEXT_BYTES_MAX, RecordDamaged, decode, encode
+from licagent.control.usage_wire import (
+    TEXT_BYTES_MAX,
+    RecordDamaged,
+    decode,
+    encode,
+    encode_lines,
+)
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
+from licagent.domain.usage_lines import ComputeLines, UsageLine
 from licapi.control.v1 import telemetry_pb2
 from licplane.api.usage_reading import RECORD_BYTES_MAX, RecordReader
 from licplane.store import usage_model
@@ -154,3 +161,31 @@ def test_what_is_kept_of_an_owner_goes_with_him() -> None:
     gc.collect()
     # `decode` shares owners, and keeps the latest of them.
     assert len(usage_wire._made) <= kept + 4
+
+
+AMOUNTS = st.tuples(*[st.integers(0, 2**64 - 1)] * 6)
+
+
+@given(st.lists(st.tuples(records(), AMOUNTS), max_size=4), METERS, METERS)
+def test_lines_are_written_as_their_records_are(
+    drawn: list[tuple[UsageRecord, tuple[int, ...]]],
+    estimated: frozenset[Meter],
+    unsupported: frozenset[Meter],
+) -> None:
+    rows = [
+        (UsageLine(each.owner, each.license, each.resource, each.binding), amounts)
+        for each, amounts in drawn
+    ]
+    lines = ComputeLines(1_700_000_000_000, 1_700_000_005_000, rows, estimated, unsupported)
+    expected = [encode(record) for record in lines]
+    assert encode_lines(lines) == expected
+    assert encode_lines(lines) == expected  # with what was kept of each line
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("quantity", [-1, 2**64])
+def test_a_line_that_does_not_fit_is_not_written_as_another(place: int, quantity: int) -> None:
+    amounts = tuple(quantity if each == place else 1 for each in range(6))
+    rows = [(UsageLine(UsageOwner(pid=1)), amounts)]
+    with pytest.raises(ValueError, match=r".+"):
+        encode_lines(ComputeLines(1, 2, rows))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from licagent.domain.attribution import Attribution
@@ -170,7 +170,9 @@ class FakeSpool:
     def settle(self) -> bool:
         return self.is_settled
 
-    def commit(self, records: Sequence[UsageRecord], marks: Mapping[str, bytes]) -> Refusal | None:
+    def commit(
+        self, records: Collection[UsageRecord], marks: Mapping[str, bytes]
+    ) -> Refusal | None:
         if self.die == "commit":
             raise Killed
         if self.refusal is not None:
