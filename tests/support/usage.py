@@ -230,6 +230,9 @@ class Spool:
             ),
         )
 
+    def settled(self) -> Sequence[SpoolEpoch]:
+        return ()
+
     def batches(
         self, after: int, *, limit_bytes: int, epoch: int | None = None
     ) -> Iterator[SpoolBatch | SpoolGap]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -99,6 +100,8 @@ class _Streams:
         self._differs = differs
         self._running: dict[int, tuple[UsageStream, asyncio.Task[None]]] = {}
         self._was_welcome = False
+        self._to_ask: deque[EpochShape] = deque()
+        """Settled epochs: whether the control plane still has them is asked once a connection."""
 
     @property
     def was_welcome(self) -> bool:
@@ -107,6 +110,7 @@ class _Streams:
 
     async def run(self) -> None:
         """Until one of them fails. Raises what it failed with."""
+        self._to_ask.extend(await asyncio.to_thread(self._source.settled))
         try:
             while True:
                 await self._begin()
@@ -129,10 +133,15 @@ class _Streams:
             epochs = await asyncio.to_thread(self._source.epochs)
         for epoch in (*epochs[-1:], *epochs[:-1]):
             if epoch.epoch not in self._running and len(self._running) < _STREAMS_MAX:
-                stream = UsageStream(self._source, epoch, self._board)
-                task = asyncio.ensure_future(stream.deliver(self._channel))
-                self._running[epoch.epoch] = (stream, task)
+                self._add(epoch)
+        while self._to_ask and len(self._running) < _STREAMS_MAX:
+            self._add(self._to_ask.popleft())
         self._board.update(epochs=len(self._running))
+
+    def _add(self, epoch: EpochShape) -> None:
+        stream = UsageStream(self._source, epoch, self._board)
+        task = asyncio.ensure_future(stream.deliver(self._channel))
+        self._running[epoch.epoch] = (stream, task)
 
     async def _look(self) -> None:
         for number, (stream, task) in list(self._running.items()):

@@ -117,6 +117,9 @@ class UsageSource(Protocol):
     def epochs(self) -> Sequence[EpochShape]:
         """Those with something to deliver, oldest first, and the current one as the last."""
 
+    def settled(self) -> Sequence[EpochShape]:
+        """Earlier ones that are wholly acknowledged and still held."""
+
     def batches(
         self, after: int, *, limit_bytes: int, epoch: int | None = None
     ) -> Iterator[BatchShape | GapShape]:

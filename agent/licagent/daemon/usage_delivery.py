@@ -44,6 +44,7 @@ class LedgerSource:
         self._note_gap = note_gap
         self._ledger = ledger
         self.epochs = ledger.epochs
+        self.settled = ledger.settled
         self.batches = ledger.batches
         self.acknowledge = ledger.acknowledge
         self.begin_epoch = ledger.begin_epoch

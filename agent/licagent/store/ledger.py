@@ -238,6 +238,22 @@ class Ledger:
             if not chain.is_done or chain is current
         )
 
+    def settled(self) -> tuple[EpochState, ...]:
+        """Earlier epochs that are wholly acknowledged and of which records are still held.
+
+        A control plane that lost what it acknowledged (put back from an older copy, failed over
+        to a standby that lacked it) gets them again only if it is asked.
+        """
+        held = {segment.name.epoch for segment in tuple(self._shelf.segments)}
+        return tuple(
+            chain.state(self._shelf.first_held(chain), is_current=False)
+            for chain in tuple(self._epochs.chains.values())
+            if chain.is_done
+            and not chain.is_closed
+            and chain is not self._epochs.current
+            and chain.epoch in held
+        )
+
     @property
     def backlog_records(self) -> int:
         """Records that are not acknowledged, in all epochs."""
