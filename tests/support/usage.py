@@ -230,7 +230,7 @@ class Spool:
             ),
         )
 
-    def settled(self) -> Sequence[SpoolEpoch]:
+    def past_epochs(self) -> Sequence[SpoolEpoch]:
         return ()
 
     def batches(

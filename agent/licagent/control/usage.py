@@ -110,7 +110,7 @@ class _Streams:
 
     async def run(self) -> None:
         """Until one of them fails. Raises what it failed with."""
-        self._to_ask.extend(await asyncio.to_thread(self._source.settled))
+        self._to_ask.extend(await asyncio.to_thread(self._source.past_epochs))
         try:
             while True:
                 await self._begin()

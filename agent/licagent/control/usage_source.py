@@ -117,7 +117,7 @@ class UsageSource(Protocol):
     def epochs(self) -> Sequence[EpochShape]:
         """Those with something to deliver, oldest first, and the current one as the last."""
 
-    def settled(self) -> Sequence[EpochShape]:
+    def past_epochs(self) -> Sequence[EpochShape]:
         """Earlier ones that are wholly acknowledged and still held."""
 
     def batches(

@@ -44,7 +44,7 @@ class LedgerSource:
         self._note_gap = note_gap
         self._ledger = ledger
         self.epochs = ledger.epochs
-        self.settled = ledger.settled
+        self.past_epochs = ledger.past_epochs
         self.batches = ledger.batches
         self.acknowledge = ledger.acknowledge
         self.begin_epoch = ledger.begin_epoch

@@ -238,7 +238,7 @@ class Ledger:
             if not chain.is_done or chain is current
         )
 
-    def settled(self) -> tuple[EpochState, ...]:
+    def past_epochs(self) -> tuple[EpochState, ...]:
         """Earlier epochs that are wholly acknowledged and of which records are still held.
 
         A control plane that lost what it acknowledged (put back from an older copy, failed over

@@ -248,13 +248,13 @@ def test_a_new_epoch_is_delivered_beside_the_backlog(tmp_path: Path) -> None:
     ledger = opened(tmp_path / "ledger")
     assert ledger.backlog_records == 30
     assert ledger.epochs()[1].acked_sequence == 1
-    assert ledger.settled() == ()
+    assert ledger.past_epochs() == ()
     delivered(ledger, first)
     assert ledger.epoch == second
     assert [each.epoch for each in ledger.epochs()] == [second]
     # It can still be had, by a control plane that lost it.
-    (settled,) = ledger.settled()
-    assert (settled.epoch, settled.acked_sequence, settled.is_current) == (first, 30, False)
+    (past,) = ledger.past_epochs()
+    assert (past.epoch, past.acked_sequence, past.is_current) == (first, 30, False)
     assert list(ledger.batches(0, limit_bytes=10**9, epoch=first))
     assert len(list(ledger.records())) == 31
     assert ledger.verify().is_intact
