@@ -19,6 +19,7 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_event_source",
         "test_footprint",
         "test_hostile_identity",
+        "test_hostile_measuring",
         "test_identity",
         "test_identity_cgroups",
         "test_identity_content",

@@ -25,11 +25,8 @@ come to have. What could break that, and what is done about it:
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from licagent.host import digest_file
+from licagent.host.digest_file import Known
 from licagent.host.executables import (
     FileIdentity,
     NoSuchExecutable,
@@ -51,7 +50,7 @@ FRESH_NS: Final = 20_000_000
 """Two ticks at HZ=100, the coarsest change time there is (current_time(), fs/inode.c)."""
 
 FILE_MAX_BYTES: Final = 2 * 1024**3
-_FORMAT: Final = "licagent.digests/2"
+_CHANGED: Final = "it changed while it was read"
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 _HOST_OVERLAYS: Final = frozenset({"/", "/usr"})
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -88,13 +87,6 @@ class Found:
         os.close(self.fd)
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
-    sha256: str
-    size_bytes: int
-    owner: int  # uid
-
-
 class DigestCache:
     """Digests of this boot's executables, kept in a file so that a restart is quick.
 
@@ -107,14 +99,17 @@ class DigestCache:
         self._boot_id = boot_id
         self._max_entries = max_entries
         self._lock = threading.Lock()
-        self._digests: dict[FileIdentity, _Known] = {}
+        self._digests: dict[FileIdentity, Known] = {}
         self._by_owner: dict[int, dict[FileIdentity, None]] = {}  # oldest first
         self._evicted: list[FileIdentity] = []
+        self._mounted: dict[int, tuple[str, str]] = {}  # device -> what was mounted, as known last
         self._dirty = False
         self._own_mounts = MountTable()
         self._host_mounts = _host_mounts()
         self._watched_mounts = _host_mounts()
-        self._load()
+        for identity, each in digest_file.read(path, boot_id):
+            self._keep(identity, each)
+        self._dirty = False
 
     def __len__(self) -> int:
         """How many versions of files are known."""
@@ -153,19 +148,27 @@ class DigestCache:
     def forget_unmounted(self) -> tuple[FileIdentity, ...]:
         """Drop, and return, the files whose filesystem is no longer mounted on this host.
 
-        Their device number may be given to a filesystem that a user makes up (FUSE in a user
-        namespace): take them out of the kernel's tables at once.
+        Their device number may be given to a filesystem that a user makes up (FUSE), or have been
+        already: take them out of the kernel's tables at once.
         """
         with self._lock:
             known = list(self._digests)
-        devices = {identity.device for identity in known}
-        gone_devices = {
-            device for device in devices if not self._host_mounts.on_device(*device_numbers(device))
-        }
+        gone_devices = {device for device in {at.device for at in known} if self._is_other(device)}
         gone = tuple(identity for identity in known if identity.device in gone_devices)
         for identity in gone:
             self.forget(identity)
         return gone
+
+    def _is_other(self, device: int) -> bool:
+        """Whether nothing is mounted by this number any more, or another filesystem."""
+        mounts = self._host_mounts.on_device(*device_numbers(device))
+        if not mounts:
+            self._mounted.pop(device, None)
+            return True
+        now = (mounts[0].filesystem, mounts[0].source)
+        before = self._mounted.get(device, now)
+        self._mounted[device] = now
+        return now != before
 
     def find(self, path: str | Path) -> Found:
         """Find the file at `path`, if it is one that may be measured. Asks no foreign filesystem.
@@ -204,12 +207,18 @@ class DigestCache:
         # The same inode, whatever its path names by now.
         return Reading(found.path, _open(f"/proc/self/fd/{found.fd}", os.O_RDONLY, found.path))
 
+    @staticmethod
+    def check_unchanged(found: Found) -> None:
+        """Raise NotMeasured where reading on is in vain; `finish` is what counts."""
+        if os.fstat(found.fd).st_ctime_ns != found.identity.ctime_ns:
+            raise NotMeasured(found.path, _CHANGED, retry=True)
+
     def finish(self, found: Found, reading: Reading) -> Measured:
         """Keep the digest of what was read to its end. Raises NotMeasured."""
         sha256, size_bytes = reading.release(), reading.size_bytes
         after = identify_fd(reading.fd, self._own_mounts)
         if after.identity != found.identity or after.info.st_size != size_bytes:
-            raise NotMeasured(found.path, "it changed while it was read", retry=True)
+            raise NotMeasured(found.path, _CHANGED, retry=True)
         with self._lock:
             while len(self._digests) >= self._max_entries:
                 # Of whoever has most: nobody pushes out what others run.
@@ -217,7 +226,7 @@ class DigestCache:
                 oldest = next(iter(most))
                 self._drop(oldest)
                 self._evicted.append(oldest)
-            self._keep(found.identity, _Known(sha256, size_bytes, after.info.st_uid))
+            self._keep(found.identity, Known(sha256, size_bytes, after.info.st_uid))
             self._dirty = True
         return Measured(found.identity, sha256, size_bytes)
 
@@ -243,7 +252,7 @@ class DigestCache:
         finally:
             found.close()
 
-    def _keep(self, identity: FileIdentity, known: _Known) -> None:
+    def _keep(self, identity: FileIdentity, known: Known) -> None:
         self._drop(identity)
         self._digests[identity] = known
         self._by_owner.setdefault(known.owner, {})[identity] = None
@@ -266,57 +275,11 @@ class DigestCache:
             known = list(self._digests.items())
             self._dirty = False
         try:
-            self._write(known)
+            digest_file.write(self._path, self._boot_id, known)
         except BaseException:
             self._dirty = True
             raise
         return True
-
-    def _write(self, known: list[tuple[FileIdentity, _Known]]) -> None:
-        entries = [
-            [at.device, at.inode, at.ctime_ns, each.sha256, each.size_bytes, each.owner]
-            for at, each in known
-        ]
-        body = json.dumps(entries, separators=(",", ":"))
-        checksum = hashlib.sha256(body.encode()).hexdigest()
-        head = json.dumps({"format": _FORMAT, "boot_id": self._boot_id, "sha256": checksum})
-        fd, temporary = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-        try:
-            with os.fdopen(fd, "w") as file:
-                file.write(f"{head}\n{body}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).rename(self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-
-    def _load(self) -> None:
-        try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return
-        with os.fdopen(fd, "rb") as file:
-            info = os.fstat(file.fileno())
-            # Whoever can write this file decides which program has which digest.
-            if info.st_uid != os.geteuid() or info.st_mode & 0o022:
-                return
-            head, _, body = file.read().partition(b"\n")
-        try:
-            header = json.loads(head)
-            checksum = hashlib.sha256(body.removesuffix(b"\n")).hexdigest()
-            if (header["format"], header["boot_id"], header["sha256"]) != (
-                _FORMAT,
-                self._boot_id,
-                checksum,
-            ):
-                return
-            for device, inode, ctime_ns, digest, size_bytes, owner in json.loads(body):
-                known = _Known(digest, size_bytes, owner)
-                self._keep(FileIdentity(device, inode, ctime_ns), known)
-        except (ValueError, KeyError, TypeError):
-            self._digests.clear()
-            self._by_owner.clear()
 
     def _filesystem(self, path: str, device: int) -> tuple[str, bool]:
         """Its kind, and whether its change times come late."""
@@ -326,6 +289,7 @@ class DigestCache:
                 path, "its filesystem is not mounted in the host's own namespace", retry=False
             )
         kind = mounts[0].filesystem
+        self._mounted.setdefault(device, (kind, mounts[0].source))
         if kind.startswith("fuse") or kind in _FOREIGN_FILESYSTEMS:
             raise NotMeasured(
                 path, f"others decide what a file on {kind} holds; copy it to a disk", retry=False

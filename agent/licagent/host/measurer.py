@@ -363,6 +363,7 @@ class Measurer:
         if job is None:
             return
         try:
+            self._digests.check_unchanged(job.found)
             if job.reading is None:
                 job.reading = self._digests.begin(job.found)
             if job.reading.step(LARGE_BYTES):

@@ -256,6 +256,25 @@ def test_it_ends_in_the_middle_of_a_file_and_lets_go_of_it(
 
 
 @needs_root
+def test_a_file_that_has_changed_is_read_no_further(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    """Taking it from its folder is a change too: a file that is gone costs nobody anything."""
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
+    process = run(start, big)
+    before = identify(big)
+    watched.measurer.ask(Started(process.pid, 1))
+    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+
+    process.kill()
+    process.wait()
+    big.unlink()
+
+    watched.until(lambda: not leases(), "it is let go")
+    assert watched.digests.get(before) is None
+
+
+@needs_root
 def test_nothing_is_read_any_more_once_no_selector_is_a_digest(
     watched: Watched, tmp_path: Path, start: Start
 ) -> None:
