@@ -25,6 +25,8 @@ from licagent.domain.config import (
     values,
 )
 from licagent.domain.reason import REASON_ERRNO, Reason
+from licagent.host.digests import FILE_MAX_BYTES
+from licagent.host.lanes import LANE_MAX
 from licagent.kernel.hooks import CORE_OBJECTS, HOOKS, LSM_HOOKS
 
 NOTICE: Final = "generated from the code by docs/build_reference.py; do not edit"
@@ -308,7 +310,17 @@ def limits() -> str:
                 (
                     "measured executables",
                     _whole(by_name, "contents"),
-                    "further ones match no `unix:sha256`",
+                    "who owns most of them loses the oldest, to be measured again when they run",
+                ),
+                (
+                    "bytes of an executable that is measured",
+                    f"{FILE_MAX_BYTES:,}",
+                    "it matches no `unix:sha256`",
+                ),
+                (
+                    "executables of one owner that wait to be measured",
+                    f"{LANE_MAX}",
+                    "further ones are found seconds later, by what runs and what is installed",
                 ),
                 (
                     "processes",

@@ -20,9 +20,9 @@ from licagent.kernel.layout import MAX_SCOPES, Event
 
 _log: Final = logging.getLogger(__name__)
 
-_FIRST_WAIT_S: Final = 10.0
+_FIRST_WAIT_S: Final = 5.0
 """At a start nothing else waits; root's programs take seconds to read at the worst."""
-_WAIT_S: Final = 1.0
+_WAIT_S: Final = 0.5
 
 _PROBLEMS_MAX: Final = 10
 
