@@ -44,10 +44,11 @@ install -m 0440 /dev/stdin "$ROOT/etc/sudoers.d/vagrant" <<<'vagrant ALL=(ALL) N
 echo debian-12 >"$ROOT/etc/hostname"
 printf '127.0.0.1 localhost\n127.0.1.1 debian-12\n' >"$ROOT/etc/hosts"
 echo 'LABEL=root / ext4 errors=remount-ro 0 1' >"$ROOT/etc/fstab"
-# The first one is Vagrant's own network; it configures the others by ifupdown or networkd itself.
+# The first one is Vagrant's own network; it configures the others itself. A lease for those, in the
+# meantime, could be the address of another machine.
 cat >"$ROOT/etc/systemd/network/80-dhcp.network" <<'TEXT'
 [Match]
-Name=eth*
+Name=eth0
 [Network]
 DHCP=ipv4
 TEXT
