@@ -8,41 +8,75 @@ import gzip
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
 from tests.system.harness.controlplane import ControlPlane, Host, binding, license
 from tests.system.harness.looking import seen
 from tests.system.harness.scene import STRANGER, eventually
+
+from licplane.store.engine import make_engine, parse_url
+
+if TYPE_CHECKING:
+    from tests.support.postgres import Postgres
+
+pytest_plugins = ["tests.support.postgres"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SPARE = 62_001
 
 
-def disaster(plane: ControlPlane) -> None:
-    """The machine is gone, with all that was on its disk."""
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> str:
+    """Of the control plane; "": in its state folder."""
+    if request.param == "sqlite":
+        return ""
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
+def disaster(plane: ControlPlane, request: pytest.FixtureRequest) -> None:
+    """The machine is gone, with all that was on its disk; another one has an empty database."""
     plane.kill()
-    shutil.rmtree(plane.state)
+    shutil.rmtree(plane.state, ignore_errors=True)
+    if plane.database:
+        postgres: Postgres = request.getfixturevalue("postgres")
+        name = sql.Identifier(str(make_url(plane.database).database))
+        postgres.run(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+        postgres.run(sql.SQL("CREATE DATABASE {}").format(name))
 
 
 def chain(plane: ControlPlane, name: str) -> tuple[int, int, int]:
     """Of a host's newest chain of usage: where it stands, how many records and gaps there are."""
-    with plane.rows() as rows:
-        one = rows.execute(
-            "SELECT epoch, acked_sequence FROM usage_epochs WHERE host_id = ?"
-            " ORDER BY epoch DESC LIMIT 1",
-            (name,),
-        ).fetchone()
-        if one is None:
-            return 0, 0, 0
-        records = rows.execute(
-            "SELECT count(*), count(DISTINCT sequence) FROM usage_records WHERE epoch = ?",
-            (one[0],),
-        ).fetchone()
-        assert records[0] == records[1], "a record is there twice"
-        [gaps] = rows.execute(
-            "SELECT count(*) FROM usage_gaps WHERE host_id = ?", (name,)
-        ).fetchone()
+    engine = make_engine(parse_url(plane.database or str(plane.state)), pool_size=1)
+    try:
+        with engine.connect() as rows:
+            one = rows.execute(
+                text(
+                    "SELECT epoch, acked_sequence FROM usage_epochs WHERE host_id = :host"
+                    " ORDER BY epoch DESC LIMIT 1"
+                ),
+                {"host": name},
+            ).one_or_none()
+            if one is None:
+                return 0, 0, 0
+            records = rows.execute(
+                text(
+                    "SELECT count(*), count(DISTINCT sequence) FROM usage_records"
+                    " WHERE epoch = :epoch"
+                ),
+                {"epoch": one[0]},
+            ).one()
+            assert records[0] == records[1], "a record is there twice"
+            gaps = rows.execute(
+                text("SELECT count(*) FROM usage_gaps WHERE host_id = :host"), {"host": name}
+            ).scalar_one()
+    finally:
+        engine.dispose()
     return int(one[1]), int(records[0]), int(gaps)
 
 
@@ -60,9 +94,13 @@ def in_step(plane: ControlPlane, name: str) -> None:
 
 
 def test_put_back_from_yesterdays_backup(
-    make_plane: Callable[..., ControlPlane], make_host: Callable[..., Host], tmp_path: Path
+    database: str,
+    make_plane: Callable[..., ControlPlane],
+    make_host: Callable[..., Host],
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
 ) -> None:
-    plane = make_plane("--lease-ttl", "20s")
+    plane = make_plane("--lease-ttl", "20s", database=database)
     host = make_host(of=plane, settings="metering_interval_s = 1\n")
     host.enroll()
     spare = (license("spare"), binding("spare", SPARE))
@@ -87,7 +125,9 @@ def test_put_back_from_yesterdays_backup(
     settled(plane, name, at_backup + 1)
     before = chain(plane, name)[0]
     assert plane.cli("backup", "restore", file).status == 7  # over what is there? No.
-    disaster(plane)
+    disaster(plane, request)
+    verified = plane.ask("backup", "verify", file)
+    assert (verified["rows"], verified["deep"]) == (made["rows"], True)
     restored = plane.ask("backup", "restore", file)
     assert (restored["rows"], restored["revision"]) == (made["rows"], made["revision"])
     plane.start()

@@ -21,7 +21,7 @@ def look(plane: ControlPlane, question: Callable[[Plane], Value]) -> Value:
     from licplane.service.plane import Plane
     from licplane.store.database import Store
 
-    with Store.open(str(plane.state)) as store:
+    with Store.open(plane.database or str(plane.state)) as store:
         return question(Plane(store, None))
 
 
