@@ -13,7 +13,8 @@ from licagent.host.cgroups import CgroupTree, matches
 from licagent.host.digests import DigestCache
 from licagent.host.executables import NoSuchExecutable, directory_entry
 from licagent.host.lanes import Started
-from licagent.host.measurer import Measurer, Outcome
+from licagent.host.measurer import Measurer
+from licagent.host.measuring import Outcome
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import MAX_SCOPES, Event

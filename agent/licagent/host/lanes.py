@@ -45,10 +45,14 @@ class Job:
     reading: Reading | None = None
 
     @property
+    def owner(self) -> int:
+        """Who answers for it: a uid, or ROOT_ALONE."""
+        return ROOT_ALONE if self.found.is_roots else self.found.info.st_uid
+
+    @property
     def lane(self) -> tuple[int, bool]:
         """Where it waits."""
-        owner = ROOT_ALONE if self.found.is_roots else self.found.info.st_uid
-        return owner, self.found.info.st_size > LARGE_BYTES
+        return self.owner, self.found.info.st_size > LARGE_BYTES
 
     def add(self, waiter: tuple[Started, int] | None) -> None:
         """Somebody else wants it: a process, or None for all that run it."""
@@ -76,9 +80,9 @@ class Lanes:
         return self._count
 
     @property
-    def has_roots(self) -> bool:
-        """Whether a file waits that root alone can write."""
-        return (ROOT_ALONE, False) in self._lanes or (ROOT_ALONE, True) in self._lanes
+    def roots(self) -> int:
+        """How many files wait that root alone can write."""
+        return sum(len(self._lanes.get((ROOT_ALONE, is_large), ())) for is_large in (False, True))
 
     def put(self, job: Job) -> Job | None:
         """Add a job at the end of its lane; the job that had to go for want of room, if any."""

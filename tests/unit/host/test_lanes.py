@@ -73,12 +73,12 @@ def test_a_large_file_comes_again_and_lets_all_others_go_between(lanes: Lanes) -
 def test_what_others_may_write_is_not_roots(lanes: Lanes) -> None:
     written_by_others = job(0, mode=0o775)
     put(lanes, written_by_others)
-    assert not lanes.has_roots
+    assert lanes.roots == 0
     assert lanes.next(roots_only=True) is None
 
     roots = job(0)
     put(lanes, roots)
-    assert lanes.has_roots
+    assert lanes.roots == 1
     assert turns(lanes, 2, roots_only=True) == [roots, None]
     assert turns(lanes, 1) == [written_by_others]
 

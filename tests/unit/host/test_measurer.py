@@ -17,10 +17,12 @@ import pytest
 
 from licagent.host import digests as digests_module
 from licagent.host import measurer as module
+from licagent.host import measuring
 from licagent.host.digests import FRESH_NS, DigestCache
 from licagent.host.executables import identify
 from licagent.host.lanes import Started
-from licagent.host.measurer import Measurer, Outcome
+from licagent.host.measurer import Measurer
+from licagent.host.measuring import Outcome
 
 BOOT = "11111111-2222-3333-4444-555555555555"
 LIMIT_S = 60.0
@@ -312,6 +314,26 @@ def test_a_policy_waits_for_roots_files_and_for_no_others(
     )
     order = [identity for identity, _sha256 in watched.digests.items()]
     assert order == [identify(path) for path in (*mine, big)]
+
+
+@needs_root
+def test_more_large_files_than_are_looked_ahead_hold_up_no_policy(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "_AHEAD_MAX", 2)
+    big = [program(tmp_path / f"b{n}", owner=HOSTILE, size_bytes=BIG_BYTES) for n in range(3)]
+    for path in big:
+        watched.measurer.ask(Started(run(start, path).pid, 1))
+    watched.until(lambda: bool(leases()), "one is being read")
+    mine = program(tmp_path / "mine")
+
+    assert watched.measurer.measure_named(
+        [str(mine)], also_others=False, wait_s=LIMIT_S, meanwhile=watched.look
+    )
+
+    assert watched.digests.get(identify(mine)) == digest(mine)
+    assert leases() <= {inode(path) for path in big}
+    assert leases()
 
 
 @needs_root

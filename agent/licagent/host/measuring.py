@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What waits to be measured, and the next step of it. For the one thread that measures."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from licagent.host.digests import FRESH_NS, DigestCache, Found, Measured, check_file
+from licagent.host.exec_paths import candidates
+from licagent.host.executables import FileIdentity, NoSuchExecutable
+from licagent.host.hashing import NotMeasured
+from licagent.host.hostroot import as_host_sees
+from licagent.host.lanes import LARGE_BYTES, Job, Lanes, Started
+from licagent.host.processes import executable_of
+
+_LATER_MAX: Final = 1024
+_FOLDERS_MAX: Final = 256
+_FOLDERS_OF_ONE_MAX: Final = 64
+_AHEAD_MAX: Final = 32
+"""Root's files that wait while lists are looked through; the rest stays a list of names."""
+_AT_ONCE: Final = 64
+_FIRST_AGAIN_S: Final = FRESH_NS / 1e9 + 0.005
+_LAST_AGAIN_S: Final = 5.0
+_LOOK_AGAIN_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A version of a file, and what it holds."""
+
+    identity: FileIdentity
+    sha256: str  # lower-case hex
+    waiters: tuple[Started, ...]
+    is_for_all: bool  # others may run it than the waiters
+
+
+class Named:
+    """Paths that a policy names, to be measured before it is in force."""
+
+    def __init__(self, paths: Iterable[str], *, also_others: bool) -> None:
+        """`also_others`: to be waited for is also what others than root can write."""
+        self.paths: Iterator[str] = iter(paths)
+        self.also_others = also_others
+        self.is_read = False
+        self.done = threading.Event()
+
+
+class Measuring:
+    """Files in their lanes, processes to come back to, and lists to look through."""
+
+    def __init__(self, digests: DigestCache, tell: Callable[[Outcome], None]) -> None:
+        """`tell` takes what was measured."""
+        self._digests = digests
+        self._tell = tell
+        self._lanes = Lanes()
+        self._jobs: dict[FileIdentity, Job] = {}
+        self._later: list[tuple[float, int, Started, int]] = []
+        self._numbers = itertools.count()
+        self._named: Named | None = None
+        self._scan: Iterator[str] | None = None
+        self._next_scan_s = 0.0
+        self._folders: dict[str, int] = {}  # where programs stood, and their owner
+        self._others_again_s = 0.0
+        self.missed = False
+        """A program ended, or found no room, before it was measured."""
+        self.is_to_be_saved = False
+        """A look through all was completed."""
+
+    def drop_all(self) -> None:
+        """Forget whatever waits."""
+        for job in list(self._jobs.values()):
+            job.close()
+        self._jobs.clear()
+        self._lanes = Lanes()
+        self._later.clear()
+        self._scan = None
+        self.missed = False
+        if self._named is not None:
+            self._named.done.set()
+            self._named = None
+
+    def idle_s(self) -> float | None:
+        """Seconds until there is something to do, 0 or less for now; None: nothing waits."""
+        if self._may_read_ahead():
+            return 0.0
+        now_s = time.monotonic()
+        times = [self._later[0][0]] if self._later else []
+        if self._lanes:
+            times.append(now_s if self._lanes.roots else self._others_again_s)
+        if self.missed and self._scan is None:
+            times.append(self._next_scan_s)
+        return min(times) - now_s if times else None
+
+    def turn(self) -> None:
+        """Whoever is to be asked for again, some names of the lists, and one slice of one file."""
+        while self._later and self._later[0][0] <= time.monotonic():
+            _due, _number, started, tries = heapq.heappop(self._later)
+            self.begin_process(started, tries)
+        # Programs that run too briefly to be measured as they do are looked for in folders.
+        if self.missed and self._scan is None and time.monotonic() >= self._next_scan_s:
+            self.begin_scan()
+        for _ in range(_AT_ONCE):
+            if not self._may_read_ahead():
+                break
+            self._read_ahead()
+        self._read_slice()
+
+    # --- what is to be measured
+
+    def begin_named(self, named: Named) -> None:
+        """Measure these before all else; nobody waits for earlier ones any more."""
+        if self._named is not None:
+            self._named.done.set()
+        for job in self._jobs.values():
+            job.is_waited_for = False
+        self._named = named
+
+    def begin_scan(self) -> None:
+        """Look through what runs and what is installed, from its beginning."""
+        self.missed = False
+        self._next_scan_s = time.monotonic() + _LOOK_AGAIN_S
+        self._scan = (each.open_path for each in candidates(self._folders))
+
+    def _may_read_ahead(self) -> bool:
+        named = self._named is not None and not self._named.is_read
+        # However many of others': what finds no room in their lanes is looked for again.
+        return (named or self._scan is not None) and self._lanes.roots < _AHEAD_MAX
+
+    def begin_process(self, started: Started, tries: int = 0) -> None:
+        """Put what a process runs into its lane; `tries`: how often it was put off already."""
+        path = f"/proc/{started.pid}/exe"
+        try:
+            found = self._digests.find(path)
+        except NotMeasured:
+            return
+        except (NoSuchExecutable, OSError):
+            self.missed = True
+            return
+        self._note_folder(started.pid, found)
+        self._begin(found, (started, tries))
+
+    def _note_folder(self, pid: int, found: Found) -> None:
+        name, _ = executable_of(pid)
+        if name is None or len(self._folders) >= _FOLDERS_MAX:
+            return
+        folder, owner = str(Path(name).parent), found.info.st_uid
+        if sum(each == owner for each in self._folders.values()) < _FOLDERS_OF_ONE_MAX:
+            self._folders.setdefault(folder, owner)
+
+    def _read_ahead(self) -> None:
+        """The next name of each list."""
+        if self._named is not None and not self._named.is_read:
+            path = next(self._named.paths, None)
+            if path is None:
+                self._named.is_read = True
+            else:
+                self._begin_path(as_host_sees(path), self._named)
+            self._settle_named()
+        if self._scan is not None:
+            path = next(self._scan, None)
+            if path is None:
+                self._scan = None
+                self.is_to_be_saved = True
+            else:
+                self._begin_path(path, None)
+
+    def _begin_path(self, path: str, named: Named | None) -> None:
+        try:
+            found = self._digests.find(path)
+        except (NoSuchExecutable, NotMeasured, OSError):
+            return
+        identity = found.identity
+        is_waited_for = named is not None and (named.also_others or found.is_roots)
+        self._begin(found, None)
+        job = self._jobs.get(identity)
+        if job is not None and is_waited_for:
+            job.is_waited_for = True
+
+    def _begin(self, found: Found, waiter: tuple[Started, int] | None) -> None:
+        """Put a file into its lane, unless it is known or waits already."""
+        known = self._digests.known(found)
+        if known is not None:
+            found.close()
+            if waiter is not None:  # the kernel was told of it, but the process ran before
+                self._tell_outcome(known, [waiter], is_for_all=False)
+            return
+        job = self._jobs.get(found.identity)
+        if job is not None:
+            found.close()
+            job.add(waiter)
+            return
+        try:
+            check_file(found)
+        except NotMeasured as error:
+            found.close()
+            if error.retry and waiter is not None:
+                self._put_off(waiter)
+            return
+        job = Job(found)
+        job.add(waiter)
+        self._jobs[found.identity] = job
+        dropped = self._lanes.put(job)
+        if dropped is not None:
+            self.missed = True
+            self._end(dropped)
+
+    def _put_off(self, waiter: tuple[Started, int]) -> None:
+        started, tries = waiter
+        if len(self._later) >= _LATER_MAX:
+            self.missed = True
+            return
+        due_s = time.monotonic() + min(_FIRST_AGAIN_S * 2.0 ** min(tries, 10), _LAST_AGAIN_S)
+        heapq.heappush(self._later, (due_s, next(self._numbers), started, tries + 1))
+
+    # --- measuring
+
+    def _read_slice(self) -> None:
+        for held in list(self._lanes.begun()):
+            if held.reading is not None and held.reading.is_wanted_by_a_writer():
+                self._give_up(held, retry=True)
+        # Of this thread's own: on a busy host it waits for long, and that is no work.
+        begun_s = time.thread_time()
+        job = self._lanes.next(roots_only=self._are_roots_first(time.monotonic()))
+        if job is None:
+            return
+        try:
+            self._digests.check_unchanged(job.found)
+            if job.reading is None:
+                job.reading = self._digests.begin(job.found)
+            if job.reading.step(LARGE_BYTES):
+                measured = self._digests.finish(job.found, job.reading)
+                self._lanes.remove(job)
+                self._end(job)
+                self._tell_outcome(measured, job.waiters, is_for_all=job.is_for_all)
+        except NotMeasured as error:
+            self._give_up(job, retry=error.retry)
+        except (NoSuchExecutable, OSError):
+            self._give_up(job, retry=False)
+        if not job.found.is_roots:
+            self._others_again_s = time.monotonic() + time.thread_time() - begun_s
+
+    def _are_roots_first(self, now_s: float) -> bool:
+        """Others' files have had their half, or a policy waits for root's."""
+        named = self._named
+        is_waiting = named is not None and not named.also_others and not named.done.is_set()
+        return now_s < self._others_again_s or (is_waiting and self._lanes.roots > 0)
+
+    def _give_up(self, job: Job, *, retry: bool) -> None:
+        self._lanes.remove(job)
+        self._end(job)
+        if retry:
+            for waiter in job.waiters:
+                self._put_off(waiter)
+
+    def _end(self, job: Job) -> None:
+        """A job that is in no lane any more."""
+        job.close()
+        self._jobs.pop(job.found.identity, None)
+        self._settle_named()
+
+    def _settle_named(self) -> None:
+        named = self._named
+        if named is None or not named.is_read:
+            return
+        if not any(job.is_waited_for for job in self._jobs.values()):
+            named.done.set()
+            self._named = None
+
+    def _tell_outcome(
+        self, measured: Measured, waiters: Iterable[tuple[Started, int]], *, is_for_all: bool
+    ) -> None:
+        waiting = tuple(started for started, _tries in waiters)
+        self._tell(Outcome(measured.identity, measured.sha256, waiting, is_for_all))
