@@ -63,6 +63,24 @@ FOCUS_COLUMNS: Final = (
 )
 """Those of FOCUS 1.2 that apply, in the order of their names, and ours behind (x_)."""
 _ISSUER: Final = "licplane"
+_UNIT_NAMES: Final = {
+    "core-second": "Core-Seconds",
+    "core-minute": "Core-Minutes",
+    "core-hour": "Core-Hours",
+    "kB": "KB",
+    "each": "Units",
+    "thousand": "1000 Units",
+    "million": "1000000 Units",
+}
+"""FOCUS's Unit Format where it is not our own name with time in capitals and plural."""
+
+
+def focus_unit(unit: str) -> str:
+    """A unit of ours as FOCUS 1.2 writes it (its attribute Unit Format)."""
+    if unit in _UNIT_NAMES:
+        return _UNIT_NAMES[unit]
+    size, _, time = unit.partition("-")
+    return f"{size}-{time.capitalize()}s" if time else size
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +193,7 @@ def _units(plan: Plan, line: Charge) -> tuple[str, str, Sequence[str]]:
     for item in plan.items:
         if item.name == line.item:
             units = decimal_text(Fraction(line.quantity, item.divisor), 9)
-            return units, item.unit, item.meters
+            return units, focus_unit(item.unit), item.meters
     return "", "", ()
 
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from tests.unit.licplane.usage_lines import Line, Lines, at
 
 from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.service.billing import KEEPER
+from licplane.service.pricing import UNITS
 from licplane.service.requests import Change, Document, PageRequest
+from licplane.service.usage_export import focus_unit
 from licplane.service.usage_query import UsageQuery
 from licplane.service.values import Actor, HostStatus, Role
 
@@ -299,6 +303,16 @@ def test_documents_keep_versions_secrets_and_etags(both: World) -> None:
         apply(both, ("budget", {"name": "b", "plan": "none", "amount": 1}))
 
 
+FOCUS_MANDATORY = (
+    *("BilledCost", "BillingAccountId", "BillingAccountName", "BillingCurrency"),
+    *("BillingPeriodEnd", "BillingPeriodStart", "ChargeCategory", "ChargeClass"),
+    *("ChargeDescription", "ChargePeriodEnd", "ChargePeriodStart", "ContractedCost"),
+    *("EffectiveCost", "InvoiceIssuerName", "ListCost", "PricingQuantity", "PricingUnit"),
+    *("ProviderName", "PublisherName", "ServiceCategory", "ServiceName"),
+)
+"""The columns whose feature level is Mandatory in FOCUS 1.2."""
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "says"),
     [
@@ -387,6 +401,27 @@ def test_report_and_exports(both: World) -> None:
     focus = money.export_focus(AUDITOR, "standard", "2026-10")["text"].splitlines()
     assert focus[0].startswith("BilledCost,BillingAccountId,")
     assert focus[1].startswith("5.00,standard,standard,EUR,2026-11-01T00:00:00Z,")
+    rows = list(csv.DictReader(focus))
+    for row in rows:
+        empty = {name for name in FOCUS_MANDATORY if not row[name]}
+        # What FOCUS lets be null: a class where nothing is corrected, units of what is no usage.
+        wanted = {"ChargeClass"} if row["ChargeClass"] != "Correction" else set()
+        if row["ChargeCategory"] != "Usage":
+            wanted |= {"PricingQuantity", "PricingUnit"}
+        assert empty == wanted, row
+        assert row["ChargeCategory"] in ("Usage", "Adjustment")
+    assert {row["PricingUnit"] for row in rows} == {"Core-Hours", ""}
+
+
+def test_units_are_as_focus_writes_them() -> None:
+    """Its Unit Format: <plural-units>, <unit>-<plural-time-units>, <quantity> <plural-units>."""
+    sizes = "(B|[KMGT]B|[KMGT]iB)"
+    times = "(Seconds|Minutes|Hours|Days|Months)"
+    form = re.compile(f"({sizes}|({sizes}|Core)-{times}|([0-9]+ )?Units)")
+    wrong = [unit for unit in UNITS if not form.fullmatch(focus_unit(unit))]
+    assert wrong == []
+    assert focus_unit("GiB-month") == "GiB-Months"
+    assert len({focus_unit(unit) for unit in UNITS}) == len(UNITS)
 
 
 def test_retention_keeps_what_is_still_to_be_billed(both: World) -> None:
