@@ -19,6 +19,8 @@ from tests.kernel.harness.agent import AgentUnderTest
 from tests.system.harness.controlplane import ControlPlane, Host
 from tests.system.harness.scene import STRANGER, Scene, eventually
 
+from licplane.issuer.sealedkey import PASSPHRASE_MIN_CHARACTERS
+
 ROOT: Final = Path(__file__).parents[2]
 ANSIBLE: Final = ROOT / "build" / "ansible"
 PROGRAMS: Final = Path(sys.executable).parent
@@ -323,3 +325,29 @@ def test_a_host_that_is_not_reached_ends_a_rollout(playbooks: Path, playbook: st
     status, whole, told = play(lost="d")
     assert status != 0, whole
     assert "changed: [c]" in told
+
+
+def test_a_passphrase_that_licplane_would_refuse_is_not_kept(tmp_path: Path) -> None:
+    """In check mode: the machine that runs this gets no credential."""
+    include = {"name": "licagent.fleet.licplane", "tasks_from": "passphrase"}
+    tasks = [{"name": "Passphrase", "ansible.builtin.include_role": include}]
+    play = {"name": "P", "hosts": "localhost", "gather_facts": False, "tasks": tasks}
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+
+    def told(passphrase: str) -> str:
+        given = {
+            "ansible_python_interpreter": sys.executable,
+            "licplane_passphrase": passphrase,
+            "__licplane_folder": str(tmp_path),
+            "__licplane_credential": str(tmp_path / "passphrase.cred"),
+        }
+        return run(
+            tmp_path,
+            *("ansible-playbook", "-c", "local", "--check", "play.yml", "-e", json.dumps(given)),
+        ).stdout
+
+    short = told("x" * (PASSPHRASE_MIN_CHARACTERS - 1))
+    assert f"has fewer than {PASSPHRASE_MIN_CHARACTERS} characters" in short, short
+    assert "Keep the passphrase" not in short
+    long_enough = told("x" * PASSPHRASE_MIN_CHARACTERS)
+    assert "Keep the passphrase" in long_enough, long_enough
