@@ -20,6 +20,9 @@
  * An account is found by the address of its signal_struct, which all threads of a process share
  * and which stays theirs until the last of them is freed. A process id would be somebody else's
  * by then.
+ *
+ * What a sample reads of every task (licagent_collect) is read through BTF's pointers, in place:
+ * bpf_probe_read_kernel is a call for each word. One that has gone reads as zero either way.
  */
 #include "core.h"
 #include "kernel.h"
@@ -83,7 +86,7 @@ struct {
 
 static __always_inline __u64 account_key(struct task_struct *task)
 {
-	return (__u64)BPF_CORE_READ(task, signal);
+	return (__u64)task->signal;
 }
 
 /*
@@ -95,7 +98,7 @@ static __always_inline struct lic_account *find_account(struct task_struct *task
 {
 	struct lic_account *account = bpf_map_lookup_elem(MAP(accounts), &key);
 
-	return account && account->owner.pid == (__u32)BPF_CORE_READ(task, tgid) ? account : 0;
+	return account && account->owner.pid == (__u32)task->tgid ? account : 0;
 }
 
 static __always_inline void task_owner(struct task_struct *task, struct lic_owner *owner)
@@ -187,10 +190,17 @@ static __always_inline void charge(__u32 sheet, const struct lic_account *accoun
 	}
 	line = bpf_map_lookup_elem(MAP(work), &key);
 	if (!line) {
+		fresh.cpu_ns = used->cpu_ns;
+		fresh.read_bytes = used->read_bytes;
+		fresh.write_bytes = used->write_bytes;
+		fresh.cancelled_bytes = used->cancelled_bytes;
+		fresh.memory_byte_ms = memory_byte_ms;
+		fresh.processes = processes;
 		fresh.digest = account->digest;
 		__builtin_memcpy(fresh.comm, account->comm, sizeof(fresh.comm));
-		bpf_map_update_elem(MAP(work), &key, &fresh, BPF_NOEXIST);
-		line = bpf_map_lookup_elem(MAP(work), &key);
+		if (!bpf_map_update_elem(MAP(work), &key, &fresh, BPF_NOEXIST))
+			return;
+		line = bpf_map_lookup_elem(MAP(work), &key); /* somebody was quicker */
 	}
 	if (!line) {
 		note_fault(LIC_FAULT_WORK_SPILLED);
@@ -202,10 +212,10 @@ static __always_inline void charge(__u32 sheet, const struct lic_account *accoun
 
 static __always_inline void used_so_far(struct task_struct *task, struct lic_taken *now)
 {
-	now->cpu_ns = BPF_CORE_READ(task, se.sum_exec_runtime);
-	now->read_bytes = BPF_CORE_READ(task, ioac.read_bytes);
-	now->write_bytes = BPF_CORE_READ(task, ioac.write_bytes);
-	now->cancelled_bytes = BPF_CORE_READ(task, ioac.cancelled_write_bytes);
+	now->cpu_ns = task->se.sum_exec_runtime;
+	now->read_bytes = task->ioac.read_bytes;
+	now->write_bytes = task->ioac.write_bytes;
+	now->cancelled_bytes = task->ioac.cancelled_write_bytes;
 }
 
 /*
@@ -223,7 +233,7 @@ static __always_inline void used_since(struct task_struct *task, const struct li
 		used->read_bytes = now->read_bytes - before->read_bytes;
 		used->write_bytes = now->write_bytes - before->write_bytes;
 		used->cancelled_bytes = now->cancelled_bytes - before->cancelled_bytes;
-	} else if (BPF_CORE_READ(task, start_boottime) >= account->since_ns) {
+	} else if (task->start_boottime >= account->since_ns) {
 		*used = *now;
 	}
 }
@@ -467,8 +477,7 @@ static __always_inline __u64 resident_pages(struct mm_struct *mm)
 
 	/* file, anonymous and shared memory; number 2 is swap (enum mm_counters) */
 	if (bpf_core_field_exists(mm->rss_stat[0].count)) {
-		pages = BPF_CORE_READ(mm, rss_stat[0].count) +
-			BPF_CORE_READ(mm, rss_stat[1].count) + BPF_CORE_READ(mm, rss_stat[3].count);
+		pages = mm->rss_stat[0].count + mm->rss_stat[1].count + mm->rss_stat[3].count;
 	} else {
 		pages = BPF_CORE_READ(old, rss_stat.count[0].counter) +
 			BPF_CORE_READ(old, rss_stat.count[1].counter) +
@@ -494,7 +503,7 @@ static __always_inline __u64 memory_since(struct task_struct *task, struct lic_a
 	if (!since_ms || (is_idle && since_ms < LIC_IDLE_MS + (account->owner.pid & 31) * 1000))
 		return 0;
 	account->seen_ns += since_ms * LIC_NSEC_PER_MSEC;
-	mm = BPF_CORE_READ(task, mm);
+	mm = task->mm;
 	account->resident_pages = mm ? resident_pages(mm) : 0;
 	return (__u64)account->resident_pages * page_bytes * since_ms;
 }
@@ -515,7 +524,7 @@ int licagent_collect(struct bpf_iter__task *ctx)
 	 * freed while this program runs, which holds the RCU read lock, so nothing is counted
 	 * twice: release_task comes after EXIT_DEAD. Zombies are not released yet.
 	 */
-	if (BPF_CORE_READ(task, exit_state) & LIC_EXIT_DEAD)
+	if (task->exit_state & LIC_EXIT_DEAD)
 		return 0;
 	key = account_key(task);
 	account = find_account(task, key);
@@ -527,10 +536,10 @@ int licagent_collect(struct bpf_iter__task *ctx)
 			return 0;
 	}
 	account->sampled = 1;
-	if (BPF_CORE_READ(task, pid) == (int)account->owner.pid) {
+	if (task->pid == (int)account->owner.pid) {
 		/* setuid() and prctl(PR_SET_NAME) have no tracepoint: seen here. */
-		account->owner.uid = BPF_CORE_READ(task, cred, uid.val);
-		account->owner.gid = BPF_CORE_READ(task, cred, gid.val);
+		account->owner.uid = task->cred->uid.val;
+		account->owner.gid = task->cred->gid.val;
 		BPF_CORE_READ_INTO(&account->comm, task, comm);
 		selectors_of(
 			account); /* a policy may have named it since, or its content is known */

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from licagent.control.usage_source import BatchShape, EpochShape, GapShape
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
-from licagent.domain.usage_lines import COMPUTE_METERS, ComputeLines
+from licagent.domain.usage_lines import COMPUTE_METERS, Amounts, ComputeLines
 from licapi.control.v1 import telemetry_pb2
 
 TEXT_BYTES_MAX: Final = 1024
@@ -67,37 +68,60 @@ def encode_lines(lines: ComputeLines) -> list[bytes]:
     Raises ValueError for a number that the format cannot hold; which one, `encode` says.
     """
     head = _head(UsageKind.COMPUTE, lines.start_unix_ms, lines.end_unix_ms)
-    estimated = [place for place, meter in enumerate(COMPUTE_METERS) if meter in lines.estimated]
-    qualities: dict[tuple[bool, ...], bytes] = {}
-    message = telemetry_pb2.UsageRecord()  # one for all: each sets all that it has
+    quality_of = _Qualities(lines.estimated, lines.unsupported).of
+    message = telemetry_pb2.UsageRecord()  # one for all: each sets what the last one had
     serialize = message.SerializeToString
+    is_clear = True
     made = []
     for line, amounts in lines.rows:
-        (
-            message.cpu_ns,
-            message.read_bytes,
-            message.write_bytes,
-            message.cancelled_bytes,
-            message.memory_byte_ms,
-            message.processes,
-        ) = amounts
+        cpu_ns, read, written, cancelled, memory, ended = amounts
+        message.cpu_ns = cpu_ns
+        message.memory_byte_ms = memory
+        if read or written or cancelled or ended:
+            is_clear = False
+            message.read_bytes = read
+            message.write_bytes = written
+            message.cancelled_bytes = cancelled
+            message.processes = ended
+        elif not is_clear:
+            is_clear = True
+            message.read_bytes = message.write_bytes = 0
+            message.cancelled_bytes = message.processes = 0
         whose = line.encoded
         if not whose:
             whose = _whose_bytes(line.owner, line.license, line.resource, line.binding)
             line.encoded = whose
-        which = tuple([amounts[place] > 0 for place in estimated])
-        quality = qualities.get(which)
-        if quality is None:
-            quality = qualities[which] = _serialized(
-                estimated=[
-                    int(COMPUTE_METERS[place])
-                    for place, is_there in zip(estimated, which, strict=True)
-                    if is_there
-                ],
-                unsupported=sorted(lines.unsupported),
-            )
-        made.append(b"".join((head, whose, quality, serialize())))
+        made.append(head + whose + quality_of(amounts) + serialize())
     return made
+
+
+class _Qualities:
+    """The bytes that say which quantities of a record are estimated, and which there are not."""
+
+    def __init__(self, estimated: frozenset[Meter], unsupported: frozenset[Meter]) -> None:
+        self._places = [at for at, meter in enumerate(COMPUTE_METERS) if meter in estimated]
+        self._unsupported = sorted(unsupported)
+        self._made: dict[tuple[bool, ...], bytes] = {}
+        self.of: Callable[[Amounts], bytes] = self._any
+        """Those of a record with these amounts."""
+        if len(self._places) == 1:  # the kernel's: memory
+            place, without, within = self._places[0], self._bytes(()), self._bytes((True,))
+            self.of = lambda amounts: within if amounts[place] else without
+
+    def _any(self, amounts: Amounts) -> bytes:
+        which = tuple([amounts[place] > 0 for place in self._places])
+        found = self._made.get(which)
+        if found is None:
+            found = self._made[which] = self._bytes(which)
+        return found
+
+    def _bytes(self, which: tuple[bool, ...]) -> bytes:
+        estimated = [
+            int(COMPUTE_METERS[place])
+            for place, is_there in zip(self._places, which, strict=False)
+            if is_there
+        ]
+        return _serialized(estimated=estimated, unsupported=self._unsupported)
 
 
 def _serialized(**fields: Any) -> bytes:

@@ -14,8 +14,9 @@ tuples: a sheet may have tens of thousands, and a frozen dataclass costs four ti
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 
 class Who(NamedTuple):
@@ -51,6 +52,42 @@ class WorkRow(NamedTuple):
     """That ended."""
 
 
+class WorkRows(Sequence[WorkRow]):
+    """Rows of which nobody makes an object who does not look at them one by one."""
+
+    __slots__ = ("amounts", "keys", "who")
+
+    def __init__(
+        self,
+        keys: Sequence[bytes],
+        amounts: Sequence[tuple[int, int, int, int, int, int]],
+        who: Callable[[bytes], Who],
+    ) -> None:
+        """`keys`: the owner of each, as the kernel has it; `who`: what a key says.
+
+        `amounts`: of each, what a `WorkRow` has behind its owner, in that order.
+        """
+        self.keys = keys
+        self.amounts = amounts
+        self.who = who
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __iter__(self) -> Iterator[WorkRow]:
+        for key, amounts in zip(self.keys, self.amounts, strict=True):
+            yield WorkRow(self.who(key), *amounts)
+
+    @overload
+    def __getitem__(self, index: int) -> WorkRow: ...
+    @overload
+    def __getitem__(self, index: slice) -> WorkRows: ...
+    def __getitem__(self, index: int | slice) -> WorkRow | WorkRows:
+        if isinstance(index, slice):
+            return WorkRows(self.keys[index], self.amounts[index], self.who)
+        return WorkRow(self.who(self.keys[index]), *self.amounts[index])
+
+
 class FlowRow(NamedTuple):
     """Network use of one owner, license, resource and protocol within a sheet."""
 
@@ -78,7 +115,7 @@ class Sheet:
     """CLOCK_BOOTTIME."""
     closed_ns: int
     """CLOCK_BOOTTIME; of an open sheet: now."""
-    work: tuple[WorkRow, ...]
+    work: Sequence[WorkRow]
     flows: tuple[FlowRow, ...]
     spilled_work: WorkRow | None
     """Counted while the tables were full: exact in sum, its owners are not known."""

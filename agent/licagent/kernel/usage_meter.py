@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import mmap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from licagent.kernel.bpffs import PinFolder
@@ -114,7 +114,7 @@ class UsageMeter:
 
     def _read(self, number: int, closed_ns: int) -> Sheet:
         flows, spilled_flows = self._flows.read(number)
-        work: tuple[WorkRow, ...] = ()
+        work: Sequence[WorkRow] = ()
         spilled_work: WorkRow | None = None
         if self._work is not None:
             work, spilled_work = self._work.read(number)

@@ -4,23 +4,28 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from itertools import repeat
+from collections.abc import Iterator
+from itertools import chain
+from operator import concat
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.layout import Owner
 from licagent.kernel.maps import Map
-from licagent.kernel.usage import Who, WorkRow
+from licagent.kernel.usage import Who, WorkRow, WorkRows
 
-_KEY: Final = struct.Struct("=I 44s")
-"""Sheet, and the beginning of an owner."""
-_VALUE: Final = struct.Struct("=QQQQQ I 20s")
-"""Amounts, and the end of an owner."""
+_HEAD: Final = struct.Struct("=4x 44s")
+"""Of a key, behind its sheet: the beginning of an owner."""
+_TAIL: Final = struct.Struct("=44x 20s")
+"""Of a value, behind the amounts: the end of an owner."""
 _OWNER: Final = struct.Struct("=I QQQ IIII I 16s")
-"""Of a key and a value: path, start, cgroup, inode, device, pid, uid, gid, digest, name."""
-_MADE: Final = tuple.__new__
+"""Both: path, start, cgroup, inode, device, pid, uid, gid, digest, name."""
+_AMOUNTS: Final = struct.Struct("=QQQQQ I 20x")
+_KEY_BYTES: Final = _HEAD.size
+_VALUE_BYTES: Final = _AMOUNTS.size
+_JOIN: Final[Any] = concat
+"""Of bytes."""
 _U32: Final = struct.Struct("=I")
 _NAMES_MAX: Final = 4096
 _NOBODY: Final = Who(0, 0, 0, 0, 0, 0, 0, 0, 0, "")
@@ -35,51 +40,40 @@ class WorkTable:
         self._accounts = Map(pins.maps / "accounts")
         self._keys: tuple[int, bytes] = (0, b"")
         """Of the sheet that was read last, one after the other."""
-        self._owners: dict[bytes, Who] = {}
-        """Of that sheet, by what the kernel has of them."""
         self._names: dict[bytes, str] = {}
 
-    def read(self, number: int) -> tuple[tuple[WorkRow, ...], WorkRow | None]:
+    def read(self, number: int) -> tuple[WorkRows, WorkRow | None]:
         """The lines of a sheet, and what was counted while the table was full."""
-        rows: list[WorkRow] = []
         of_sheet: list[bytes] = []
-        raws: list[bytes] = []
-        owners: list[Who] = []
-        for keys, values, heads in self._of_sheet(number):
+        owners: list[bytes] = []
+        amounts: list[tuple[int, int, int, int, int, int]] = []
+        for keys, values in self._of_sheet(number):
             of_sheet.append(keys)
             # Whole columns at a time: of 10,000 rows each step in Python would count.
-            *amounts, tails = zip(*_VALUE.iter_unpack(values), strict=True)
-            batch = [head + tail for head, tail in zip(heads, tails, strict=True)]
-            known = self._owners.get
-            whos = [known(raw) or self._owner(raw) for raw in batch]
-            raws += batch
-            owners += whos
-            rows += map(_MADE, repeat(WorkRow), zip(whos, *amounts, strict=True))
+            heads: Iterator[bytes] = chain.from_iterable(_HEAD.iter_unpack(keys))
+            tails: Iterator[bytes] = chain.from_iterable(_TAIL.iter_unpack(values))
+            owners += map(_JOIN, heads, tails)
+            amounts += _AMOUNTS.iter_unpack(values)
         self._keys = (number, b"".join(of_sheet))
-        # Who lives has a line in most sheets: those of this one are likely to come again.
-        self._owners = dict(zip(raws, owners, strict=True))
-        return tuple(rows), self._read_spilled(number)
+        return WorkRows(owners, amounts, self._who), self._read_spilled(number)
 
-    def _of_sheet(self, number: int) -> Iterator[tuple[bytes, bytes, Sequence[bytes]]]:
-        """Keys and values of a sheet's lines, many at a time, and what a key says of an owner."""
-        size, value_size = _KEY.size, _VALUE.size
+    def _of_sheet(self, number: int) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values of a sheet's lines, many at a time."""
+        size, value_size = _KEY_BYTES, _VALUE_BYTES
         for keys, values, count in self._work.batches():
-            if not count:
-                continue
-            sheets, heads = zip(*_KEY.iter_unpack(keys), strict=True)
+            sheets = memoryview(keys).cast("I")[:: size // _U32.size].tolist()
             theirs = sheets.count(number)
-            if theirs == count:
-                yield keys, values, heads
+            if theirs and theirs == count:
+                yield keys, values
             elif theirs:
                 places = [place for place, sheet in enumerate(sheets) if sheet == number]
                 yield (
                     b"".join(keys[at * size : (at + 1) * size] for at in places),
                     b"".join(values[at * value_size : (at + 1) * value_size] for at in places),
-                    [heads[at] for at in places],
                 )
 
-    def _owner(self, raw: bytes) -> Who:
-        path, start_ns, cgroup, inode, device, pid, uid, gid, digest, comm = _OWNER.unpack(raw)
+    def _who(self, owner: bytes) -> Who:
+        path, start_ns, cgroup, inode, device, pid, uid, gid, digest, comm = _OWNER.unpack(owner)
         # Names repeat: 10,000 processes run a few hundred programs.
         name = self._names.get(comm) or self._name(comm)
         return Who(pid, start_ns, uid, gid, cgroup, device, inode, path, digest, name)
@@ -93,16 +87,16 @@ class WorkTable:
         value = self._spilled.lookup(_U32.pack(number & 1))
         if value is None or not any(value):
             return None
-        return WorkRow(_NOBODY, *_VALUE.unpack(value)[:-1])
+        return WorkRow(_NOBODY, *_AMOUNTS.unpack(value))
 
     def discard(self, number: int) -> None:
         """Remove the lines of a closed sheet. Idempotent."""
         known, keys = self._keys
         if known != number:
-            keys = b"".join(theirs for theirs, _values, _heads in self._of_sheet(number))
+            keys = b"".join(theirs for theirs, _values in self._of_sheet(number))
         self._work.delete_packed(keys)
         self._keys = (0, b"")
-        self._spilled.update(_U32.pack(number & 1), bytes(_VALUE.size))
+        self._spilled.update(_U32.pack(number & 1), bytes(_VALUE_BYTES))
 
     def clear_accounts(self) -> None:
         """Forget all processes; nothing may be metered now."""

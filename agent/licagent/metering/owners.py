@@ -11,13 +11,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from licagent.domain.attribution import Attribution
 from licagent.domain.decision import Subject
 from licagent.domain.usage import UsageOwner
 from licagent.domain.usage_lines import COMPUTE_METERS, Amounts, UsageLine
-from licagent.metering.rows import WhoRow, WorkRow
+from licagent.metering.rows import PackedRows, WhoRow, WorkRow
 
 _PAGE_OWNERS: Final = 2048
 """Above it a new page is begun: what no sheet has had since the page before is forgotten."""
@@ -74,9 +74,9 @@ class Charging(Protocol):
         ...  # pragma: no cover
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Known:
-    """One owner, named. Compared by identity."""
+    """One owner, named. Compared by identity; nothing but `place` changes."""
 
     owner: UsageOwner
     subject: Subject
@@ -87,13 +87,23 @@ class Known:
     """Unit and license: what many owners have in common. Mostly one object for all of them."""
     number: int
     """No other one has it, ever: for whoever remembers it without keeping it."""
+    place: object = None
+    """For the one who adds up by owner (`ProcessTable`): where."""
+
+
+Key = Any
+"""Of an owner: what he is known by. A row's `who`, or the kernel's bytes for it."""
 
 
 class OwnedWork(NamedTuple):
     """What a sheet's rows of work say, row by row."""
 
-    owners: list[Known]
-    amounts: list[Amounts]
+    keys: Sequence[Key]
+    who: Callable[[Key], WhoRow]
+    """What a key says."""
+    owners: Sequence[Known]
+    amounts: Sequence[Amounts]
+    """None of them is negative."""
 
 
 work_amounts: Final[Callable[[WorkRow], Amounts]] = attrgetter(
@@ -108,19 +118,19 @@ class OwnerBook:
     def __init__(self, names: HostNames) -> None:
         self._names = names
         self._charging: Charging | None = None
-        self._known: dict[WhoRow, Known] = {}
-        self._before: dict[WhoRow, Known] = {}
+        self._known: dict[Key, Known] = {}
+        self._before: dict[Key, Known] = {}
         """The page before: with 10,000 live processes both have the same, shared."""
         self._lines: dict[tuple[UsageOwner, Attribution], UsageLine] = {}
         self._shares: dict[tuple[str, str], tuple[str, str]] = {}
         self._rows = 0
         """Of the last sheet."""
-        self._unsure: list[WhoRow] = []
+        self._unsure: list[Key] = []
 
     def begin(self, charging: Charging) -> None:
         """Answer under this policy from now on; once for each sheet."""
-        for who in self._unsure:
-            self._known.pop(who, None)
+        for key in self._unsure:
+            self._known.pop(key, None)
         self._unsure.clear()
         if charging is not self._charging:
             self._charging = charging
@@ -147,29 +157,41 @@ class OwnerBook:
 
     def of(self, who: WhoRow) -> Known:
         """The owner of a row."""
-        found = self._known.get(who)
+        return self._known.get(who) or self._found(who, _itself)
+
+    def _found(self, key: Key, who: Callable[[Key], WhoRow]) -> Known:
+        found = self._before.get(key)
         if found is None:
-            found = self._known[who] = self._before.get(who) or self._look_up(who)
+            found = self._look_up(who(key), key)
+        self._known[key] = found
         return found
 
     def of_work(self, rows: Sequence[WorkRow]) -> OwnedWork:
         """Owner and amounts of each row of a sheet."""
         self._rows = len(rows)
-        known, of = self._known.get, self.of
-        owners = [known(row.who) or of(row.who) for row in rows]
-        return OwnedWork(owners, list(map(work_amounts, rows)))
+        keys: Sequence[Key]
+        amounts: Sequence[Amounts]
+        if isinstance(rows, PackedRows):
+            keys, amounts, who = rows.keys, rows.amounts, rows.who
+        else:
+            keys = [row.who for row in rows]
+            amounts = [_not_negative(work_amounts(row)) for row in rows]
+            who = _itself
+        known, found = self._known.get, self._found
+        owners = [known(key) or found(key, who) for key in keys]
+        return OwnedWork(keys, who, owners, amounts)
 
     def __len__(self) -> int:
         return len(self._known.keys() | self._before.keys())
 
-    def _look_up(self, who: WhoRow) -> Known:
+    def _look_up(self, who: WhoRow, key: Key) -> Known:
         names, charging = self._names, self.charging
         cgroup = names.cgroup(who.cgroup)
         if not cgroup and (told := getattr(who, "cgroup_path", "")):
             cgroup = names.relative(told)  # it is gone, and the fallback had seen it
         executable = _executable(who) or names.executable(who)
         if not executable or not cgroup:
-            self._unsure.append(who)
+            self._unsure.append(key)
         uid = who.uid if who.uid < _NO_OWNER else -1
         owner = UsageOwner(
             unit=(names.unit(cgroup) or cgroup) if cgroup else "",
@@ -197,6 +219,16 @@ class OwnerBook:
         shares = (owner.unit, compute.license)
         shares = self._shares.setdefault(shares, shares)
         return Known(owner, subject, compute, line, shares, next(_numbers))
+
+
+def _itself(key: WhoRow) -> WhoRow:
+    return key
+
+
+def _not_negative(amounts: Amounts) -> Amounts:
+    if min(amounts) >= 0:
+        return amounts
+    return tuple(max(0, each) for each in amounts)  # type: ignore[return-value]
 
 
 def _executable(who: WhoRow) -> str:

@@ -8,14 +8,13 @@ after they have ended, units and licenses when nothing of theirs was used for as
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Final, TypeVar
 
 from licagent.domain.usage_lines import Amounts
 from licagent.metering.owners import Known, OwnedWork, OwnerBook
-from licagent.metering.rows import FlowRow, Sheet, WhoRow, WorkRow
+from licagent.metering.rows import FlowRow, Sheet, WhoRow
 
 STAY_NS: Final = 60_000_000_000
 """How long what has ended stays in the table."""
@@ -103,14 +102,10 @@ class ProcessTable:
 
     def __init__(self) -> None:
         self._lines = Lines()
-        self._lines_of: dict[Known, Line] = {}
-        """Lines of the last sheet's owners: most of them are in the next one, too."""
 
     def take(self, sheet: Sheet, owners: OwnerBook, work: OwnedWork | None = None) -> None:
         """Add a sheet that is committed. `work`: of its rows, where that is known already."""
-        adder = _Adder(self._lines, owners, sheet.closed_ns, before=self._lines_of)
-        adder.add(sheet, work)
-        self._lines_of = adder.lines_of
+        _Adder(self._lines, owners, sheet.closed_ns).add(sheet, work)
         self._prune(sheet.closed_ns)
 
     def look(
@@ -201,35 +196,29 @@ class _Adder:
         owners: OwnerBook,
         at_ns: int,
         shared: frozenset[int] = frozenset(),
-        before: Mapping[Known, Line] = MappingProxyType({}),
     ) -> None:
-        """`before`: lines of owners, which none of `shared` are."""
         self._lines = lines
         self._owners = owners
         self._at_ns = at_ns
         self._shared = shared
-        self._before = before
-        self.lines_of: dict[Known, Line] = {}
 
     def add(self, sheet: Sheet, work: OwnedWork | None = None) -> None:
         """`work`: what the book of owners says of it, where it was asked already."""
         if work is None:
             work = self._owners.of_work(sheet.work)
-        self._works(sheet.work, work)
+        self._works(work)
         for flow in sheet.flows:
             self._flow(flow)
 
-    def _works(self, rows: Sequence[WorkRow], work: OwnedWork) -> None:
-        at_ns, before = self._at_ns, self._before.get
-        lines: list[Line] = []
+    def _works(self, work: OwnedWork) -> None:
+        at_ns, shared = self._at_ns, self._shared
         groups: dict[tuple[str, str], list[Amounts]] = {}
         group: tuple[str, str] | None = None
         theirs: list[Amounts] = []
-        for row, known, used in zip(rows, *work, strict=True):
-            line: Line | None = before(known)
-            if line is None or line.told_by != known.number:
-                line = self._line_of(row.who, known)
-            lines.append(line)
+        for key, known, used in zip(work.keys, work.owners, work.amounts, strict=True):
+            line = known.place
+            if line.__class__ is not ProcessLine or line.told_by != known.number or shared:
+                line = self._line_of(work.who(key), known)
             amounts = line.amounts
             amounts[0] += used[0]
             if used[1]:
@@ -238,13 +227,12 @@ class _Adder:
                 amounts[2] += used[2]
             if line.used_ns < at_ns:  # noqa: PLR1730 - a call would cost more than the rest
                 line.used_ns = at_ns
-            if used[-1] and row.who.pid:
+            if used[-1] and known.owner.pid:
                 line.exited_ns = at_ns
             if known.shares is not group:
                 group = known.shares
                 theirs = groups.setdefault(group, [])
             theirs.append(used)
-        self.lines_of = dict(zip(work.owners, lines, strict=True))
         # Of 10,000 rows most are of a few units and licenses: those are added to once.
         for (unit, license_), amounts_of_them in groups.items():
             sums = tuple(map(sum, zip(*amounts_of_them, strict=True)))[:_WORK_AMOUNTS]
@@ -257,8 +245,8 @@ class _Adder:
             return self._short(who, known, known.compute.license)
         if known.compute.license:
             process.license = known.compute.license
-        if not who.start_ns:
-            process.told_by = 0  # the next one may be of another process
+        if who.start_ns and not self._shared:
+            known.place = process
         return process
 
     def _flow(self, row: FlowRow) -> None:

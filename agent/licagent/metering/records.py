@@ -24,6 +24,7 @@ FLOW_METERS: Final = (
     Meter.TX_PACKETS,
     Meter.RX_PACKETS,
 )
+_NOTHING: Final = (0,) * len(COMPUTE_METERS)
 K = TypeVar("K")
 SPILLED: Final = "the kernel's table of owners was full"
 
@@ -100,20 +101,21 @@ class _Maker:
 
     def work(self, work: OwnedWork) -> ComputeLines:
         amounts = work.amounts
-        # By column: many rows are looked at without one step in Python for each.
-        if any(min(column) < 0 for column in zip(*amounts, strict=True)):
-            amounts = [_not_negative(each) for each in amounts]
-        sums: dict[UsageLine, Amounts] = {}
-        for known, one in zip(work.owners, amounts, strict=True):
-            held = sums.setdefault(known.line, one)
-            if held is not one:
-                sums[known.line] = _sum(held, one)
+        lines = [known.line for known in work.owners]
+        sums: dict[UsageLine, Amounts] = dict(zip(lines, amounts, strict=True))
+        if len(sums) < len(lines):  # several rows are one's
+            sums = {}
+            for line, one in zip(lines, amounts, strict=True):
+                held = sums.setdefault(line, one)
+                if held is not one:
+                    sums[line] = _sum(held, one)
+        # By column: many rows are added up without one step in Python for each.
         totals = map(sum, zip(*amounts, strict=True))
         self._note({meter: total for meter, total in zip(WORK_METERS, totals) if total})  # noqa: B905
         return ComputeLines(
             self._start_ms,
             self._end_ms,
-            [row for row in sums.items() if any(row[1])],
+            [row for row in sums.items() if row[1] != _NOTHING],
             self._qualities.among(WORK_METERS, Quality.ESTIMATED),
             self._qualities.among(WORK_METERS, Quality.UNSUPPORTED),
         )
@@ -236,10 +238,6 @@ def _add(sums: dict[K, list[int]], key: K, amounts: tuple[int, ...]) -> None:
 
 def _sum(one: Amounts, other: Amounts) -> Amounts:
     return tuple(map(add, one, other))
-
-
-def _not_negative(amounts: Amounts) -> Amounts:
-    return tuple(max(0, each) for each in amounts)  # type: ignore[return-value]
 
 
 def _named(meters: tuple[Meter, ...], amounts: Sequence[int]) -> dict[Meter, int]:

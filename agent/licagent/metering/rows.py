@@ -8,8 +8,8 @@ kernel. Units and meanings stand there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 
 class WhoRow(Protocol):
@@ -54,6 +54,26 @@ class WorkRow(Protocol):
     def memory_byte_ms(self) -> int: ...
     @property
     def processes(self) -> int: ...
+
+
+@runtime_checkable
+class PackedRows(Protocol):
+    """Rows of work of which nobody has made an object each (`kernel.usage.WorkRows`)."""
+
+    @property
+    def keys(self) -> Sequence[Hashable]:
+        """The owner of each; two that differ may be one all the same."""
+        ...  # pragma: no cover
+
+    @property
+    def amounts(self) -> Sequence[tuple[int, int, int, int, int, int]]:
+        """Of each, in the order of a `WorkRow`; none is negative."""
+        ...  # pragma: no cover
+
+    @property
+    def who(self) -> Callable[[Any], WhoRow]:
+        """What a key says."""
+        ...  # pragma: no cover
 
 
 class FlowRow(Protocol):
