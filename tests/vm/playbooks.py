@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 ANSIBLE: Final = ROOT / "build" / "ansible"
 """Made by `./dev ansible-setup`."""
 _RECAP: Final = re.compile(r"^(\S+)\s*:\s*((?:\w+=\d+\s*)+)$", re.MULTILINE)
-_RUN_S: Final = 600
+_RUN_S: Final = 1500
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from tests.vm import states
 from tests.vm.machine import Hardware, Machine
 from tests.vm.playbooks import ANSIBLE, ROOT, Controller, Played
 
+pytestmark = pytest.mark.timeout(2400)  # two emulated hosts, and Ansible's many steps
+
 NEXT = "0.1.99"
 PASSPHRASE = "correct horse battery staple"
 HOSTS = ("canary", "second")

@@ -209,6 +209,19 @@ def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
     assert checks
 
 
+def test_a_host_that_is_renamed_goes_by_its_new_name(host: LicensedHost) -> None:
+    """As an image's clone is, after the daemon has started."""
+    machine = host.machine
+    name = said(machine.run("hostname"))
+    machine.run("hostname renamed")
+    try:
+        machine.wait_for(
+            "licagent top --once --json --timeout 60 | grep -q '\"renamed\"'", timeout=120
+        )
+    finally:
+        machine.run(f"hostname {name}")
+
+
 def test_bcc_compiles_under_the_same_confinement(host: LicensedHost) -> None:
     """With the kernel's headers for programs (linux-libc-dev), which the image does not have."""
     machine = host.machine

@@ -33,6 +33,10 @@ class CommandFailed(Exception):
         self.code = code
 
 
+_ANSWER_S = "120"
+"""How long a daemon may take to answer: a play that ends sooner costs more than one that waits."""
+
+
 class Agent:
     """Runs commands of licagent and reads their JSON."""
 
@@ -71,6 +75,8 @@ class Agent:
 
     def _run(self, arguments: tuple[str, ...], data: str | None) -> tuple[int, str, str]:
         command = [*self._start, *arguments, "--json"]
+        if "--timeout" not in arguments:
+            command += ["--timeout", _ANSWER_S]
         status, output, words = self._module.run_command(
             command, data=data, handle_exceptions=False
         )
