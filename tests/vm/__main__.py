@@ -36,6 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         help=f"of both parts; by default all in the matrix, {HOST_KERNEL} on the host",
     )
     parser.add_argument("--only", choices=PARTS, help="leave the other part out")
+    parser.add_argument(
+        "--one-host",
+        action="store_true",
+        help="leave out what takes two hosts at once (Ansible): a third of the time",
+    )
     parser.add_argument("--json", type=Path, help="write what the matrix found into this file")
     chosen, others = parser.parse_known_args(arguments)
     # A test that was named is wanted alone.
@@ -48,15 +53,17 @@ def main(arguments: Sequence[str]) -> int:
     if part in ("", "host"):
         for name in chosen.kernel or (HOST_KERNEL,):
             os.environ["LICAGENT_VM_KERNEL"] = name
-            status = int(pytest.main(_tests(others))) or status
+            status = int(pytest.main(_tests(others, one_host=chosen.one_host))) or status
     return status
 
 
-def _tests(others: Sequence[str]) -> list[str]:
+def _tests(others: Sequence[str], *, one_host: bool) -> list[str]:
     """pytest's arguments: all tests of this folder, unless one of them is named."""
     if any(Path(each.partition("::")[0]).exists() for each in others):
         return list(others)
-    return [str(Path(__file__).parent), *others]
+    folder = Path(__file__).parent
+    left_out = [f"--ignore={folder / 'test_ansible.py'}"] if one_host else []
+    return [str(folder), *left_out, "--durations=15", *others]
 
 
 if __name__ == "__main__":
