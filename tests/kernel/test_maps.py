@@ -15,7 +15,7 @@ import pytest
 from licagent.kernel import libbpf, maps
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.libbpf import BpfError
-from licagent.kernel.maps import Map, possible_cpus
+from licagent.kernel.maps import Map, MappedArray, possible_cpus
 
 TYPES = {"hash": (1, 0), "percpu_hash": (5, 0), "lru_hash": (9, 0), "lpm_trie": (11, 1)}
 COUNT = 10_000
@@ -112,3 +112,58 @@ def test_a_bucket_longer_than_a_batch_is_read(
     wanted = fill(table, "hash")
     assert dict(table.items()) == wanted
     table.close()
+
+
+class Number(ctypes.Structure):
+    _fields_ = (("value", ctypes.c_uint64),)
+
+
+def mapped_bytes() -> int:
+    """Of this process's mappings of maps."""
+    total = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if "bpf-map" in line:
+            begin, end = (int(word, 16) for word in line.split()[0].split("-"))
+            total += end - begin
+    return total
+
+
+def test_of_a_shared_array_only_what_is_needed_is_mapped(folder: Path) -> None:
+    array, mappable = 2, 1 << 10
+    attributes = struct.pack("=IIIII", array, 4, 8, COUNT, mappable).ljust(72, b"\0")
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.syscall(321, 0, attributes, len(attributes))
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    libbpf.check(libbpf.library().bpf_obj_pin(fd, str(folder / "numbers").encode()), "pin")
+    os.close(fd)
+    before = mapped_bytes()
+    numbers: MappedArray[Number] = MappedArray(folder / "numbers", Number)
+    table = Map(folder / "numbers")
+    try:
+        assert mapped_bytes() - before >= 8 * COUNT
+        for index in (0, 1, COUNT - 1):
+            numbers[index].value = index + 7
+        view = numbers[1]
+        numbers.keep(0)
+        view.value += 1  # of the old mapping: the memory is the same
+        del view
+        numbers.keep(0)
+        assert [numbers[index].value for index in (0, 1, 2, COUNT - 1)] == [7, 9, 0, COUNT + 6]
+        numbers.keep(512)
+        assert mapped_bytes() - before <= 8192
+        assert len(numbers) == COUNT
+        assert numbers.copy(COUNT - 1, 0, 8) == struct.pack("=Q", COUNT + 6)
+        numbers.keep(1)
+        numbers.clear(COUNT - 1, 0, 8)
+        assert table.lookup(struct.pack("=I", COUNT - 1)) == bytes(8)
+        assert numbers.snapshot(2) == struct.pack("=QQ", 7, 9)
+        for index in (COUNT, -1):
+            with pytest.raises(IndexError):
+                numbers[index]
+        with pytest.raises(IndexError):
+            numbers.copy(COUNT, 0, 8)
+        numbers.keep(0)
+        assert mapped_bytes() == before
+    finally:
+        numbers.close()
+        table.close()

@@ -26,6 +26,7 @@ from licagent.daemon.metrics_keeper import MetricsKeeper
 from licagent.daemon.service import Service
 from licagent.daemon.settings_keeper import SettingsKeeper, chosen, load_again
 from licagent.domain.config import AgentConfig
+from licagent.host import heap
 from licagent.host.cgroups import CgroupError
 from licagent.kernel.libbpf import BpfError
 from licagent.local.fanout import Fanout
@@ -136,6 +137,7 @@ class Daemon:
             await server.start()
             try:
                 await self._on_kernel_only(lambda: self._life.ready(agent))
+                heap.give_back()
                 await self._serve(service)
             finally:
                 self._notifier.stopping()
@@ -340,6 +342,7 @@ def run(
     want of root; 8 when another daemon has the state folder or the socket; 9 when `licagent
     detach` has ended it; else 1.
     """
+    heap.keep_small()
     setup_logging(os.environ)
     # What ends a daemon that hangs (the watchdog, by SIGABRT) leaves in the log where it hung.
     with contextlib.suppress(OSError, ValueError):  # no standard error

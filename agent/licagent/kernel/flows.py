@@ -52,6 +52,10 @@ class FlowMeters:
     def begin(self) -> None:
         """Put meters that nobody has into the queue: all of them at first, later those that a
         daemon took back and did not live to give away."""
+        self._queue_lost()
+        self._meters.keep(0)
+
+    def _queue_lost(self) -> None:
         used = set(self._indexed())
         lost = [index for index in _INDICES if index not in used and not self._is_free(index)]
         if not lost:
@@ -115,6 +119,7 @@ class FlowMeters:
         self._nonzero = (0, [])
         self._free_retired(number)
         self._retire(number, frozenset(nonzero))
+        self._meters.keep(0)  # until the next sheet is read
 
     def _free_retired(self, number: int) -> None:
         for index, after in list(self._retired.items()):

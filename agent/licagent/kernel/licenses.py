@@ -18,6 +18,8 @@ from licagent.kernel.layout import NANOSECONDS_MAX, License
 from licagent.kernel.libbpf import BpfError
 from licagent.kernel.maps import MappedArray
 
+_SPARE: Final = 1024
+"""Slots beyond the used ones that stay mapped."""
 _RECORD: Final = struct.Struct("=IIIIQQ")
 
 
@@ -51,6 +53,7 @@ class LicenseTable:
             elif epoch:
                 self._free.append(index)
                 self._end = index + 1
+        self._array.keep(self._end + _SPARE)
 
     def __contains__(self, number: int) -> bool:
         return number in self._slots

@@ -256,7 +256,8 @@ class MappedArray(Generic[Element]):
     """An array map shared with the kernel by mmap: each aligned word is written in one store.
 
     Kernel commit fc9702273e2e (5.5). `array[i]` is a live view: assigning a field is at once
-    seen by every program.
+    seen by every program. What is mapped counts as the daemon's resident memory, though the
+    kernel has it anyway: `keep` lets go of what is not needed for a while.
     """
 
     def __init__(self, path: Path, element: type[Element]) -> None:
@@ -267,15 +268,53 @@ class MappedArray(Generic[Element]):
                 errno.EPROTO, f"{path.name}: elements of {stride} bytes, expected another layout"
             )
         self._stride = stride
-        self._memory = mmap.mmap(
-            self.map.fd,
-            stride * self.map.info.max_entries,
-            mmap.MAP_SHARED,
-            mmap.PROT_READ | mmap.PROT_WRITE,
-        )
-        self._elements = (element * self.map.info.max_entries).from_buffer(self._memory)
+        self._element = element
+        self._memory: mmap.mmap | None = None
+        self._elements = (element * 0)()
+        self._mapped = 0
+        self._map(len(self))
+
+    def _map(self, count: int) -> None:
+        self._unmap()
+        if count:
+            length = self._stride * count
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            self._memory = mmap.mmap(self.map.fd, length, mmap.MAP_SHARED, access)
+            self._elements = (self._element * count).from_buffer(self._memory)
+        self._mapped = count
+
+    def _unmap(self) -> None:
+        memory, self._memory = self._memory, None
+        self._elements = (self._element * 0)()
+        if memory is not None:
+            with contextlib.suppress(BufferError):  # a view is still held; it dies with its holder
+                memory.close()
+
+    def keep(self, count: int) -> None:
+        """Have the first `count` elements mapped and no more, until one of the others is asked
+        for. Views stay what they are.
+        """
+        if count < self._mapped:
+            self._map(count)
+
+    def _need(self, count: int) -> None:
+        """Map at least so many, and twice as many as before: who asks may ask for more."""
+        if count > len(self):
+            raise IndexError(f"{self.map.path.name} has {len(self)} elements")
+        if count > self._mapped:
+            self._map(min(len(self), max(count, 2 * self._mapped)))
+
+    def _reaching(self, end: int) -> mmap.mmap:
+        """The memory, at least up to this byte."""
+        if end > self._mapped * self._stride or self._memory is None:
+            self._need(-(-end // self._stride))
+        if self._memory is None:
+            raise ValueError("no byte was asked for")
+        return self._memory
 
     def __getitem__(self, index: int) -> Element:
+        if not 0 <= index < self._mapped:
+            self._need(index + 1 if index >= 0 else len(self) + 1)
         return self._elements[index]
 
     def __len__(self) -> int:
@@ -283,25 +322,22 @@ class MappedArray(Generic[Element]):
 
     def snapshot(self, count: int) -> bytes:
         """The first `count` elements, copied at once."""
-        return ctypes.string_at(
-            ctypes.addressof(self._elements), count * ctypes.sizeof(self._elements[0])
-        )
+        return self.copy(0, 0, count * self._stride)
 
     def copy(self, index: int, offset: int, length: int) -> bytes:
-        """Some bytes of one element, without making a view of it."""
+        """Some bytes from one element on, without making a view of it."""
         at = index * self._stride + offset
-        return self._memory[at : at + length]
+        return self._reaching(at + length)[at : at + length]
 
     def clear(self, index: int, offset: int, length: int) -> None:
         """Zero some bytes of one element that no program writes to now."""
         at = index * self._stride + offset
-        self._memory[at : at + length] = bytes(length)
+        self._reaching(at + length)[at : at + length] = bytes(length)
 
     def close(self) -> None:
         """Unmap."""
-        del self._elements
-        with contextlib.suppress(BufferError):  # a view is still held; it dies with its holder
-            self._memory.close()
+        self._unmap()
+        self._mapped = 0
         self.map.close()
 
 
