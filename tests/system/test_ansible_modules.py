@@ -351,3 +351,25 @@ def test_a_passphrase_that_licplane_would_refuse_is_not_kept(tmp_path: Path) -> 
     assert "Keep the passphrase" not in short
     long_enough = told("x" * PASSPHRASE_MIN_CHARACTERS)
     assert "Keep the passphrase" in long_enough, long_enough
+
+
+def test_a_catalog_is_looked_up_beside_the_playbook_not_in_the_role(tmp_path: Path) -> None:
+    document = "resource: []\n"
+    (tmp_path / "catalog.yml").write_text(document)
+    include = {"name": "licagent.fleet.licplane", "tasks_from": "apply_document"}
+    play = {
+        "name": "P",
+        "hosts": "localhost",
+        "gather_facts": False,
+        "vars": {
+            "ansible_python_interpreter": sys.executable,
+            "__licplane_document": "{{ lookup('ansible.builtin.file', 'catalog.yml') }}",
+        },
+        "tasks": [{"name": "Document", "ansible.builtin.include_role": include}],
+    }
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    given = json.dumps({"__licplane_command": ["sh", "-c", f"cat >{tmp_path}/given"]})
+
+    done = run(tmp_path, "ansible-playbook", "-c", "local", "play.yml", "-e", given)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "given").read_text() == document
