@@ -538,8 +538,12 @@ int licagent_collect(struct bpf_iter__task *ctx)
 	account->sampled = 1;
 	if (task->pid == (int)account->owner.pid) {
 		/* setuid() and prctl(PR_SET_NAME) have no tracepoint: seen here. */
-		account->owner.uid = task->cred->uid.val;
-		account->owner.gid = task->cred->gid.val;
+		const struct cred *cred = task->cred;
+
+		if (cred) { /* never; where BTF knows it for an __rcu pointer, it must be asked */
+			account->owner.uid = cred->uid.val;
+			account->owner.gid = cred->gid.val;
+		}
 		BPF_CORE_READ_INTO(&account->comm, task, comm);
 		selectors_of(
 			account); /* a policy may have named it since, or its content is known */

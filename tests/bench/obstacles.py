@@ -76,11 +76,12 @@ OBSTACLES: Final[dict[str, str]] = {
     " itself is little more than the kernel's work on it, so this is the largest share they can"
     " have.",
     "sample": "Each process that used anything in an interval is a line of its own until the disk:"
-    " its counters are read in the kernel (3 us), its row is made into a Python object, named,"
-    " charged to a license, kept for `top`, encoded, hashed and compressed (20 us together)."
+    " its counters are read and put into a line by the kernel (2 us), which is read and removed"
+    " again (1 us); it is named, charged to a license, kept for `top`, encoded, hashed and"
+    " compressed (3 to 4 us together, without an object of its own)."
     " Processes that used nothing cost the kernel's look at them, and a line a minute for their"
-    " memory. What is left to save is Python's share: an owner's bytes could be kept between two"
-    " samples.",
+    " memory. What is left to save is the kernel's share: a line could outlive its sheet, so that"
+    " none is made and removed for each sample.",
     "churn-cpu": "What ends between two samples is added to one line for each executable, cgroup"
     " and user in the kernel, so births and deaths cost the daemon nothing by number. The rest is"
     " what lives: see the row of a sample, and the daemon's own look at network namespaces,"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from licagent.control.usage_source import BatchShape, EpochShape, GapShape
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
-from licagent.domain.usage_lines import COMPUTE_METERS, Amounts, ComputeLines
+from licagent.domain.usage_lines import COMPUTE_METERS, ComputeLines
 from licapi.control.v1 import telemetry_pb2
 
 TEXT_BYTES_MAX: Final = 1024
@@ -68,7 +68,11 @@ def encode_lines(lines: ComputeLines) -> list[bytes]:
     Raises ValueError for a number that the format cannot hold; which one, `encode` says.
     """
     head = _head(UsageKind.COMPUTE, lines.start_unix_ms, lines.end_unix_ms)
-    quality_of = _Qualities(lines.estimated, lines.unsupported).of
+    estimated = [place for place, meter in enumerate(COMPUTE_METERS) if meter in lines.estimated]
+    # The kernel's sheets have one such meter, memory: looked at without a call for each row.
+    one = estimated[0] if len(estimated) == 1 else -1
+    quality = _quality(lines, ())
+    with_it = _quality(lines, estimated)
     message = telemetry_pb2.UsageRecord()  # one for all: each sets what the last one had
     serialize = message.SerializeToString
     is_clear = True
@@ -91,37 +95,24 @@ def encode_lines(lines: ComputeLines) -> list[bytes]:
         if not whose:
             whose = _whose_bytes(line.owner, line.license, line.resource, line.binding)
             line.encoded = whose
-        made.append(head + whose + quality_of(amounts) + serialize())
+        if one >= 0:
+            said = with_it if amounts[one] else quality
+        elif estimated:
+            said = _quality(lines, [place for place in estimated if amounts[place]])
+        else:
+            said = quality
+        made.append(head + whose + said + serialize())
     return made
 
 
-class _Qualities:
-    """The bytes that say which quantities of a record are estimated, and which there are not."""
+def _quality(lines: ComputeLines, estimated: Sequence[int]) -> bytes:
+    """What a record says of its quantities; `estimated`: places of those that it has."""
+    return _quality_bytes(tuple(COMPUTE_METERS[place] for place in estimated), lines.unsupported)
 
-    def __init__(self, estimated: frozenset[Meter], unsupported: frozenset[Meter]) -> None:
-        self._places = [at for at, meter in enumerate(COMPUTE_METERS) if meter in estimated]
-        self._unsupported = sorted(unsupported)
-        self._made: dict[tuple[bool, ...], bytes] = {}
-        self.of: Callable[[Amounts], bytes] = self._any
-        """Those of a record with these amounts."""
-        if len(self._places) == 1:  # the kernel's: memory
-            place, without, within = self._places[0], self._bytes(()), self._bytes((True,))
-            self.of = lambda amounts: within if amounts[place] else without
 
-    def _any(self, amounts: Amounts) -> bytes:
-        which = tuple([amounts[place] > 0 for place in self._places])
-        found = self._made.get(which)
-        if found is None:
-            found = self._made[which] = self._bytes(which)
-        return found
-
-    def _bytes(self, which: tuple[bool, ...]) -> bytes:
-        estimated = [
-            int(COMPUTE_METERS[place])
-            for place, is_there in zip(self._places, which, strict=False)
-            if is_there
-        ]
-        return _serialized(estimated=estimated, unsupported=self._unsupported)
+@functools.lru_cache(maxsize=256)
+def _quality_bytes(estimated: tuple[Meter, ...], unsupported: frozenset[Meter]) -> bytes:
+    return _serialized(estimated=sorted(estimated), unsupported=sorted(unsupported))
 
 
 def _serialized(**fields: Any) -> bytes:

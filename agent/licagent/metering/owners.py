@@ -87,8 +87,8 @@ class Known:
     """Unit and license: what many owners have in common. Mostly one object for all of them."""
     number: int
     """No other one has it, ever: for whoever remembers it without keeping it."""
-    place: object = None
-    """For the one who adds up by owner (`ProcessTable`): where."""
+    place: Any = None
+    """For the one `ProcessTable` that adds up by these owners: where."""
 
 
 Key = Any

@@ -216,18 +216,19 @@ class _Adder:
         group: tuple[str, str] | None = None
         theirs: list[Amounts] = []
         for key, known, used in zip(work.keys, work.owners, work.amounts, strict=True):
-            line = known.place
-            if line.__class__ is not ProcessLine or line.told_by != known.number or shared:
+            line: Line | None = known.place
+            if line is None or line.told_by != known.number or shared:
                 line = self._line_of(work.who(key), known)
+            cpu_ns, read_bytes, written_bytes, _cancelled, _memory, ended = used
             amounts = line.amounts
-            amounts[0] += used[0]
-            if used[1]:
-                amounts[1] += used[1]
-            if used[2]:
-                amounts[2] += used[2]
+            amounts[0] += cpu_ns
+            if read_bytes:
+                amounts[1] += read_bytes
+            if written_bytes:
+                amounts[2] += written_bytes
             if line.used_ns < at_ns:  # noqa: PLR1730 - a call would cost more than the rest
                 line.used_ns = at_ns
-            if used[-1] and known.owner.pid:
+            if ended and known.owner.pid:
                 line.exited_ns = at_ns
             if known.shares is not group:
                 group = known.shares

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from typing import Final, Self
 
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 _BATCH: Final = b"licagent-usage-v1\0"
+_SEQUENCE: Final = struct.Struct("8s")
 _GAP: Final = b"licagent-usage-gap-v1\0"
 
 
@@ -27,8 +29,10 @@ def chain_hash(previous: bytes, first: int, records: Sequence[bytes]) -> bytes:
     """The chain after `records`, of which the first has the sequence `first`."""
     sha256 = hashlib.sha256
     running = previous
-    for sequence, record in enumerate(records, first):
-        running = sha256(running + sequence.to_bytes(8, "big") + record).digest()
+    count = len(records)
+    sequences = struct.pack(f">{count}Q", *range(first, first + count))
+    for (sequence,), record in zip(_SEQUENCE.iter_unpack(sequences), records, strict=True):
+        running = sha256(running + sequence + record).digest()
     return running
 
 
