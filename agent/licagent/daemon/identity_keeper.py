@@ -12,6 +12,7 @@ from licagent.domain.tables import Scope, ScopeKind, Tables
 from licagent.host.cgroups import CgroupTree, matches
 from licagent.host.digests import DigestCache
 from licagent.host.executables import NoSuchExecutable, directory_entry
+from licagent.host.hostroot import as_host_sees
 from licagent.host.lanes import Started
 from licagent.host.measurer import Measurer
 from licagent.host.measuring import Outcome
@@ -24,6 +25,8 @@ _log: Final = logging.getLogger(__name__)
 _FIRST_WAIT_S: Final = 5.0
 """At a start nothing else waits; root's programs take seconds to read at the worst."""
 _WAIT_S: Final = 0.5
+_LOOK_AT_MOST: Final = 1000
+"""Paths that are looked at without the other thread, at some 0.1 ms each."""
 
 _PROBLEMS_MAX: Final = 10
 
@@ -180,8 +183,14 @@ class IdentityKeeper:
         As far as that is quick: a file that others may write holds up no policy, but for the
         first one after a start.
         """
+        paths = [path for _number, path in tables.paths]
+        # In the ordinary case all are known, and nobody needs to be waited for.
+        if len(paths) <= _LOOK_AT_MOST and all(
+            self._digests.is_settled(as_host_sees(path)) for path in paths
+        ):
+            return
         self._measurer.measure_named(
-            [path for _number, path in tables.paths],
+            paths,
             also_others=self._is_first,
             wait_s=_FIRST_WAIT_S if self._is_first else _WAIT_S,
             meanwhile=self.take_measured,

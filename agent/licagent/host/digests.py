@@ -201,6 +201,15 @@ class DigestCache:
         known = self._digests.get(found.identity)
         return Measured(found.identity, known.sha256, known.size_bytes) if known else None
 
+    def is_settled(self, path: str | Path) -> bool:
+        """Whether there is nothing to read: the file is known, or none that may be measured."""
+        try:
+            found = self.find(path)
+        except (NoSuchExecutable, NotMeasured, OSError):
+            return True
+        found.close()
+        return found.identity in self._digests
+
     def begin(self, found: Found) -> Reading:
         """Begin to read it; `found` stays the caller's. Raises NoSuchExecutable or NotMeasured."""
         check_file(found)

@@ -62,10 +62,13 @@ def test_content_is_measured_once_per_version(
     assert found.identity == identify(program)
     assert cache.get(found.identity) == found.sha256
     assert list(cache.items()) == [(found.identity, found.sha256)]
+    assert cache.is_settled(program)
+    assert cache.is_settled(tmp_path / "none")
     with monkeypatch.context() as patch:
         patch.setattr(DigestCache, "begin", lambda *_: pytest.fail("read again"))
         assert cache.measure(program) == found
     write_aged(program, b"y")
+    assert not cache.is_settled(program)
     again = cache.measure(program)
     assert again.sha256 == hashlib.sha256(b"y").hexdigest()
     assert again.identity != found.identity
