@@ -154,3 +154,26 @@ def test_owners_that_no_sheet_has_any_more_are_forgotten(monkeypatch: pytest.Mon
     assert all(len(numbers[pid]) == 1 for pid in range(1, 31))
     assert len(set.union(*numbers.values())) == len(numbers)
     assert names.asked == 30 + 100 * 40
+
+
+def test_who_left_the_table_comes_back_from_zero() -> None:
+    host = Host()
+    host.live(5)
+    host.take(work(who(5), 10))
+    host.take(work(who(5), 10, processes=1))
+    host.take(work(who(6), 1), at_ns=STAY_NS + 100)
+    assert (5, 5_000_000) not in host.look().processes
+    host.take(work(who(5), 3), at_ns=STAY_NS + 200)
+    host.take(work(who(5), 4), at_ns=STAY_NS + 300)
+    assert host.look().processes[5, 5_000_000].amounts[CPU] == 7
+
+
+def test_two_programs_of_one_process_tell_its_name_by_turns() -> None:
+    host = Host()
+    host.live(5)
+    for turn in range(3):
+        for name in ("one", "two"):
+            host.take(work(who(5, comm=name), 1), at_ns=10 + turn)
+            line = host.look().processes[5, 5_000_000]
+            assert line.name == name
+    assert line.amounts[CPU] == 6

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hypothesis import given
@@ -11,9 +12,10 @@ from tests.unit.metering.worlds import Charge, Names, flow, who, work
 
 from licagent.domain.footprint import FootprintKind
 from licagent.domain.usage import Meter, Quality, UsageKind
-from licagent.kernel.usage import FlowRow, Sheet, WorkRow
+from licagent.kernel.usage import FlowRow, Sheet, WorkRow, WorkRows
 from licagent.metering.footprint import FootprintRow
 from licagent.metering.owners import OwnerBook
+from licagent.metering.processes import ProcessTable
 from licagent.metering.records import (
     FLOW_METERS,
     WORK_METERS,
@@ -46,7 +48,7 @@ flows = st.builds(
 
 
 def sheet(
-    work_rows: tuple[WorkRow, ...] = (),
+    work_rows: Sequence[WorkRow] = (),
     flow_rows: tuple[FlowRow, ...] = (),
     spilled: WorkRow | None = None,
     spilled_flows: tuple[FlowRow, ...] = (),
@@ -200,3 +202,30 @@ def test_footprints_become_records_of_storage_and_gaps() -> None:
     gap, record = footprint_records([replace(row, uncounted_ms=30, uid=-1)], Charge())
     assert (gap.kind, gap.start_unix_ms, gap.end_unix_ms) == (UsageKind.GAP, 70, 100)
     assert record.license == "stored-None"
+
+
+@given(st.lists(works, max_size=8).map(tuple))
+def test_packed_rows_say_what_rows_say(rows: tuple[WorkRow, ...]) -> None:
+    owners_of = {str(number).encode(): row.who for number, row in enumerate(rows)}
+    packed = WorkRows(list(owners_of), [work_amounts(row) for row in rows], owners_of.__getitem__)
+    assert tuple(packed) == rows
+    assert [packed[at] for at in range(len(rows))] == list(rows)
+    assert tuple(packed[1:]) == rows[1:]
+    one, other = read(sheet(packed)), read(sheet(rows))
+    assert (one.records, one.attributed) == (other.records, other.attributed)
+    tables = []
+    for each in (packed, rows):
+        book, table = OwnerBook(Names()), ProcessTable()
+        for at_ns in (10, 20):
+            book.begin(Charge({1000: "acme"}))
+            taken = replace(sheet(each), closed_ns=at_ns)
+            table.take(taken, book, book.of_work(taken.work) if at_ns == 20 else None)
+        tables.append(table.look([], book, lambda pids: {}, 30, 1)[0])
+    for name in ("units", "licenses", "short", "processes"):
+        found, expected = (getattr(table, name) for table in tables)
+        assert {key: line.amounts for key, line in found.items()} == {
+            key: line.amounts for key, line in expected.items()
+        }
+    assert sum(line.amounts[0] for line in tables[0].units.values()) == 2 * sum(
+        row.cpu_ns for row in rows
+    )
