@@ -17,7 +17,7 @@ from licplane.cli.framework import (
 )
 from licplane.cli.local import local_actor, open_store
 from licplane.cli.output import show_table
-from licplane.cli.passphrase import passphrase
+from licplane.cli.passphrase import new_passphrase, passphrase
 from licplane.cli.place import Place, place, state_option
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.keyring import Keyring, open_keys
@@ -78,6 +78,47 @@ def create(issuer: str, passphrase_file: Path | None, *, unencrypted: bool) -> N
         print_json({"key": document, "trust": str(trust) if trust else None})
     else:
         click.echo(key.kid)
+
+
+@keys.command("passphrase")
+@click.option(
+    "--new-passphrase-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help='The new passphrase, in one line ("-": standard input).  [default: ask the terminal]',
+)
+@passphrase_option
+@state_option
+@json_option
+def passphrase_(new_passphrase_file: Path | None, passphrase_file: Path | None) -> None:
+    """Put all private keys under another passphrase, in one step.
+
+    The old one is asked for like everywhere. Servers that run go on with the keys that they have
+    opened: give each the new passphrase, and start it anew before another key or authority is
+    made. Backups that were made before keep the old one.
+    """
+    if str(passphrase_file) == str(new_passphrase_file) == "-":
+        raise click.UsageError("Only one passphrase can come from standard input.")
+    with open_store(local_place()) as store:
+        old = passphrase(passphrase_file)
+        if old is None:
+            raise PlaneError(
+                ExitCode.PERMISSION,
+                "The keys cannot be opened without the old passphrase",
+                "Give --passphrase-file, LICPLANE_PASSPHRASE or the systemd credential"
+                " licplane.passphrase",
+            )
+        new = new_passphrase(new_passphrase_file)
+        with store.reading() as reader:
+            opened = open_keys(reader, lambda: old)
+        plane = Plane(store, opened)
+        count, left = plane.change_passphrase(local_actor(), Change(), old=old, new=new)
+    say(f"{count} keys are under the new passphrase. Keep it elsewhere too, and make a backup:")
+    say("those that were made before still need the old one.")
+    for name in left:
+        say(f"Left as it is: {name} is under another passphrase than the old one.")
+    if wants_json():
+        print_json({"changed": count, "left": list(left)})
 
 
 @keys.command("list")

@@ -38,6 +38,18 @@ def passphrase(file: Path | None, *, confirm: bool = False) -> str | None:
     return None
 
 
+def new_passphrase(file: Path | None) -> str:
+    """The one that keys are to be under: from `file` ("-" is standard input) or the terminal."""
+    if file is not None:
+        return _from_file(file)
+    if not sys.stdin.isatty():
+        raise PlaneError(ExitCode.USAGE, "There is no new passphrase", "Give --new-passphrase-file")
+    typed: str = click.prompt(
+        "New passphrase of the private keys", hide_input=True, confirmation_prompt=True, err=True
+    )
+    return _checked(typed, "what was typed")
+
+
 def is_given(file: Path | None) -> bool:
     """Whether there is a passphrase without asking anybody for it."""
     folder = os.environ.get("CREDENTIALS_DIRECTORY")

@@ -219,7 +219,7 @@ def serve(
     )
     status = run(
         settings,
-        partial(open_for_server, where, words),
+        partial(open_for_server, where, words, again=_again(passphrase_file)),
         started=partial(_started, where, settings),
     )
     say("Stopped.")
@@ -246,6 +246,11 @@ def _started(where: Place, settings: ServerSettings, addresses: Addresses) -> No
         "  declare what is licensed:  licplane apply -f DIR --dry-run\n"
         "  see the fleet:             licplane host list"
     )
+
+
+def _again(file: Path | None) -> Path | None:
+    """A passphrase file that can be read another time."""
+    return file.absolute() if file is not None and file.is_file() else None
 
 
 def _advertised(listen: str) -> str:

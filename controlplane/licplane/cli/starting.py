@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from licplane.cli.framework import say
+from licplane.cli.passphrase import passphrase
 from licplane.cli.place import Place
 from licplane.errors import ExitCode, PlaneError
 
@@ -69,8 +71,11 @@ def _no_passphrase() -> PlaneError:
     )
 
 
-def open_for_server(where: Place, words: str | None, settings: PlaneSettings) -> Opened:
-    """The Plane of a worker process."""
+def open_for_server(
+    where: Place, words: str | None, settings: PlaneSettings, again: Path | None = None
+) -> Opened:
+    """The Plane of a worker process. `again`: where the passphrase is read from once more, when
+    `words` no longer opens the keys."""
     from licplane.api.server import Opened as OpenedPlane
     from licplane.cli.local import server_store
     from licplane.issuer.keyring import Keys, open_keys
@@ -81,7 +86,12 @@ def open_for_server(where: Place, words: str | None, settings: PlaneSettings) ->
 
     def opened() -> Keys:
         with store.reading() as reader:
-            return open_keys(reader, lambda: words)
+            try:
+                return open_keys(reader, lambda: words)
+            except PlaneError as error:
+                if error.code is not ExitCode.PERMISSION or again is None:
+                    raise
+                return open_keys(reader, lambda: passphrase(again))
 
     try:
         return OpenedPlane(Plane(store, opened(), settings, reopen=opened), store)

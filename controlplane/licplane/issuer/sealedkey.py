@@ -26,6 +26,8 @@ _SALT_BYTES: Final = 16
 _NONCE_BYTES: Final = 12
 _ENCRYPTED: Final = "scrypt+aes-256-gcm"
 _CLEAR: Final = "none"
+_SEAL: Final = frozenset({"encryption", "n", "r", "p", "salt", "nonce", "sealed", "secret"})
+"""Members that say how a secret is kept, and not what of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,13 @@ def open_secret(document: str, passphrase: str | None, what: str) -> bytes:
         return _open(members, passphrase, what)
     except (KeyError, TypeError, ValueError, TokenError) as error:
         raise damaged(what, str(error)) from error
+
+
+def reseal_secret(document: str, old: str, new: str, what: str, cost: Cost | None = None) -> str:
+    """The same key under another passphrase. Raises as `open_secret` does."""
+    secret = open_secret(document, old, what)
+    public = {k: v for k, v in read_sealed(document, what).items() if k not in _SEAL}
+    return seal_secret(public, secret, new, cost)
 
 
 def damaged(what: str, why: str) -> PlaneError:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from lictoken.trust import KeyStatus, TrustedKey, TrustStore
 
 PUT_BACK_SETTING: Final = "put-back"
 """Set by a restore until `licplane db advance`: JSON of when, and of which moment the copy is."""
+
+PASSPHRASE_SETTING: Final = "passphrase-changed"
+"""When the keys were put under another passphrase: Unix ms, in decimal digits."""
+
+_log = logging.getLogger("licplane.keys")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class Core:
         self._counters: Counters | None = None
         self._authorities: Authorities | None = None
         self._put_back = False
+        self._passphrase_at: bytes | None = None
+        self._has_looked = False
         self._lock = threading.Lock()
 
     @property
@@ -128,9 +136,14 @@ class Core:
         with self.store.reading() as reader:
             data = reader.setting(ROOTS_SETTING)
             put_back = reader.setting(PUT_BACK_SETTING) is not None
+            passphrase_at = reader.setting(PASSPHRASE_SETTING)
         with self._lock:
             self._put_back = put_back
             known = self._authorities
+            is_new = self._has_looked and passphrase_at != self._passphrase_at
+            self._passphrase_at, self._has_looked = passphrase_at, True
+        if is_new and self._reopen is not None:
+            self._follow_passphrase(self._reopen)
         if known is not None and known.document == data:
             return known
         found: Authorities | None = None
@@ -153,6 +166,20 @@ class Core:
             self._authorities = found
             self._counters = None
         return found
+
+    @staticmethod
+    def _follow_passphrase(reopen: Callable[[], Keys]) -> None:
+        """Say whether this process could open the keys again. Those that it has stay good."""
+        try:
+            reopen()
+        except PlaneError:
+            _log.warning(
+                "the keys were put under another passphrase, which this server does not have: it"
+                " goes on with those that it has opened; start it anew with the new passphrase,"
+                " before another key or authority is made"
+            )
+        else:
+            _log.info("the keys were put under another passphrase, which this server has")
 
     @property
     def is_put_back(self) -> bool:

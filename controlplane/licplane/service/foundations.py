@@ -11,10 +11,11 @@ from typing import Final
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer import keyring
 from licplane.issuer.authority import create_authority, new_private_key, pem_of, private_key_pem
+from licplane.issuer.resealing import resealed
 from licplane.issuer.sealedkey import Cost, check_passphrase
 from licplane.service.access import Permission, require
 from licplane.service.answers import ServerCredentials
-from licplane.service.core import PUT_BACK_SETTING, Core
+from licplane.service.core import PASSPHRASE_SETTING, PUT_BACK_SETTING, Core
 from licplane.service.key_rotation import check_others_known, resign_licenses
 from licplane.service.protection import check_protection
 from licplane.service.requests import Change
@@ -51,6 +52,34 @@ class Foundations:
             work.keys = work.keys.with_key(key, encrypted=passphrase is not None)
             work.audit("key.create", key.kid, {"issuer": issuer})
             return trusted
+
+        return run_once(self._core, actor, change, body)
+
+    def change_passphrase(
+        self, actor: Actor, change: Change, old: str, new: str
+    ) -> tuple[int, tuple[str, ...]]:
+        """See Plane.change_passphrase."""
+        require(actor, Permission.CHANGE_KEYS)
+        check_passphrase(new)
+        if new == old:
+            raise PlaneError(
+                ExitCode.USAGE, "The new passphrase is the old one", "Choose another one"
+            )
+
+        with self._core.store.reading() as reader:
+            made = resealed(reader, old, new, self._cost)
+        if not made.after:
+            raise PlaneError(
+                ExitCode.REFUSED,
+                "No key of this database is encrypted: there is no passphrase to change",
+                "Make an encrypted key and retire those in the clear",
+            )
+
+        def body(work: Work) -> tuple[int, tuple[str, ...]]:
+            made.put(work.transaction)
+            work.transaction.put_setting(PASSPHRASE_SETTING, str(work.now_ms).encode())
+            work.audit("key.passphrase", "keys", {"keys": len(made.after), "left": list(made.left)})
+            return len(made.after), made.left
 
         return run_once(self._core, actor, change, body)
 

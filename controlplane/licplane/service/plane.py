@@ -436,6 +436,16 @@ class Plane:
         (`Plane(store, NO_KEYS)`); this Plane signs with it from then on."""
         return self._foundations.create_key(actor, change, issuer, passphrase)
 
+    def change_passphrase(
+        self, actor: Actor, change: Change, *, old: str, new: str
+    ) -> tuple[int, tuple[str, ...]]:
+        """Put every key that `old` opens under `new`, all or none; how many, and the ids of
+        those that are under a third one and stay so. Processes that opened them go on.
+
+        Raises PlaneError PERMISSION where `old` opens none, REFUSED for a `new` that is too short.
+        """
+        return self._foundations.change_passphrase(actor, change, old, new)
+
     def retire_key(
         self,
         actor: Actor,
