@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ _log: Final = logging.getLogger(__name__)
 _FIRST_WAIT_S: Final = 5.0
 """At a start nothing else waits; root's programs take seconds to read at the worst."""
 _WAIT_S: Final = 0.5
+_SEED_EVERY_S: Final = 0.5
 _LOOK_AT_MOST: Final = 1000
 """Paths that are looked at without the other thread, at some 0.1 ms each."""
 
@@ -70,6 +72,8 @@ class IdentityKeeper:
         self._measurer = Measurer(digests, measured)
         self._measurer.start()
         self._is_first = True  # no policy was settled yet
+        self._is_seed_due = False
+        self._next_seed_s = 0.0
         self._path_problems: tuple[str, ...] = ()
         self._scope_problems: tuple[str, ...] = ()
 
@@ -128,7 +132,9 @@ class IdentityKeeper:
     @property
     def has_measured(self) -> bool:
         """Whether `take_measured` has something to do. For any thread."""
-        return self._measurer.has_outcomes
+        return self._measurer.has_outcomes or (
+            self._is_seed_due and time.monotonic() >= self._next_seed_s
+        )
 
     def check_measurer(self) -> None:
         """Raise what has ended the thread that measures. For any thread."""
@@ -143,6 +149,7 @@ class IdentityKeeper:
         taken = self._measurer.take()
         found = [each for each in taken if self._digests.get(each.identity) == each.sha256]
         if not found:
+            self._seed()
             return
         self._tables.set_contents(
             (
@@ -159,8 +166,15 @@ class IdentityKeeper:
         for each in found:
             for started in each.waiters:
                 self._note_process(started, each)
-        if any(each.is_for_all for each in found):
+        self._is_seed_due |= any(each.is_for_all for each in found)
+        self._seed()
+
+    def _seed(self) -> None:
+        """Let those who run what was found in folders know; a look at every process of the host."""
+        if self._is_seed_due and time.monotonic() >= self._next_seed_s:
+            self._is_seed_due = False
             self._iterators.seed_processes()
+            self._next_seed_s = time.monotonic() + _SEED_EVERY_S
 
     def _note_process(self, started: Started, outcome: Outcome) -> None:
         """Let a process's entry know, if it still runs what was measured."""
