@@ -28,6 +28,8 @@ from lictoken.trust import TrustedKey, TrustStore
 ISSUER: Final = "test-issuer"
 _SERIAL: Final = itertools.count(1)
 _START_TIMEOUT_S: Final = 60.0
+ANSWER_S: Final = 20.0
+"""A command waits 2 s; here other tests and emulated machines may want the processors, too."""
 
 
 def _ours(key: str) -> bool:
@@ -177,14 +179,16 @@ class AgentUnderTest:
 
     # --- asking
 
+    def _client(self) -> LocalClient:
+        return LocalClient(self.folder / "run" / "licagent.sock", ANSWER_S)
+
     def call(self, method: str, **params: object) -> dict[str, Any]:
         """Ask the daemon."""
-        return LocalClient(self.folder / "run" / "licagent.sock").call(method, params)
+        return self._client().call(method, params)
 
     def events(self, **params: object) -> list[dict[str, Any]]:
         """Events so far."""
-        client = LocalClient(self.folder / "run" / "licagent.sock")
-        return list(client.stream("events", {"limit": 10_000, **params}))  # type: ignore[arg-type]
+        return list(self._client().stream("events", {"limit": 10_000, **params}))  # type: ignore[arg-type]
 
     def last_event(self) -> int:
         """The newest event's sequence number; 0 where there is none yet."""
