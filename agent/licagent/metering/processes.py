@@ -130,7 +130,7 @@ class ProcessTable:
         tables = (lines.processes, lines.units, lines.licenses, lines.short)
         shared = frozenset(id(line) for table in tables for line in table.values())
         for sheet in pending:
-            _Adder(lines, owners, sheet.closed_ns, shared).add(sheet)
+            _Adder(lines, owners, sheet.closed_ns, shared, is_look=True).add(sheet)
         living = alive(pid for pid, _start in lines.processes)
         for (pid, start_ns), line in lines.processes.items():
             found = living.get(pid)
@@ -188,7 +188,11 @@ def _forget(table: dict[K, Line], oldest_ns: int) -> None:
 
 
 class _Adder:
-    """Adds one sheet to lines. Those in `shared` belong to somebody else and are copied first."""
+    """Adds one sheet to lines. Those in `shared` belong to somebody else and are copied first.
+
+    `is_look`: the lines are thrown away afterwards, so nobody may remember one of them; `shared`
+    alone does not tell, for it is empty while the table is.
+    """
 
     def __init__(
         self,
@@ -196,11 +200,14 @@ class _Adder:
         owners: OwnerBook,
         at_ns: int,
         shared: frozenset[int] = frozenset(),
+        *,
+        is_look: bool = False,
     ) -> None:
         self._lines = lines
         self._owners = owners
         self._at_ns = at_ns
         self._shared = shared
+        self._is_look = is_look
 
     def add(self, sheet: Sheet, work: OwnedWork | None = None) -> None:
         """`work`: what the book of owners says of it, where it was asked already."""
@@ -211,13 +218,13 @@ class _Adder:
             self._flow(flow)
 
     def _works(self, work: OwnedWork) -> None:
-        at_ns, shared = self._at_ns, self._shared
+        at_ns, is_look = self._at_ns, self._is_look
         groups: dict[tuple[str, str], list[Amounts]] = {}
         group: tuple[str, str] | None = None
         theirs: list[Amounts] = []
         for key, known, used in zip(work.keys, work.owners, work.amounts, strict=True):
             line: Line | None = known.place
-            if line is None or line.told_by != known.number or shared:
+            if line is None or line.told_by != known.number or is_look:
                 line = self._line_of(work.who(key), known)
             cpu_ns, read_bytes, written_bytes, _cancelled, _memory, ended = used
             amounts = line.amounts
@@ -246,7 +253,7 @@ class _Adder:
             return self._short(who, known, known.compute.license)
         if known.compute.license:
             process.license = known.compute.license
-        if who.start_ns and not self._shared:
+        if who.start_ns and not self._is_look:
             known.place = process
         return process
 

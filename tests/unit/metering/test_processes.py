@@ -59,6 +59,22 @@ def test_totals_add_up_and_a_look_changes_none_of_them() -> None:
     assert host.look().processes[5, 5_000_000].amounts[CPU] == 10
 
 
+def test_a_look_before_the_first_committed_sheet_loses_nothing() -> None:
+    host = Host()
+    host.live(5)
+    pending = sheet(work(who(5), 3), flows=(flow(who(5), tx_payload_bytes=8),))
+    first = host.look(pending)
+    assert first.processes[5, 5_000_000].amounts[CPU] == 3
+    assert len(host.table) == 0
+    host.take(work(who(5), 3), at_ns=20)
+    host.take(work(who(5), 17), at_ns=30)
+    lines = host.look(sheet(work(who(5), 4), at_ns=40), at_ns=40)
+    assert lines.processes[5, 5_000_000].amounts[CPU] == 24
+    assert lines.units["c1.service"].amounts[CPU] == 24
+    committed = host.look().processes[5, 5_000_000]
+    assert (committed.amounts[CPU], committed.used_ns) == (20, 30)
+
+
 def test_a_process_is_pid_and_start_and_its_latest_name_counts() -> None:
     host = Host()
     host.live(5)
