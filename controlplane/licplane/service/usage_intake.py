@@ -37,7 +37,7 @@ from licplane.service.usage_values import (
 )
 from licplane.service.values import Actor, Role
 from licplane.service.work import Work, perform_once
-from licplane.store.postgres_servers import Lineage
+from licplane.store.postgres_servers import History
 from licplane.store.reader import Reader
 from licplane.store.recorder import Recorder
 from licplane.store.usage_model import (
@@ -91,8 +91,8 @@ def gap_detail(lost: LostRange) -> dict[str, object]:
 class _Memory:
     """What one history of the database is known to hold. After a fail-over it may be gone."""
 
-    def __init__(self, lineage: Lineage | None) -> None:
-        self.lineage: Final = lineage
+    def __init__(self, history: History) -> None:
+        self.history: Final = history
         self.owners: Final[Remembered[Owner, int]] = Remembered(_OWNERS_BYTES)
         self.licenses: Final = UsageLicenses()
         self.scopes: Final[dict[UsageScope, int]] = {}
@@ -100,7 +100,7 @@ class _Memory:
 
     def check(self, reader: Reader) -> None:
         """Raise Conflict where this transaction is of another history."""
-        if reader.lineage != self.lineage:
+        if reader.history != self.history:
             raise Conflict("The database goes on at another server", "Open a new stream")
 
 
@@ -331,8 +331,8 @@ class UsageIntake:
     def _memory_of(self, reader: Reader) -> _Memory:
         """What is known of the history that `reader` reads."""
         with self._lock:
-            if self._memory.lineage != reader.lineage:
-                self._memory = _Memory(reader.lineage)
+            if self._memory.history != reader.history:
+                self._memory = _Memory(reader.history)
             return self._memory
 
     def _owner_ids(self, memory: _Memory, owners: set[Owner]) -> Mapping[Owner, int]:

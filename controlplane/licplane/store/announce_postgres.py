@@ -15,6 +15,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from licplane.store.announce import Bell, Subscription
+from licplane.store.postgres_answers import connect_words, cut_after
+from licplane.store.postgres_servers import History, history_of_async, is_left_behind
 
 POLL_S: Final = 1.0
 CHANNEL: Final = "licplane_changes"
@@ -47,14 +49,18 @@ class PostgresAnnouncer:
         Raises psycopg.OperationalError when the database does not answer now; if it goes away
         later, the subscription comes back by itself, and rings then.
         """
-        watch = _Watch(self._where)
+        watch = _Watch(self._where, self._is_left_behind)
         await watch.connect()
         return _PostgresSubscription(watch, self._poll_s)
 
+    def _is_left_behind(self, history: History) -> bool:
+        return is_left_behind(self._engine, history)
+
     def _where(self) -> dict[str, Any]:
         """How to connect to the server that the engine is connected to now, of several."""
-        _, arguments = self._engine.dialect.create_connect_args(self._engine.url)
-        arguments = {"connect_timeout": 10, "application_name": "licplane", **arguments}
+        url = self._engine.url
+        _, arguments = self._engine.dialect.create_connect_args(url)
+        arguments = {**connect_words(url), **arguments}
         if "," not in str(arguments.get("host", "")):
             return arguments
         try:
@@ -69,9 +75,13 @@ class PostgresAnnouncer:
 class _Watch:
     """The connection that listens."""
 
-    def __init__(self, where: Callable[[], dict[str, Any]]) -> None:
+    def __init__(
+        self, where: Callable[[], dict[str, Any]], is_left_behind: Callable[[History], bool]
+    ) -> None:
         self._where = where
+        self._is_left_behind = is_left_behind
         self._connection: _Async | None = None
+        self._history: History = None
         self._head: TupleRow | None = None
 
     async def connect(self) -> None:
@@ -79,20 +89,30 @@ class _Watch:
         arguments = await asyncio.to_thread(self._where)
         connection = await psycopg.AsyncConnection.connect(**arguments, autocommit=True)
         self._connection = connection
-        await connection.execute(f"LISTEN {CHANNEL}")
-        self._head = await self._read(connection)
+        with cut_after(connection):
+            self._history = await history_of_async(connection)
+            self._check()
+            await connection.execute(f"LISTEN {CHANNEL}")
+            self._head = await self._read(connection)
 
     async def rung(self, wait_s: float) -> bool:
         """Whether something came within `wait_s`, or the head moved."""
         if self._connection is None:
             await self.connect()
             return True
+        self._check()
         notified = False
         async for _ in self._connection.notifies(timeout=wait_s, stop_after=1):
             notified = True
-        head = await self._read(self._connection)
+        with cut_after(self._connection):
+            head = await self._read(self._connection)
         moved, self._head = head != self._head, head
         return notified or moved
+
+    def _check(self) -> None:
+        """It may live on, and nobody tells it anything any more."""
+        if self._is_left_behind(self._history):
+            raise psycopg.OperationalError("a standby was promoted since")
 
     async def _read(self, connection: _Async) -> TupleRow | None:
         cursor = await connection.execute(_HEAD)

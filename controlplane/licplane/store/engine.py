@@ -14,11 +14,11 @@ from sqlalchemy.exc import ArgumentError
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.folder import PRIVATE_MODE, StateFolder
+from licplane.store.postgres_answers import connect_words, ping
 from licplane.store.postgres_servers import follow, several_hosts, writable
 
 LOCK_WAIT_S: Final = 10.0
 """How long a writer waits for another one, and anybody for a connection."""
-_CONNECT_WAIT_S: Final = 10
 DATABASE_NAME: Final = "licplane.db"
 
 Mode = Literal["read", "write"]
@@ -64,11 +64,11 @@ def make_engine(url: URL, *, pool_size: int, lock_wait_s: float = LOCK_WAIT_S) -
         pool_pre_ping=True,  # a database that was restarted costs one round trip, not an error
         pool_timeout=lock_wait_s,
         connect_args={
-            "connect_timeout": _CONNECT_WAIT_S,
-            "application_name": "licplane",
+            **connect_words(url),
             "options": f"-c lock_timeout={max(1, int(lock_wait_s * 1000))} -c timezone=UTC",
         },
     )
+    engine.dialect.do_ping = ping  # type: ignore[method-assign, assignment]  # theirs has no end
     follow(engine)
     return engine
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -18,16 +19,26 @@ from sqlalchemy import URL, Engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DisconnectionError
 
-_QUERY: Final = (
-    "SELECT (SELECT system_identifier FROM pg_control_system()),"
-    " substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)"
+from licplane.store.postgres_answers import Unanswered, answer
+
+_TIMELINE: Final = (
+    b"SELECT (SELECT system_identifier FROM pg_control_system()),"
+    b" CASE WHEN pg_is_in_recovery() THEN NULL"
+    b" ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
 )
-_LINEAGE: Final = "lineage"
+_BEGAN: Final = b"SELECT extract(epoch FROM pg_postmaster_start_time())::text"
+_UNKNOWN: Final = frozenset({"42883", "0A000"})
+"""SQLSTATE undefined_function, feature_not_supported."""
+_HIDDEN: Final = _UNKNOWN | {"42501"}
+"""And insufficient_privilege: the server does not tell this, today or tomorrow. Any other error
+says nothing of the server."""
+_HISTORY: Final = "history"
 _WRITABLE: Final = "target_session_attrs"
 
 _log = logging.getLogger(__name__)
 _Connection = psycopg.Connection[Any]
 _Connect = Callable[..., _Connection]
+_followed: Final[weakref.WeakKeyDictionary[Engine, Servers]] = weakref.WeakKeyDictionary()
 
 
 class Lineage(NamedTuple):
@@ -41,6 +52,21 @@ class Lineage(NamedTuple):
     def is_behind(self, other: Lineage | None) -> bool:
         """Whether the same cluster has gone on without this one."""
         return other is not None and self.system == other.system and self.timeline < other.timeline
+
+
+class Unnamed(NamedTuple):
+    """A server that hides its timeline: which one of several it is, and not which one counts.
+
+    A history goes on where another one began only with another postmaster (a standby's, or the
+    same one's after a recovery), so what is remembered of one of them is true of it alone.
+    """
+
+    began: str
+    """When its postmaster did: seconds since 1970, to the microsecond."""
+
+
+History = Lineage | Unnamed | None
+"""What a connection is to; None for SQLite, and what is not quite PostgreSQL."""
 
 
 def several_hosts(text: str) -> URL:
@@ -85,25 +111,31 @@ def follow(engine: Engine) -> None:
     """Have `engine` connect to the newest timeline that it can reach, and never to one behind
     what it has seen."""
     servers = Servers(psycopg.connect)
+    _followed[engine] = servers
 
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: Any, record: Any, _words: Any, arguments: Any) -> _Connection:
-        connection, lineage = servers.connect(arguments)
+        connection, history = servers.connect(arguments)
         if record is not None:
-            record.info[_LINEAGE] = lineage
+            record.info[_HISTORY] = history
         return connection
 
     @event.listens_for(engine, "checkout")
     def _check(_connection: Any, record: Any, _proxy: Any) -> None:
-        lineage = record.info.get(_LINEAGE)
-        if lineage is not None and lineage.is_behind(servers.newest):
+        if servers.has_left(history_of(record.info)):
             raise DisconnectionError("a standby was promoted since")  # the pool makes another one
 
 
-def lineage_of(info: Mapping[str, Any]) -> Lineage | None:
-    """The lineage of a connection by its `info`; None where the server does not tell."""
-    found = info.get(_LINEAGE)
-    return found if isinstance(found, Lineage) else None
+def history_of(info: Mapping[str, Any]) -> History:
+    """The history that a connection of an engine writes, by the connection's `info`."""
+    found = info.get(_HISTORY)
+    return found if isinstance(found, Lineage | Unnamed) else None
+
+
+def is_left_behind(engine: Engine, history: History) -> bool:
+    """Whether `engine` has seen that the database goes on without the server of this history."""
+    servers = _followed.get(engine)
+    return servers is not None and servers.has_left(history)
 
 
 class Servers:
@@ -115,7 +147,11 @@ class Servers:
         self.newest: Lineage | None = None
         """Seen by this process."""
 
-    def connect(self, arguments: dict[str, Any]) -> tuple[_Connection, Lineage | None]:
+    def has_left(self, history: History) -> bool:
+        """Whether a newer one was seen."""
+        return isinstance(history, Lineage) and history.is_behind(self.newest)
+
+    def connect(self, arguments: dict[str, Any]) -> tuple[_Connection, History]:
         """A connection, and what it is to.
 
         The first one looks at every host, for only so a primary that was left behind is told from
@@ -124,53 +160,64 @@ class Servers:
         """
         hosts = _each(arguments)
         if self.newest is not None or len(hosts) == 1:
-            connection = self._connect(**arguments)
-            lineage = _ask(connection)
-            if self._takes(lineage):
-                return connection, lineage
+            connection, history = self._asked(arguments)
+            if self._takes(history):
+                return connection, history
             connection.close()
             if len(hosts) == 1:
                 raise self._behind()
-        connection, lineage = self._newest_of(hosts)
-        if self._takes(lineage):
-            return connection, lineage
+        connection, history = self._newest_of(hosts)
+        if self._takes(history):
+            return connection, history
         connection.close()
         raise self._behind()
 
-    def _newest_of(self, hosts: list[dict[str, Any]]) -> tuple[_Connection, Lineage | None]:
-        found: tuple[_Connection, Lineage | None] | None = None
+    def _newest_of(self, hosts: list[dict[str, Any]]) -> tuple[_Connection, History]:
+        found: tuple[_Connection, History] | None = None
         errors = []
         for arguments in hosts:
             try:
-                connection = self._connect(**arguments)
+                connection, history = self._asked(arguments)
             except psycopg.OperationalError as error:
                 errors.append(str(error).strip())
                 continue
-            lineage = _ask(connection)
             if found is None:
-                found = connection, lineage
-            elif lineage is not None and found[1] is not None and found[1].is_behind(lineage):
+                found = connection, history
+            elif (
+                isinstance(history, Lineage)
+                and isinstance(found[1], Lineage)
+                and found[1].is_behind(history)
+            ):
                 found[0].close()
-                found = connection, lineage
+                found = connection, history
             else:
                 connection.close()
         if found is None:
             raise psycopg.OperationalError("; ".join(errors))
         return found
 
-    def _takes(self, lineage: Lineage | None) -> bool:
-        if lineage is None:
+    def _asked(self, arguments: dict[str, Any]) -> tuple[_Connection, History]:
+        """A connection to whoever libpq chooses, and what it is to."""
+        connection = self._connect(**arguments)
+        try:
+            return connection, _ask(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _takes(self, history: History) -> bool:
+        if not isinstance(history, Lineage):
             return True
         with self._lock:
-            if lineage.is_behind(self.newest):
+            if history.is_behind(self.newest):
                 return False
-            if self.newest is not None and lineage != self.newest:
+            if self.newest is not None and history != self.newest:
                 _log.warning(
                     "the database goes on at another server: timeline %d instead of %d",
-                    lineage.timeline,
+                    history.timeline,
                     self.newest.timeline,
                 )
-            self.newest = lineage
+            self.newest = history
         return True
 
     def _behind(self) -> psycopg.OperationalError:
@@ -194,14 +241,37 @@ def _each(arguments: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _ask(connection: _Connection) -> Lineage | None:
-    """None for a server that does not tell: a standby, or not quite PostgreSQL."""
-    before, connection.autocommit = connection.autocommit, True
+def _ask(connection: _Connection) -> History:
+    """What a new connection is to. Raises psycopg.OperationalError where that was not answered:
+    such a server is not taken for one that does not tell."""
     try:
-        row = connection.execute(_QUERY).fetchone()
-    except psycopg.Error:
+        rows = answer(connection, _TIMELINE)
+        system, timeline = rows.get_value(0, 0), rows.get_value(0, 1)
+    except Unanswered as error:
+        if error.code not in _HIDDEN:
+            raise
+        system = timeline = None
+    if system is not None and timeline is not None:
+        return Lineage(int(system), int(timeline, 16))
+    try:
+        began = answer(connection, _BEGAN).get_value(0, 0)
+    except Unanswered as error:
+        if error.code in _UNKNOWN:
+            return None
+        raise
+    return Unnamed((began or b"").decode())
+
+
+async def history_of_async(connection: psycopg.AsyncConnection[Any]) -> History:
+    """As for other connections, on one that listens; None where the timeline is hidden.
+
+    Raises psycopg.Error.
+    """
+    try:
+        cursor = await connection.execute(_TIMELINE)
+        row = await cursor.fetchone()
+    except psycopg.Error as error:
+        if error.sqlstate not in _HIDDEN:
+            raise
         return None
-    finally:
-        if not connection.closed:
-            connection.autocommit = before
-    return None if row is None else Lineage(int(row[0]), int(row[1], 16))
+    return Lineage(int(row[0]), int(row[1], 16)) if row and row[0] and row[1] else None

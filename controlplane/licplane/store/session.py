@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.model import Scope
-from licplane.store.postgres_servers import Lineage, lineage_of
+from licplane.store.postgres_servers import History, history_of
 from lictoken.sealed import Seal
 
 CHUNK: Final = 500
@@ -32,9 +32,9 @@ class Session:
         self._connection = connection
 
     @property
-    def lineage(self) -> Lineage | None:
-        """Which history of the database this transaction is of; None where it is not told."""
-        return lineage_of(self._connection.info)
+    def history(self) -> History:
+        """Which history of the database this transaction is of; None where there is but one."""
+        return history_of(self._connection.info)
 
     def _all(self, statement: Executable) -> Sequence[Row[Any]]:
         return self._connection.execute(statement).all()
