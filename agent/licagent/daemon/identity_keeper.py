@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
+from licagent.daemon.exec_times import ExecTimes
 from licagent.domain.tables import Scope, ScopeKind, Tables
 from licagent.host.cgroups import CgroupTree, matches
 from licagent.host.digests import DigestCache
-from licagent.host.executables import NoSuchExecutable, directory_entry
+from licagent.host.executables import FileIdentity, directory_entry
 from licagent.host.hostroot import as_host_sees
 from licagent.host.lanes import Started
 from licagent.host.measurer import Measurer
-from licagent.host.measuring import Outcome
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
 from licagent.kernel.layout import MAX_SCOPES, Event
@@ -59,6 +59,7 @@ class IdentityKeeper:
         iterators: Iterators,
         tree: CgroupTree,
         digests: DigestCache,
+        exec_times: ExecTimes,
         measured: Callable[[], None],
     ) -> None:
         """`measured` is called on another thread when `take_measured` has something to do."""
@@ -66,6 +67,7 @@ class IdentityKeeper:
         self._iterators = iterators
         self._tree = tree
         self._digests = digests
+        self._exec_times = exec_times
         self._policy = Tables()
         self._wanted: dict[str, int] = {}  # digest -> number
         self._written: dict[int, tuple[int, ...]] = {}  # cgroup id -> scopes
@@ -103,6 +105,7 @@ class IdentityKeeper:
 
     def refresh(self) -> None:
         """Look again, every few seconds: folders that were replaced, cgroups seen late."""
+        self._exec_times.look()
         if self._policy.paths:
             self._tables.set_paths(self._path_entries(self._policy), prune=True)
         if self._policy.scopes:
@@ -152,44 +155,24 @@ class IdentityKeeper:
             self._seed()
             return
         self._tables.set_contents(
-            (
-                each.identity.device,
-                each.identity.inode,
-                each.identity.ctime_ns,
-                self._wanted.get(each.sha256, 0),
-            )
-            for each in found
+            self._content_entry(each.identity, each.sha256) for each in found
         )
         if self._tables.is_full_of_contents:
             self._tables.drop_contents_but(self._content_entries())
             self._write_contents()
-        for each in found:
-            for started in each.waiters:
-                self._note_process(started, each)
-        self._is_seed_due |= any(each.is_for_all for each in found)
+        self._is_seed_due |= any(each.is_for_all or each.waiters for each in found)
         self._seed()
 
     def _seed(self) -> None:
-        """Let those who run what was found in folders know; a look at every process of the host."""
+        """Let those who run what was found know; a look at every process of the host.
+
+        The kernel writes it, not the daemon: a process may execute something else between
+        reading its entry and writing it back.
+        """
         if self._is_seed_due and time.monotonic() >= self._next_seed_s:
             self._is_seed_due = False
             self._iterators.seed_processes()
             self._next_seed_s = time.monotonic() + _SEED_EVERY_S
-
-    def _note_process(self, started: Started, outcome: Outcome) -> None:
-        """Let a process's entry know, if it still runs what was measured."""
-        identity = outcome.identity
-        process = self._tables.process(started.pid)
-        if (
-            process is not None
-            and process.exec_ns == started.exec_ns
-            and process.device == identity.device
-            and process.inode == identity.inode
-            and process.ctime_ns == identity.ctime_ns
-        ):
-            process.digest = self._wanted.get(outcome.sha256, 0)
-            process.measured = 1
-            self._tables.set_process(started.pid, process)
 
     def _measure_named(self, tables: Tables) -> None:
         """Executables that some rule names by path are measured before the policy is in force.
@@ -211,11 +194,13 @@ class IdentityKeeper:
         )
         self.take_measured()
 
-    def _content_entries(self) -> Iterator[tuple[int, int, int, int]]:
-        return (
-            (identity.device, identity.inode, identity.ctime_ns, self._wanted.get(digest, 0))
-            for identity, digest in self._digests.items()
-        )
+    def _content_entries(self) -> Iterator[tuple[int, int, int, int, int]]:
+        return (self._content_entry(identity, digest) for identity, digest in self._digests.items())
+
+    def _content_entry(self, identity: FileIdentity, digest: str) -> tuple[int, int, int, int, int]:
+        number = self._wanted.get(digest, 0)
+        from_ns = self._exec_times.from_ns(identity.ctime_ns)
+        return identity.device, identity.inode, identity.ctime_ns, number, from_ns
 
     def _write_contents(self) -> None:
         if self._wanted:
@@ -229,7 +214,7 @@ class IdentityKeeper:
                 entry = directory_entry(path)
                 key = path_key(entry.directory_device, entry.directory_inode, entry.name)
                 entries[key] = number
-            except (NoSuchExecutable, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - one path costs nothing but itself
                 problems.append(f"unix:path:{path} matches nothing: {error}")
         self._path_problems = tuple(problems)
         return entries

@@ -45,6 +45,8 @@ from licagent.host.executables import (
 )
 from licagent.host.hashing import NotMeasured, Reading
 from licagent.host.mounts import MountTable
+from licagent.host.subordinates import Subordinates
+from licagent.host.walk import ForeignFilesystemError, Walker, is_foreign
 
 FRESH_NS: Final = 20_000_000
 """Two ticks at HZ=100, the coarsest change time there is (current_time(), fs/inode.c)."""
@@ -54,9 +56,6 @@ _CHANGED: Final = "it changed while it was read"
 _MEMORY_FILESYSTEMS: Final = frozenset({"tmpfs", "ramfs", "devtmpfs", "hugetlbfs"})
 _HOST_OVERLAYS: Final = frozenset({"/", "/usr"})
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
-_FOREIGN_FILESYSTEMS: Final = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "afs", "virtiofs", "vboxsf", "orangefs", "coda"}
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +67,26 @@ class Measured:
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
-    """A file that may be measured, held open by its inode only (O_PATH). To be closed."""
+    """A file that may be measured, held open by its inode only (O_PATH). To be closed.
 
-    path: str  # for messages
-    fd: int
+    Open, it keeps its filesystem from being unmounted: what waits is closed, and opened again
+    (`DigestCache.open_again`) at its turn.
+    """
+
+    path: str  # for messages, and to open it again
+    fd: int  # -1: closed
     identity: FileIdentity
     info: os.stat_result
+    filesystem: tuple[str, str] = ("", "")  # type and source of its mount
+    answerable: int | None = None  # uid; who is meant by a subordinate uid
+    name: str | None = None  # another path of it, as the host has it
+
+    @property
+    def owner(self) -> int:
+        """The uid that answers for it."""
+        return self.info.st_uid if self.answerable is None else self.answerable
 
     @property
     def is_roots(self) -> bool:
@@ -83,8 +94,10 @@ class Found:
         return self.info.st_uid == 0 and not self.info.st_mode & _OTHERS_WRITE
 
     def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self.fd)
+        """Give the descriptor back. May be called again."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class DigestCache:
@@ -107,9 +120,13 @@ class DigestCache:
         self._own_mounts = MountTable()
         self._host_mounts = _host_mounts()
         self._watched_mounts = _host_mounts()
+        self._walker = Walker(self._own_mounts, self._host_mounts)
+        self._subordinates = Subordinates()
         for identity, each in digest_file.read(path, boot_id):
             self._keep(identity, each)
         self._dirty = False
+        # Unmounted since they were written down; a kernel's table may know them still.
+        self._evicted += self.forget_unmounted()
 
     def __len__(self) -> int:
         """How many versions of files are known."""
@@ -152,23 +169,28 @@ class DigestCache:
         already: take them out of the kernel's tables at once.
         """
         with self._lock:
-            known = list(self._digests)
-        gone_devices = {device for device in {at.device for at in known} if self._is_other(device)}
-        gone = tuple(identity for identity in known if identity.device in gone_devices)
-        for identity in gone:
-            self.forget(identity)
+            devices = {at.device for at in self._digests}
+            gone_devices = {device for device in devices if self._is_other(device)}
+            gone = tuple(at for at in self._digests if at.device in gone_devices)
+            for identity in gone:
+                self._drop(identity)
         return gone
 
     def _is_other(self, device: int) -> bool:
         """Whether nothing is mounted by this number any more, or another filesystem."""
-        mounts = self._host_mounts.on_device(*device_numbers(device))
-        if not mounts:
+        now = self._mounted_as(device)
+        if now is None:
             self._mounted.pop(device, None)
             return True
-        now = (mounts[0].filesystem, mounts[0].source)
         before = self._mounted.get(device, now)
         self._mounted[device] = now
-        return now != before
+        # What somebody else serves was never measured: the number was another one's before.
+        return now != before or is_foreign(now[0])
+
+    def _mounted_as(self, device: int) -> tuple[str, str] | None:
+        """Type and source of what is mounted on the host by this number."""
+        mounts = self._host_mounts.on_device(*device_numbers(device))
+        return (mounts[0].filesystem, mounts[0].source) if mounts else None
 
     def find(self, path: str | Path) -> Found:
         """Find the file at `path`, if it is one that may be measured. Asks no foreign filesystem.
@@ -176,11 +198,11 @@ class DigestCache:
         Raises NoSuchExecutable or NotMeasured.
         """
         name = str(path)
-        fd = _open(name)
+        fd = self._walk(name)
         try:
             # Before anything is asked of it: whoever serves a foreign filesystem could let an
             # answer wait for ever.
-            kind, lagging = self._filesystem(name, device_of_fd(fd, self._own_mounts))
+            kind, source, lagging = self._filesystem(name, device_of_fd(fd, self._own_mounts))
             file = identify_fd(fd, self._own_mounts)
             if not stat.S_ISREG(file.info.st_mode):
                 raise NoSuchExecutable(name, "it is no regular file")
@@ -191,10 +213,45 @@ class DigestCache:
                     "root's with mode 0755",
                     retry=False,
                 )
+            owner = self._subordinates.owner_of(file.info.st_uid)
         except BaseException:
             os.close(fd)
             raise
-        return Found(name, fd, file.identity, file.info)
+        return Found(name, fd, file.identity, file.info, (kind, source), owner)
+
+    def _walk(self, name: str) -> int:
+        try:
+            return self._walker.open(name)
+        except ForeignFilesystemError as error:
+            raise _not_of_others(name, error.kind) from error
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise NoSuchExecutable(name, why or "it cannot be opened") from error
+
+    def open_again(self, found: Found) -> None:
+        """Open a file that was closed while it waited, if it is still the same version.
+
+        Raises NotMeasured where its paths lead to something else by now, and NoSuchExecutable
+        where they lead to nothing.
+        """
+        gone: NoSuchExecutable | None = None
+        is_another = False
+        for path in (found.path, found.name):
+            if path is None:
+                continue
+            try:
+                again = self.find(path)
+            except NoSuchExecutable as error:
+                gone = gone or error
+                continue
+            if again.identity == found.identity:
+                found.fd, again.fd = again.fd, -1
+                return
+            again.close()
+            is_another = True
+        if is_another or gone is None:
+            raise NotMeasured(found.path, "it changed while it waited", retry=True)
+        raise gone
 
     def known(self, found: Found) -> Measured | None:
         """What is known of this version of the file."""
@@ -229,13 +286,19 @@ class DigestCache:
         if after.identity != found.identity or after.info.st_size != size_bytes:
             raise NotMeasured(found.path, _CHANGED, retry=True)
         with self._lock:
+            # While it is open, its device number is nobody else's, mounted or not: kept is only
+            # what `forget_unmounted` will find when that changes.
+            device = found.identity.device
+            if self._mounted_as(device) != found.filesystem:
+                raise NotMeasured(found.path, "its filesystem was unmounted", retry=False)
+            self._mounted[device] = found.filesystem
             while len(self._digests) >= self._max_entries:
                 # Of whoever has most: nobody pushes out what others run.
                 most = max(self._by_owner.values(), key=len)
                 oldest = next(iter(most))
                 self._drop(oldest)
                 self._evicted.append(oldest)
-            self._keep(found.identity, Known(sha256, size_bytes, after.info.st_uid))
+            self._keep(found.identity, Known(sha256, size_bytes, found.owner))
             self._dirty = True
         return Measured(found.identity, sha256, size_bytes)
 
@@ -290,19 +353,16 @@ class DigestCache:
             raise
         return True
 
-    def _filesystem(self, path: str, device: int) -> tuple[str, bool]:
-        """Its kind, and whether its change times come late."""
+    def _filesystem(self, path: str, device: int) -> tuple[str, str, bool]:
+        """Its type and source, and whether its change times come late."""
         mounts = self._host_mounts.on_device(*device_numbers(device))
         if not mounts:
             raise NotMeasured(
                 path, "its filesystem is not mounted in the host's own namespace", retry=False
             )
         kind = mounts[0].filesystem
-        self._mounted.setdefault(device, (kind, mounts[0].source))
-        if kind.startswith("fuse") or kind in _FOREIGN_FILESYSTEMS:
-            raise NotMeasured(
-                path, f"others decide what a file on {kind} holds; copy it to a disk", retry=False
-            )
+        if is_foreign(kind):
+            raise _not_of_others(path, kind)
         lagging = kind in _MEMORY_FILESYSTEMS
         if kind == "overlay" and any(o.startswith("upperdir") for o in mounts[0].super_options):
             if not any(mount.point in _HOST_OVERLAYS for mount in mounts):
@@ -313,7 +373,7 @@ class DigestCache:
                     retry=False,
                 )
             lagging = True
-        return kind, lagging
+        return kind, mounts[0].source, lagging
 
 
 def check_file(found: Found) -> None:
@@ -322,6 +382,12 @@ def check_file(found: Found) -> None:
         raise NotMeasured(found.path, f"it is larger than {FILE_MAX_BYTES} bytes", retry=False)
     if 0 <= time.time_ns() - found.info.st_ctime_ns < FRESH_NS:
         raise NotMeasured(found.path, "it was changed a moment ago", retry=True)
+
+
+def _not_of_others(path: str, kind: str) -> NotMeasured:
+    return NotMeasured(
+        path, f"others decide what a file on {kind} holds; copy it to a disk", retry=False
+    )
 
 
 def _host_mounts() -> MountTable:

@@ -7,17 +7,27 @@ now comes first, then what is installed in the usual folders.
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from licagent.host.hostroot import as_host_sees
+from licagent.host.mounts import MountTable
 from licagent.host.processes import executable_of, pids
-from licagent.host.quickstat import quick_stat
+from licagent.host.quickstat import quick_stat, quick_stat_in
+from licagent.host.walk import ForeignFilesystemError, Walker
 
-_ANY_EXECUTE: Final = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+ANY_EXECUTE: Final = stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH
+NAMES_MAX: Final = 16_384
+"""Names of one folder that are looked at; /usr/bin has some thousands at the most."""
+NOTED_NAMES_MAX: Final = 4096
+"""The same for a folder that only some program stood in: its owner decides what it holds."""
+_AT_ONCE: Final = 16
+"""Names, or processes, that are looked at in one step."""
 STANDARD_DIRECTORIES: Final = (
     "/usr/local/sbin",
     "/usr/local/bin",
@@ -42,22 +52,41 @@ class Candidate:
 def search_directories(extra: Iterable[str] = ()) -> tuple[str, ...]:
     """The folders to look in: `extra`, the standard ones, and PATH; each real folder once.
 
-    Relative entries of PATH are passed over: they mean something else in each process.
+    Relative entries of PATH are passed over: they mean something else in each process. Those on
+    a filesystem that somebody else serves are passed over as well, and not asked.
     """
     found: dict[str, None] = {}
-    for directory in (*extra, *STANDARD_DIRECTORIES, *os.get_exec_path()):
-        path = Path(directory)
-        if path.is_absolute():
-            real = Path(os.path.realpath(path))
-            if real.is_dir():
-                found.setdefault(str(real))
+    for directory in (*extra, *standard_directories()):
+        try:
+            fd = _walker().open(directory)
+        except (OSError, ValueError, ForeignFilesystemError):
+            continue
+        try:
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
+                found.setdefault(os.readlink(f"/proc/self/fd/{fd}"))
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
     return tuple(found)
 
 
-def running() -> Iterator[Candidate]:
-    """What runs now, each file once; also deleted files and those inside containers."""
+def standard_directories() -> tuple[str, ...]:
+    """The usual folders and PATH, as they are written."""
+    return tuple(
+        each for each in (*STANDARD_DIRECTORIES, *os.get_exec_path()) if Path(each).is_absolute()
+    )
+
+
+def running() -> Iterator[Candidate | None]:
+    """What runs now, each file once; also deleted files and those inside containers.
+
+    None between candidates, so that no step is long.
+    """
     seen: set[tuple[int, int, int]] = set()
-    for pid in pids():
+    for number, pid in enumerate(pids(), start=1):
+        if number % _AT_ONCE == 0:
+            yield None
         open_path = f"/proc/{pid}/exe"
         try:
             info = quick_stat(open_path)
@@ -66,38 +95,76 @@ def running() -> Iterator[Candidate]:
         key = (info.major, info.minor, info.inode)
         if key in seen:
             continue
+        seen.add(key)
         path, _ = executable_of(pid)
-        if path is not None:
-            seen.add(key)
-            yield Candidate(path, open_path, pid)
+        # One whose path is too long to be told runs all the same.
+        yield Candidate(path or open_path, open_path, pid)
 
 
-def installed(directories: Iterable[str]) -> Iterator[Candidate]:
-    """The executable files in these folders, not below them; each file once."""
+def installed(
+    directories: Iterable[str],
+    failed: Callable[[str, Exception], None] | None = None,
+    names_max: int = NAMES_MAX,
+) -> Iterator[Candidate | None]:
+    """What may be an executable in these folders, not below them; each folder once.
+
+    Regular files that somebody may execute, each once, and links, wherever they lead: whoever
+    opens them has to look. Not sorted, and None between candidates: whoever owns a folder decides
+    how much stands in it, and no step is long. `failed` is called for a folder that is none, or
+    cannot be looked into, or that somebody else serves (which is not asked).
+    """
     seen: set[tuple[int, int]] = set()
     for directory in directories:
         try:
-            names = sorted(os.listdir(directory))
-        except OSError:
-            continue
-        for name in names:
-            path = Path(directory, name)
-            try:
-                info = path.stat()
-            except OSError:
-                continue
-            key = (info.st_dev, info.st_ino)
-            executable = stat.S_ISREG(info.st_mode) and info.st_mode & _ANY_EXECUTE
-            if executable and key not in seen:
-                seen.add(key)
-                yield Candidate(os.path.realpath(path), str(path), None)
+            yield from _names(directory, seen, names_max)
+        except Exception as error:  # noqa: BLE001 - one folder costs nothing but itself
+            if failed is not None:
+                failed(directory, error)
+        yield None
 
 
-def candidates(extra: Iterable[str] = ()) -> Iterator[Candidate]:
-    """Running executables, then installed ones. Lazy: each step looks at a few files at most.
+def _names(
+    directory: str, seen: set[tuple[int, int]], names_max: int
+) -> Iterator[Candidate | None]:
+    seen_path = as_host_sees(directory)
+    held = _walker().open(directory)
+    try:
+        info = os.fstat(held)
+        if (info.st_dev, info.st_ino) in seen:
+            return
+        seen.add((info.st_dev, info.st_ino))
+        # What was found, whatever its path names by now.
+        folder = os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    finally:
+        os.close(held)
+    try:
+        files: set[int] = set()
+        with os.scandir(folder) as entries:
+            for number, entry in enumerate(entries, start=1):
+                if number % _AT_ONCE == 0:
+                    yield None
+                if number > names_max:
+                    break
+                path = f"{directory}/{entry.name}"
+                try:
+                    found = quick_stat_in(folder, entry.name)
+                except OSError:
+                    continue
+                if stat.S_ISREG(found.mode):
+                    if not found.mode & ANY_EXECUTE or found.inode in files:
+                        continue
+                    files.add(found.inode)
+                elif not stat.S_ISLNK(found.mode):
+                    continue
+                yield Candidate(path, f"{seen_path}/{entry.name}", None)
+    finally:
+        os.close(folder)
 
-    A file that runs and is installed comes twice; the second time it costs one look-up in the
-    cache.
-    """
-    yield from running()
-    yield from installed(search_directories(extra))
+
+@functools.cache
+def _walker() -> Walker:
+    own = MountTable()
+    try:
+        return Walker(own, MountTable(Path("/proc/1/mountinfo")))
+    except OSError:
+        return Walker(own, own)

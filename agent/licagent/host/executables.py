@@ -84,6 +84,11 @@ def device_of_fd(fd: int, mounts: MountTable) -> int:
     return kernel_device(found.major, found.minor)
 
 
+def mount_id_of_fd(fd: int) -> int | None:
+    """The mount that an open file was opened through, without asking its filesystem."""
+    return _fdinfo(fd)[0]
+
+
 def identify_fd(fd: int, mounts: MountTable) -> OpenFile:
     """Identify an open file, which may be O_PATH."""
     info = os.fstat(fd)
@@ -125,7 +130,11 @@ def directory_entry(path: str | Path, mounts: MountTable | None = None) -> Direc
     mounted over the path is known by the folder it comes from, and so does not match.
     Raises NoSuchExecutable.
     """
-    resolved = real_path(path)
+    try:
+        resolved = real_path(path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise NoSuchExecutable(str(path), why or "it cannot be resolved") from error
     directory, name = os.path.split(resolved)
     if not name:
         raise NoSuchExecutable(str(path), "it is a folder")

@@ -7,6 +7,7 @@ root (/proc/1/root; needs the right to ptrace it), which is the host's whatever 
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 from pathlib import Path
@@ -17,7 +18,7 @@ from licagent.host.mounts import parse_mountinfo
 HOST_ROOT: Final = "/proc/1/root"
 _PRIVATE: Final = "/systemd-private-"
 """In the name of the folder that systemd mounts over /tmp and /var/tmp (systemd.exec(5))."""
-_LINKS_MAX: Final = 40  # MAXSYMLINKS of the kernel
+LINKS_MAX: Final = 40  # MAXSYMLINKS of the kernel
 
 
 @functools.cache
@@ -37,17 +38,32 @@ def as_host_sees(path: str | Path) -> str:
 
 
 def real_path(path: str | Path) -> str:
-    """`os.path.realpath`, by the links of the host also where its folder is hidden."""
-    resolved = os.path.realpath(path)
-    for _ in range(_LINKS_MAX):
-        seen = as_host_sees(resolved)
-        if seen == resolved:
-            break
+    """An absolute path without links, by those of the host also where its folder is hidden.
+
+    The file, or its folder, need not exist. Not os.path.realpath: that one calls itself for each
+    link of a chain (in Python 3.11), and a user may lay a chain of any length. Raises OSError
+    (ELOOP) for more links than the kernel follows, and ValueError for a NUL byte.
+    """
+    done = ""
+    text = str(path)
+    left = (text if text.startswith("/") else f"{Path.cwd()}/{text}").split("/")[::-1]
+    links = 0
+    while left:
+        name = left.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            done = done.rpartition("/")[0]
+            continue
         try:
-            target = os.readlink(seen)
+            target = os.readlink(as_host_sees(f"{done}/{name}"))
         except OSError:  # no link, or nothing there
-            break
-        resolved = os.path.realpath(f"{os.path.dirname(resolved)}/{target}")  # noqa: PTH120
+            done = f"{done}/{name}"
+            continue
+        links += 1
+        if links > LINKS_MAX:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         if target.startswith("/"):
-            resolved = os.path.realpath(target)
-    return resolved
+            done = ""
+        left += target.split("/")[::-1]
+    return done or "/"

@@ -18,6 +18,7 @@ from licagent.host.hashing import Reading
 LARGE_BYTES: Final = 8 * 1024 * 1024
 LANE_MAX: Final = 128
 JOBS_MAX: Final = 512
+"""Of all others than root; root's own two lanes end at LANE_MAX each."""
 WAITERS_MAX: Final = 64
 ROOT_ALONE: Final = -1
 """The owner of what root alone can write; any other owner is a uid."""
@@ -47,7 +48,7 @@ class Job:
     @property
     def owner(self) -> int:
         """Who answers for it: a uid, or ROOT_ALONE."""
-        return ROOT_ALONE if self.found.is_roots else self.found.info.st_uid
+        return ROOT_ALONE if self.found.is_roots else self.found.owner
 
     @property
     def lane(self) -> tuple[int, bool]:
@@ -86,17 +87,22 @@ class Lanes:
 
     def put(self, job: Job) -> Job | None:
         """Add a job at the end of its lane; the job that had to go for want of room, if any."""
-        lane = self._lanes.setdefault(job.lane, deque())
+        lane = self._lanes.get(job.lane, deque())
         if len(lane) >= LANE_MAX:
             return job
-        lane.append(job)
+        dropped = None
+        # What root alone can write has a place of its own, whatever others have waiting.
+        if job.owner != ROOT_ALONE and self._count - self.roots >= JOBS_MAX:
+            others = (each for of, each in self._lanes.items() if of[0] != ROOT_ALONE)
+            longest = max(others, key=len)
+            # Whoever has as many already pushes out nobody.
+            if len(longest) <= len(lane) + 1:
+                return job
+            dropped = longest[-1]
+            self.remove(dropped)
+        self._lanes.setdefault(job.lane, lane).append(job)
         self._count += 1
-        if self._count <= JOBS_MAX:
-            return None
-        longest = max(self._lanes.values(), key=len)
-        last = longest[-1]
-        self.remove(last)
-        return last
+        return dropped
 
     def next(self, *, roots_only: bool) -> Job | None:
         """The job whose turn it is; the next call takes another lane's."""

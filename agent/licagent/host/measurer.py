@@ -29,6 +29,9 @@ ASKED_MAX: Final = 1024
 OUTCOMES_MAX: Final = 1024
 _ASKED_AT_ONCE: Final = 64
 _END_S: Final = 5.0
+_AFTER_FAULT_S: Final = 0.2
+_WRITER_WAITS_S: Final = 0.05
+"""The longest that whoever wants to write waits while this thread waits."""
 
 
 class Measurer:
@@ -141,10 +144,13 @@ class Measurer:
             while self._is_to_go_on():
                 try:
                     self._turn()
-                except OSError as error:  # no descriptors are left, for instance
-                    _log.error("executables are not measured for a moment: %s", error)
-                    self._measuring.drop_all()
+                except Exception as error:  # noqa: BLE001 - others decide what is looked at
+                    # What waits is kept. No descriptors are left, for instance.
+                    self._measuring.complain("for a moment, what waits", error)
                     self._measuring.missed = True
+                    with self._wake:
+                        if not self._stopped:
+                            self._wake.wait(_AFTER_FAULT_S)
         except BaseException as error:  # noqa: BLE001 - told by whoever watches `failure`
             self.failure = error
         finally:
@@ -161,13 +167,13 @@ class Measurer:
                 if self._resting:
                     self._drop_all()
                     self._wake.wait()
-                elif len(self._outcomes) >= OUTCOMES_MAX:
-                    self._wake.wait()
-                else:
-                    wait_s = self._idle_s()
-                    if wait_s is not None and wait_s <= 0:
-                        return True
-                    self._wake.wait(wait_s)
+                    continue
+                wait_s = None if len(self._outcomes) >= OUTCOMES_MAX else self._idle_s()
+                if wait_s is not None and wait_s <= 0:
+                    return True
+                if self._measuring.let_writers_in():
+                    wait_s = min(_WRITER_WAITS_S, wait_s or _WRITER_WAITS_S)
+                self._wake.wait(wait_s)
         return False
 
     def _idle_s(self) -> float | None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +15,22 @@ from pathlib import Path
 from typing import Final
 
 from licagent.host.digests import FRESH_NS, DigestCache, Found, Measured, check_file
-from licagent.host.exec_paths import candidates
+from licagent.host.exec_paths import (
+    ANY_EXECUTE,
+    NOTED_NAMES_MAX,
+    Candidate,
+    installed,
+    running,
+    standard_directories,
+)
 from licagent.host.executables import FileIdentity, NoSuchExecutable
 from licagent.host.hashing import NotMeasured
 from licagent.host.hostroot import as_host_sees
 from licagent.host.lanes import LARGE_BYTES, Job, Lanes, Started
 from licagent.host.processes import executable_of
+from licagent.host.walk import ForeignFilesystemError
+
+_log: Final = logging.getLogger(__name__)
 
 _LATER_MAX: Final = 1024
 _FOLDERS_MAX: Final = 256
@@ -29,6 +41,7 @@ _AT_ONCE: Final = 64
 _FIRST_AGAIN_S: Final = FRESH_NS / 1e9 + 0.005
 _LAST_AGAIN_S: Final = 5.0
 _LOOK_AGAIN_S: Final = 2.0
+_COMPLAIN_AGAIN_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +77,11 @@ class Measuring:
         self._later: list[tuple[float, int, Started, int]] = []
         self._numbers = itertools.count()
         self._named: Named | None = None
-        self._scan: Iterator[str] | None = None
+        self._scan: Iterator[Candidate | None] | None = None
         self._next_scan_s = 0.0
+        self._is_in_noted = False  # the scan looks through folders of others
+        self._scan_again_s = 0.0
+        self._complain_again_s = 0.0
         self._folders: dict[str, int] = {}  # where programs stood, and their owner
         self._others_again_s = 0.0
         self.missed = False
@@ -86,16 +102,24 @@ class Measuring:
             self._named.done.set()
             self._named = None
 
+    def complain(self, what: str, error: BaseException) -> None:
+        """Log a fault of ours that a name has brought about; not each one, others choose names."""
+        if time.monotonic() >= self._complain_again_s:
+            self._complain_again_s = time.monotonic() + _COMPLAIN_AGAIN_S
+            _log.error("%a was not measured", what, exc_info=error)
+
     def idle_s(self) -> float | None:
         """Seconds until there is something to do, 0 or less for now; None: nothing waits."""
-        if self._may_read_ahead():
-            return 0.0
         now_s = time.monotonic()
+        if self._may_read_ahead(now_s):
+            return 0.0
         times = [self._later[0][0]] if self._later else []
         if self._lanes:
             times.append(now_s if self._lanes.roots else self._others_again_s)
         if self.missed and self._scan is None:
             times.append(self._next_scan_s)
+        if self._scan is not None and self._has_room:
+            times.append(self._scan_again_s)
         return min(times) - now_s if times else None
 
     def turn(self) -> None:
@@ -107,8 +131,9 @@ class Measuring:
         if self.missed and self._scan is None and time.monotonic() >= self._next_scan_s:
             self.begin_scan()
         for _ in range(_AT_ONCE):
-            if not self._may_read_ahead():
+            if not self._may_read_ahead(time.monotonic()):
                 break
+            self.let_writers_in()
             self._read_ahead()
         self._read_slice()
 
@@ -126,31 +151,50 @@ class Measuring:
         """Look through what runs and what is installed, from its beginning."""
         self.missed = False
         self._next_scan_s = time.monotonic() + _LOOK_AGAIN_S
-        self._scan = (each.open_path for each in candidates(self._folders))
+        self._scan = self._look_through()
 
-    def _may_read_ahead(self) -> bool:
-        named = self._named is not None and not self._named.is_read
+    def _look_through(self) -> Iterator[Candidate | None]:
+        """What runs, what is installed, and what stands where programs stood."""
+        self._is_in_noted = False
+        yield from running()
+        yield from installed(standard_directories(), self._forget_folder)
+        self._is_in_noted = True
+        yield from installed(tuple(self._folders), self._forget_folder, NOTED_NAMES_MAX)
+
+    def _forget_folder(self, folder: str, error: Exception) -> None:
+        self._folders.pop(folder, None)
+        if not isinstance(error, OSError | ValueError | ForeignFilesystemError):
+            self.complain(folder, error)
+
+    @property
+    def _has_room(self) -> bool:
         # However many of others': what finds no room in their lanes is looked for again.
-        return (named or self._scan is not None) and self._lanes.roots < _AHEAD_MAX
+        return self._lanes.roots < _AHEAD_MAX
+
+    def _may_read_ahead(self, now_s: float) -> bool:
+        named = self._named is not None and not self._named.is_read
+        scan = self._scan is not None and now_s >= self._scan_again_s
+        return (named or scan) and self._has_room
 
     def begin_process(self, started: Started, tries: int = 0) -> None:
         """Put what a process runs into its lane; `tries`: how often it was put off already."""
         path = f"/proc/{started.pid}/exe"
         try:
-            found = self._digests.find(path)
+            with contextlib.closing(self._digests.find(path)) as found:
+                found.name, _ = executable_of(started.pid)
+                self._note_folder(found)
+                self._begin(found, (started, tries))
         except NotMeasured:
             return
         except (NoSuchExecutable, OSError):
             self.missed = True
-            return
-        self._note_folder(started.pid, found)
-        self._begin(found, (started, tries))
+        except Exception as error:  # noqa: BLE001 - one name costs nothing but itself
+            self.complain(path, error)
 
-    def _note_folder(self, pid: int, found: Found) -> None:
-        name, _ = executable_of(pid)
-        if name is None or len(self._folders) >= _FOLDERS_MAX:
+    def _note_folder(self, found: Found) -> None:
+        if found.name is None or len(self._folders) >= _FOLDERS_MAX:
             return
-        folder, owner = str(Path(name).parent), found.info.st_uid
+        folder, owner = str(Path(found.name).parent), found.owner
         if sum(each == owner for each in self._folders.values()) < _FOLDERS_OF_ONE_MAX:
             self._folders.setdefault(folder, owner)
 
@@ -163,43 +207,58 @@ class Measuring:
             else:
                 self._begin_path(as_host_sees(path), self._named)
             self._settle_named()
-        if self._scan is not None:
-            path = next(self._scan, None)
-            if path is None:
-                self._scan = None
-                self.is_to_be_saved = True
-            else:
-                self._begin_path(path, None)
+        if self._scan is not None and time.monotonic() >= self._scan_again_s:
+            begun_s = time.thread_time()
+            self._read_scan(self._scan)
+            if self._is_in_noted:  # half of one CPU, as for files of others
+                self._scan_again_s = time.monotonic() + time.thread_time() - begun_s
+
+    def _read_scan(self, scan: Iterator[Candidate | None]) -> None:
+        try:
+            found = next(scan)
+        except StopIteration:
+            self._scan = None
+            self.is_to_be_saved = True
+        except Exception as error:  # noqa: BLE001 - the rest of it is looked through again
+            self._scan = None
+            self.missed = True
+            self.complain("what is looked for", error)
+        else:
+            if found is not None:
+                self._begin_path(found.open_path, None)
 
     def _begin_path(self, path: str, named: Named | None) -> None:
         try:
-            found = self._digests.find(path)
+            with contextlib.closing(self._digests.find(path)) as found:
+                if named is None and not found.info.st_mode & ANY_EXECUTE:
+                    return
+                self._begin(found, None)
+                job = self._jobs.get(found.identity)
+                is_waited_for = named is not None and (named.also_others or found.is_roots)
+                if job is not None and is_waited_for:
+                    job.is_waited_for = True
         except (NoSuchExecutable, NotMeasured, OSError):
             return
-        identity = found.identity
-        is_waited_for = named is not None and (named.also_others or found.is_roots)
-        self._begin(found, None)
-        job = self._jobs.get(identity)
-        if job is not None and is_waited_for:
-            job.is_waited_for = True
+        except Exception as error:  # noqa: BLE001 - one name costs nothing but itself
+            self.complain(path, error)
 
     def _begin(self, found: Found, waiter: tuple[Started, int] | None) -> None:
-        """Put a file into its lane, unless it is known or waits already."""
+        """Put a file into its lane, unless it is known or waits already.
+
+        It is closed while it waits, for its filesystem to be unmounted by whoever wants to.
+        """
         known = self._digests.known(found)
         if known is not None:
-            found.close()
             if waiter is not None:  # the kernel was told of it, but the process ran before
                 self._tell_outcome(known, [waiter], is_for_all=False)
             return
         job = self._jobs.get(found.identity)
         if job is not None:
-            found.close()
             job.add(waiter)
             return
         try:
             check_file(found)
         except NotMeasured as error:
-            found.close()
             if error.retry and waiter is not None:
                 self._put_off(waiter)
             return
@@ -221,18 +280,26 @@ class Measuring:
 
     # --- measuring
 
+    def let_writers_in(self) -> bool:
+        """Give up what somebody wants to write; whether anything is still held."""
+        held = [job for job in self._lanes.begun() if job.reading is not None]
+        for job in held:
+            if job.reading is not None and job.reading.is_wanted_by_a_writer():
+                self._give_up(job, retry=True)
+        return bool(held)
+
     def _read_slice(self) -> None:
-        for held in list(self._lanes.begun()):
-            if held.reading is not None and held.reading.is_wanted_by_a_writer():
-                self._give_up(held, retry=True)
+        self.let_writers_in()
         # Of this thread's own: on a busy host it waits for long, and that is no work.
         begun_s = time.thread_time()
         job = self._lanes.next(roots_only=self._are_roots_first(time.monotonic()))
         if job is None:
             return
         try:
-            self._digests.check_unchanged(job.found)
-            if job.reading is None:
+            if job.reading is not None:
+                self._digests.check_unchanged(job.found)
+            else:
+                self._digests.open_again(job.found)
                 job.reading = self._digests.begin(job.found)
             if job.reading.step(LARGE_BYTES):
                 measured = self._digests.finish(job.found, job.reading)
@@ -242,6 +309,10 @@ class Measuring:
         except NotMeasured as error:
             self._give_up(job, retry=error.retry)
         except (NoSuchExecutable, OSError):
+            self.missed |= bool(job.waiters)  # looked for in folders
+            self._give_up(job, retry=False)
+        except Exception as error:  # noqa: BLE001 - one name costs nothing but itself
+            self.complain(job.found.path, error)
             self._give_up(job, retry=False)
         if not job.found.is_roots:
             self._others_again_s = time.monotonic() + time.thread_time() - begun_s

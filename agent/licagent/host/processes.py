@@ -71,10 +71,14 @@ def start_boottime_ns(pid: int) -> int:
 
 
 def executable_of(pid: int) -> tuple[str | None, bool]:
-    """Path of the file a process runs, and whether that name no longer stands for it."""
+    """Path of the file a process runs, and whether that name no longer stands for it.
+
+    None for a process that is gone, a kernel thread, one that is not ours to read, and one whose
+    path is longer than PATH_MAX (ENAMETOOLONG), which anybody may bring about.
+    """
     try:
         target = os.readlink(f"/proc/{pid}/exe")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
+    except OSError:
         return None, False
     if target.endswith(" (deleted)"):
         return target.removesuffix(" (deleted)"), True

@@ -18,6 +18,9 @@ _AT_EMPTY_PATH: Final = 0x1000
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _STATX_BASIC_STATS: Final = 0x7FF
 _STATX_BYTES: Final = 256
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_NO_AUTOMOUNT: Final = 0x800
+_MODE_AT: Final = 28  # stx_mode, then
 _INODE_AT: Final = 32  # stx_ino, stx_dev_major and stx_dev_minor in struct statx
 _DEVICE_AT: Final = 136
 
@@ -31,16 +34,28 @@ class QuickStat:
     major: int
     minor: int
     inode: int
+    mode: int  # type and permissions, as st_mode
 
 
 def quick_stat(file: int | str) -> QuickStat:
     """Of an open file, also O_PATH, or of a path, links followed. OSError as stat(2)."""
-    at, path = (file, b"") if isinstance(file, int) else (_AT_FDCWD, os.fsencode(file))
+    if isinstance(file, int):
+        return _statx(file, "", _AT_EMPTY_PATH)
+    return _statx(_AT_FDCWD, file, 0)
+
+
+def quick_stat_in(folder: int, name: str) -> QuickStat:
+    """Of a name in an open folder, links not followed. OSError as stat(2)."""
+    return _statx(folder, name, _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT)
+
+
+def _statx(at: int, path: str, flags: int) -> QuickStat:
     found = ctypes.create_string_buffer(_STATX_BYTES)
-    flags = _AT_STATX_DONT_SYNC | (_AT_EMPTY_PATH if isinstance(file, int) else 0)
-    if _libc.statx(at, path, flags, _STATX_BASIC_STATS, found) != 0:
+    asked = (flags | _AT_STATX_DONT_SYNC, _STATX_BASIC_STATS)
+    if _libc.statx(at, os.fsencode(path), *asked, found) != 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), file)
+        raise OSError(number, os.strerror(number), path or at)
     major, minor = struct.unpack_from("=II", found, _DEVICE_AT)
     (inode,) = struct.unpack_from("=Q", found, _INODE_AT)
-    return QuickStat(major, minor, inode)
+    (mode,) = struct.unpack_from("=H", found, _MODE_AT)
+    return QuickStat(major, minor, inode, mode)
