@@ -4,7 +4,7 @@
 Most tests of the daemon and of the control plane wait (for a renewal, an expiry, a retry), so
 lanes of phases fill two CPUs. Beside each other their output would be no reading: a phase of
 several lanes is shown whole when it ends. LICAGENT_TEST_LANES=1 runs one after the other, as
-they do when paths, options or -x are given.
+they do when paths, options or -x are given. LICAGENT_TEST_VM=1 adds the machines of `./dev vm`.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Phase:
     name: str
     folder: str
     loader: str = ""
+    command: tuple[str, ...] = ()
+    """Instead of pytest."""
 
 
 @dataclass(slots=True)
@@ -101,10 +103,14 @@ def lanes(request: Request) -> list[list[Phase]]:
     unit, system = Phase("unit", "tests/unit"), Phase("system", "tests/system")
     kernel = [Phase(f"kernel, loader {loader}", "tests/kernel", loader) for loader in loaders]
     is_whole = not request.paths and not request.options
+    second = [system]
+    if is_whole and os.environ.get("LICAGENT_TEST_VM") == "1":
+        # Emulated machines want a processor: the second lane has one.
+        second.append(Phase("machines", "tests/vm", command=("./dev", "vm", "--short")))
     is_narrow = os.environ.get("LICAGENT_TEST_LANES") == "1" or (os.cpu_count() or 1) < 2
     if not is_whole or request.stops_at_failure or is_narrow or len(kernel) < 2:
-        return [[unit, *kernel, system]]
-    return [[unit, *kernel], [system]]
+        return [[unit, *kernel, *second]]
+    return [[unit, *kernel], second]
 
 
 class Run:
@@ -150,7 +156,9 @@ class Run:
         if phase.loader:
             environment["LICAGENT_TEST_LOADER"] = phase.loader
         command = [sys.executable, "-m", "pytest", *self._request.options, *paths]
-        if not is_alone:
+        if phase.command:
+            command = list(phase.command)
+        elif not is_alone:
             command.append("--durations=15")  # which tests a lane waits for
             command += ["-o", f"timeout={BESIDE_S}"]
         say(f"test: {phase.name}" + ("" if is_alone else ", begun"))

@@ -19,8 +19,8 @@ def tally(tmp_path: Path) -> Path:
 
 
 def test_lanes_hold_every_phase_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LICAGENT_TEST_LANES", raising=False)
-    monkeypatch.delenv("LICAGENT_TEST_LOADER", raising=False)
+    for name in ("LANES", "LOADER", "VM"):
+        monkeypatch.delenv(f"LICAGENT_TEST_{name}", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert len(lanes(Request())) == 2
     phases = [phase for lane in lanes(Request()) for phase in lane]
@@ -30,6 +30,27 @@ def test_lanes_hold_every_phase_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tests/system", ""),
         ("tests/unit", ""),
     ]
+
+
+def test_machines_are_added_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LICAGENT_TEST_LANES", raising=False)
+    monkeypatch.delenv("LICAGENT_TEST_LOADER", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for wanted, is_there in (("1", True), ("", False)):
+        monkeypatch.setenv("LICAGENT_TEST_VM", wanted)
+        for request in (Request(), Request(["tests/unit"])):
+            phases = [phase for lane in lanes(request) for phase in lane]
+            found = [phase for phase in phases if phase.command]
+            assert bool(found) == (is_there and not request.paths)
+    monkeypatch.setenv("LICAGENT_TEST_VM", "1")
+    monkeypatch.setenv("LICAGENT_TEST_LANES", "1")
+    assert lanes(Request())[0][-1].folder == "tests/vm"
+
+
+def test_a_phase_may_be_a_command_and_its_failure_counts(tally: Path) -> None:
+    run = Run(Request(), tally)
+    run.lane([Phase("machines", "tests/vm", command=("sh", "-c", "exit 3"))], is_alone=False)
+    assert run.status() == 3
 
 
 @pytest.mark.parametrize("request_", [Request(["tests/unit"]), Request([], ["-x"], True)])
