@@ -318,6 +318,71 @@ def test_what_was_on_an_unmounted_filesystem_is_dropped(
 
 
 @root_only
+def test_a_filesystem_that_goes_while_a_file_of_it_is_read(
+    cache: DigestCache, memory: Path
+) -> None:
+    """Its number may be given to another one as soon as nobody holds it open."""
+    first = cache.measure(write_aged(memory / "first", b"1"))
+    found = cache.find(write_aged(memory / "program", b"x"))
+    reading = cache.begin(found)
+    try:
+        subprocess.run(["umount", "-l", memory], check=True)
+        assert cache.forget_unmounted() == (first.identity,)
+        while not reading.step(1 << 20):
+            pass
+        with pytest.raises(NotMeasured, match="unmounted"):
+            cache.finish(found, reading)
+    finally:
+        reading.close()
+        found.close()
+    assert len(cache) == 0
+
+
+@root_only
+def test_what_went_while_nobody_looked_is_not_believed_at_a_start(
+    cache: DigestCache, memory: Path, tmp_path: Path
+) -> None:
+    kept = cache.measure(write_aged(tmp_path / "kept", b"k"))
+    gone = cache.measure(write_aged(memory / "program", b"x"))
+    cache.save()
+    subprocess.run(["umount", memory], check=True)
+    again = DigestCache(tmp_path / "digests", BOOT)
+    assert [identity for identity, _sha256 in again.items()] == [kept.identity]
+    assert again.take_evicted() == [gone.identity], "the kernel's tables may have it"
+
+
+def test_what_somebody_serves_by_now_under_the_same_number(
+    cache: DigestCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cache.measure(write_aged(tmp_path / "program", b"x"))
+    cache.save()
+    foreign = Mount(1, 0, 0, 1, "/", "/mnt", "fuse.x", "x", frozenset(), frozenset())
+    monkeypatch.setattr(MountTable, "on_device", lambda *_: (foreign,))
+    assert len(DigestCache(tmp_path / "digests", BOOT)) == 0
+    assert cache.forget_unmounted() == (found.identity,)
+
+
+def test_a_file_that_waited_is_opened_again_only_as_it_was(
+    cache: DigestCache, tmp_path: Path
+) -> None:
+    program = write_aged(tmp_path / "program", b"x")
+    found = cache.find(program)
+    found.close()
+    found.close()
+    cache.open_again(found)
+    assert os.fstat(found.fd).st_ino == program.stat().st_ino
+    found.close()
+    program.rename(tmp_path / "moved")
+    with pytest.raises(NoSuchExecutable):
+        cache.open_again(found)
+    found.name = str(tmp_path / "moved")
+    with pytest.raises(NotMeasured, match="changed") as caught:  # a rename moves the change time
+        cache.open_again(found)
+    assert caught.value.retry
+    assert found.fd == -1
+
+
+@root_only
 def test_a_container_like_overlay_is_not_measured(cache: DigestCache, tmp_path: Path) -> None:
     folders = {name: tmp_path / name for name in ("lower", "upper", "work", "merged")}
     for folder in folders.values():

@@ -54,8 +54,18 @@ from licagent.host.digests import DigestCache
 from licagent.host.hashing import NotMeasured
 try:
     DigestCache(Path(sys.argv[2]), "boot").find(sys.argv[1])
+    print("found")
 except NotMeasured as error:
     print(error.retry, error)
+"""
+
+LIST: Final = """
+import sys
+from licagent.host.exec_paths import installed, search_directories
+folder = sys.argv[1]
+failed = []
+found = list(installed([folder, folder + "/below"], lambda each, error: failed.append(str(error))))
+print(found, folder in search_directories([folder, folder + "/below"]), failed)
 """
 
 
@@ -91,3 +101,29 @@ def test_it_is_refused_without_being_asked(start: Start, hanging: Path, tmp_path
 
     assert done.stdout.startswith("False ")
     assert "fuse.hangs" in done.stdout
+
+
+def test_not_even_for_what_lies_below(hanging: Path, tmp_path: Path) -> None:
+    """A look-up of a name there waits for ever; so does a link that leads there."""
+    (tmp_path / "link").symlink_to(hanging.parent / "below" / "program")
+    for path in (hanging.parent / "below" / "program", tmp_path / "link"):
+        done = subprocess.run(
+            [sys.executable, "-c", FIND, path, tmp_path / "digests"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
+        assert done.stdout.startswith("False ")
+
+
+def test_its_folders_are_not_listed(hanging: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIST, hanging.parent],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.startswith("[None, None] False ")
+    assert done.stdout.count("fuse.hangs") == 2

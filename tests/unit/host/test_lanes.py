@@ -106,6 +106,28 @@ def test_all_lanes_have_an_end_and_the_longest_gives_way(lanes: Lanes) -> None:
     assert modest in turns(lanes, 1 + JOBS_MAX // LANE_MAX)
 
 
+def test_however_many_others_there_are_roots_files_stay(lanes: Lanes) -> None:
+    """A user with subordinate uids is many owners."""
+    roots = [job(0) for _ in range(20)]
+    put(lanes, *roots)
+    put(lanes, *(job(owner) for owner in range(1, 1 + JOBS_MAX)))
+    for owner in range(10_000, 10_100):
+        late = job(owner)
+        assert lanes.put(late) is late, "whoever has as many pushes out nobody"
+        late.close()
+    assert lanes.roots == len(roots)
+    more = job(0)
+    assert lanes.put(more) is None
+    assert turns(lanes, 21, roots_only=True) == [*roots, more]
+
+
+def test_one_that_answers_for_many_uids_has_one_lane(lanes: Lanes) -> None:
+    first, second, other = job(100_001), job(100_002), job(2_000)
+    first.found.answerable = second.found.answerable = 1_000
+    put(lanes, first, second, other)
+    assert turns(lanes, 3) == [first, other, second]
+
+
 def test_waiters_beyond_some_are_all_who_run_it() -> None:
     one = job(1)
     for pid in range(WAITERS_MAX):
