@@ -109,6 +109,20 @@ static __always_inline struct lic_policy *get_policy(__u32 generation)
 	return bpf_map_lookup_elem(MAP(policies), &slot);
 }
 
+/* Numbers of the selectors that an executable answers to; 0: none. `process` may be null. */
+static __always_inline __u32 known_path(const struct lic_process *process)
+{
+	return process && process->path.exec_id == (__u32)process->exec_ns ? process->path.number
+									   : 0;
+}
+
+static __always_inline __u32 known_digest(const struct lic_process *process)
+{
+	return process && process->digest.exec_id == (__u32)process->exec_ns
+		       ? process->digest.number
+		       : 0;
+}
+
 static __always_inline void note_fault(__u32 fault)
 {
 	__u64 *count = bpf_map_lookup_elem(MAP(faults), &fault);

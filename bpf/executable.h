@@ -7,7 +7,9 @@
  * it, a hard link or argv[0] do not have it.
  *
  * unix:sha256 is the content: device, inode and change time stand for bytes that the daemon
- * measured. Writing to the file moves its change time, and the content is unknown again.
+ * measured. Writing to the file moves its change time, and the content is unknown again. But for
+ * writes within one tick of the clock: so the content counts for what was executed since then,
+ * lic_content.from_ns, by a clock that nobody sets.
  */
 #ifndef LICAGENT_EXECUTABLE_H
 #define LICAGENT_EXECUTABLE_H
@@ -31,22 +33,39 @@ static __always_inline __u32 path_number(struct file *file)
 	return number ? *number : 0;
 }
 
-static __always_inline void identify(struct file *file, struct lic_process *process)
+/* The file alone. */
+static __always_inline void read_file(struct file *file, struct lic_process *process)
 {
 	struct inode *inode = BPF_CORE_READ(file, f_inode);
-	struct lic_content_key key = {};
-	__u32 *number;
 
-	key.device = BPF_CORE_READ(inode, i_sb, s_dev);
-	key.inode = BPF_CORE_READ(inode, i_ino);
-	key.ctime_ns = inode_ctime_ns(inode);
-	number = bpf_map_lookup_elem(MAP(contents), &key);
-	process->device = key.device;
-	process->inode = key.inode;
-	process->ctime_ns = key.ctime_ns;
-	process->measured = number != 0;
-	process->digest = number ? *number : 0;
-	process->path = path_number(file);
+	process->device = BPF_CORE_READ(inode, i_sb, s_dev);
+	process->inode = BPF_CORE_READ(inode, i_ino);
+	process->ctime_ns = inode_ctime_ns(inode);
+}
+
+static __always_inline struct lic_content *content_of(const struct lic_process *process)
+{
+	struct lic_content_key key = {};
+
+	key.device = process->device;
+	key.inode = process->inode;
+	key.ctime_ns = process->ctime_ns;
+	return bpf_map_lookup_elem(MAP(contents), &key);
+}
+
+/* What was executed at `exec_ns`. */
+static __always_inline void identify(struct file *file, __u64 exec_ns, struct lic_process *process)
+{
+	struct lic_content *content;
+
+	read_file(file, process);
+	content = content_of(process);
+	process->exec_ns = exec_ns;
+	process->measured = content != 0;
+	process->path.number = path_number(file);
+	process->path.exec_id = (__u32)exec_ns;
+	process->digest.number = content && exec_ns >= content->from_ns ? content->number : 0;
+	process->digest.exec_id = (__u32)exec_ns;
 }
 
 #endif /* LICAGENT_EXECUTABLE_H */

@@ -54,8 +54,7 @@ int BPF_PROG(licagent_exec, struct task_struct *task, int old_pid, struct linux_
 	struct lic_process process = {};
 	struct lic_control *ctl = get_control();
 
-	identify(BPF_CORE_READ(bprm, file), &process);
-	process.exec_ns = bpf_ktime_get_boot_ns();
+	identify(BPF_CORE_READ(bprm, file), bpf_ktime_get_boot_ns(), &process);
 	process.start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 	store_process(pid, &process);
 	if (!process.measured && ctl && ctl->measure)
@@ -232,6 +231,52 @@ int BPF_PROG(licagent_cgroup_rmdir, struct cgroup *cgroup, const char *path)
 	return 0;
 }
 
+/* Both words in one store, see struct lic_known. */
+static __always_inline void store_known(struct lic_known *known, __u32 exec_id, __u32 number)
+{
+	union {
+		struct lic_known known;
+		__u64 word;
+	} fresh = { .known = { .exec_id = exec_id, .number = number } };
+
+	*(volatile __u64 *)known = fresh.word;
+}
+
+/*
+ * Tell an entry what is known by now of the file that its exec mapped. The process can execute
+ * another one meanwhile, and the element be another's: what is stored holds for `exec_ns` alone.
+ * That is read before the identity, which stands and is written before it: so the identity is
+ * that exec's, or one that came later, for which what is stored is void.
+ */
+static __always_inline void tell_known(struct lic_process *known, const struct lic_process *file)
+{
+	__u64 exec_ns = *(volatile __u64 *)&known->exec_ns;
+	__u64 ctime_ns, inode;
+	struct lic_content *content;
+	__u32 device, granted, number = 0;
+
+	inode = *(volatile __u64 *)&known->inode;
+	ctime_ns = *(volatile __u64 *)&known->ctime_ns;
+	device = *(volatile __u32 *)&known->device;
+	/*
+	 * Only for the file that exec mapped: a process can name another one as its
+	 * executable later, prctl(PR_SET_MM_MAP) in a user namespace of its own.
+	 */
+	if (device != file->device || inode != file->inode)
+		return;
+	if (known->path.exec_id != (__u32)exec_ns || !known->path.number)
+		store_known(&known->path, (__u32)exec_ns, file->path.number);
+	/* The file may have changed since: only the same content counts. */
+	if (ctime_ns != file->ctime_ns)
+		return;
+	content = content_of(file);
+	/* What began too early keeps what it was granted before, by a daemon that knew more. */
+	granted = known->digest.exec_id == (__u32)exec_ns ? known->digest.number : 0;
+	if (content && (exec_ns >= content->from_ns || content->number == granted))
+		number = content->number;
+	store_known(&known->digest, (__u32)exec_ns, number);
+}
+
 /*
  * Fill in what is missing: processes that are older than the agent, and selectors that a new
  * policy names. What was fixed at exec stays.
@@ -252,24 +297,11 @@ int licagent_seed(struct bpf_iter__task *ctx)
 	file = BPF_CORE_READ(task, mm, exe_file);
 	if (!file)
 		return 0; /* a kernel thread */
-	identify(file, &process);
+	identify(file, bpf_ktime_get_boot_ns(), &process);
 	known = bpf_map_lookup_elem(MAP(processes), &pid);
 	if (known) {
-		/*
-		 * Only for the file that exec mapped: a process can name another one as its
-		 * executable later, prctl(PR_SET_MM_MAP) in a user namespace of its own.
-		 */
-		if (!known->path && known->device == process.device &&
-		    known->inode == process.inode)
-			known->path = process.path;
-		/* The file may have changed since: only the same content counts. */
-		if (known->device == process.device && known->inode == process.inode &&
-		    known->ctime_ns == process.ctime_ns) {
-			known->digest = process.digest;
-			known->measured = process.measured;
-		}
+		tell_known(known, &process);
 	} else {
-		process.exec_ns = bpf_ktime_get_boot_ns();
 		process.start_ns = BPF_CORE_READ(task, start_boottime);
 		if (bpf_map_update_elem(MAP(processes), &pid, &process, BPF_NOEXIST))
 			return 0;

@@ -18,7 +18,7 @@
 #ifndef LICAGENT_H
 #define LICAGENT_H
 
-#define LIC_SCHEMA 2 /* of all pinned maps; a daemon with another number migrates them */
+#define LIC_SCHEMA 3 /* of all pinned maps; a daemon with another number migrates them */
 
 #define LIC_ANY_ID 0
 #define LIC_NO_ID 0xffffffffU /* of a subject: never the number of anything */
@@ -105,6 +105,11 @@ struct lic_control {
 	__u32 page_bytes;
 	__u32 era;              /* moves when metering is begun anew: marks of before are void */
 	__u64 metered_since_ns; /* CLOCK_BOOTTIME; what older threads used before is nobody's */
+	/* The daemon's memory of the wall clock, from one run to the next: licagent.kernel.walltime.
+	 * CLOCK_REALTIME - CLOCK_BOOTTIME, signed; all zero: never looked at. */
+	__u64 wall_offset_ns;
+	__u64 wall_lowest_ns;
+	__u64 wall_since_ns; /* CLOCK_BOOTTIME; not set forward since then */
 };
 
 /* CLOCK_BOOTTIME, read once a tick: see clock.h. Written by the programs only. */
@@ -191,15 +196,36 @@ struct lic_content_key {
 	__u64 ctime_ns;
 };
 
-/* What runs in a process, fixed at exec. */
+/* What the daemon measured under a lic_content_key. */
+struct lic_content {
+	__u32 number; /* of unix:sha256; 0: none that the policy names */
+	__u32 reserved;
+	/* CLOCK_BOOTTIME: only what was executed at this time or later had this content for sure.
+	 * Before it, the file may have held something else under the same change time. */
+	__u64 from_ns;
+};
+
+/*
+ * Number of a selector, and for which exec it holds; for any other one it is none. iter/task writes
+ * both in one store of 64 bits into an element that may, by then, be another process's: a hash
+ * gives what it frees to the next who asks (since 6.1, bpf_mem_alloc). The exec comes
+ * first: whoever copies a new element over it front to back cannot end with its own exec and a
+ * foreign number.
+ */
+struct lic_known {
+	__u32 exec_id; /* low bits of lic_process.exec_ns */
+	__u32 number;  /* 0: none that the policy names, or not measured yet */
+} __attribute__((aligned(8)));
+
+/* What runs in a process, fixed at exec. `exec_ns` after the identity: see tell_known(). */
 struct lic_process {
-	__u32 path;   /* number of unix:path, 0: no path that the policy names */
-	__u32 digest; /* number of unix:sha256, 0: none that the policy names, or not measured yet */
-	__u64 exec_ns; /* CLOCK_BOOTTIME of the exec, or of the agent's start for older processes */
 	__u64 inode;
 	__u64 ctime_ns;
 	__u32 device;
-	__u32 measured; /* the content was looked up and known */
+	__u32 measured; /* at exec: the content was looked up and known */
+	__u64 exec_ns; /* CLOCK_BOOTTIME of the exec, or of the agent's start for older processes */
+	struct lic_known path;   /* unix:path */
+	struct lic_known digest; /* unix:sha256 */
 	/* the license it used last: repeats within a minute are one event (report.h) */
 	__u64 allowed_ns; /* CLOCK_BOOTTIME of the last event */
 	__u32 allowed_license;

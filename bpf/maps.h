@@ -113,13 +113,13 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } paths SEC(".maps");
 
-/* Written by the daemon: measured files. 0 is a content that no selector names. */
+/* Written by the daemon: measured files. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, struct lic_content_key);
-	__type(value, __u32); /* digest number */
+	__type(value, struct lic_content);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } contents SEC(".maps");
 

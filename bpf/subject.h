@@ -38,8 +38,8 @@ static __always_inline struct lic_process *identify_process(struct lic_subject *
 	__u32 pid = subject->pid;
 	struct lic_process *process = bpf_map_lookup_elem(MAP(processes), &pid);
 
-	subject->path = process ? process->path : 0;
-	subject->digest = process ? process->digest : 0;
+	subject->path = known_path(process);
+	subject->digest = known_digest(process);
 	/* Two execs of one process id that agree in these bits are 4.3 s apart, and exact. */
 	subject->exec_id = process ? (__u32)process->exec_ns : 0;
 	return process;

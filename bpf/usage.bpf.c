@@ -118,8 +118,8 @@ static __always_inline void selectors_of(struct lic_account *account)
 	__u32 is_known = process && process->inode == account->owner.inode &&
 			 process->device == account->owner.device;
 
-	account->path = is_known ? process->path : 0;
-	account->digest = is_known ? process->digest : 0;
+	account->path = is_known ? known_path(process) : 0;
+	account->digest = is_known ? known_digest(process) : 0;
 }
 
 static __always_inline void file_of(struct file *file, struct lic_account *account)

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 from tests.kernel.harness.agent import AgentUnderTest
-from tests.kernel.harness.dial import Dialer, answer_of, dialer, install
+from tests.kernel.harness.dial import Dialer, answer_of, dialer, install, settle
 from tests.kernel.harness.probes import eventually
 from tests.kernel.harness.subjects import NO_LICENSE, Rules, sha256, until
 
@@ -136,6 +136,7 @@ def test_a_flood_of_programs_is_measured_in_turns(rules: Rules, folder: Path) ->
     try:
         for _ in range(3):
             os.utime(small)  # another version of it
+            settle(small)
             with dialer(rules.cgroup, small, rules.to, uid=OTHER) as running:
                 running.until("OK")
     finally:

@@ -6,15 +6,19 @@ The table in docs/reference/identity.md gives these answers; each test is one of
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.kernel.harness.dial import Dialer, answer_of, dialer, install, started_now
-from tests.kernel.harness.subjects import NO_LICENSE, Rules, path_of, sha256, until
+from tests.kernel.harness.dial import Dialer, answer_of, dialer, install, settle, started_now
+from tests.kernel.harness.subjects import NO_LICENSE, Rules, entry_of, path_of, sha256, until
+
+from licagent.host.digests import FRESH_NS
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 
@@ -54,13 +58,36 @@ def test_a_changed_time_stamp_is_measured_again(by_content: Rules, dial: Path) -
 
 
 def test_a_program_that_was_written_this_moment_is_measured_soon(rules: Rules, dial: Path) -> None:
+    """What it runs counts from its next exec: within a tick the file may have held more than one
+    content."""
     rules.allow(sha256(dial))
     fresh = dial.with_name("fresh")
     # Within 20 ms of a change a file is not measured: the daemon has to come back to it.
     for _ in range(10):
         install(fresh)
         with started_now(rules.cgroup, fresh, rules.to) as running:
-            running.until("OK")
+            running.until("OK", again=f"exec {fresh}")
+
+
+def test_a_program_that_was_written_this_moment_is_unknown_until_it_is_executed_again(
+    rules: Rules, dial: Path
+) -> None:
+    rules.allow(sha256(dial))
+    fresh = dial.with_name("fresh")
+    with contextlib.ExitStack() as stack:
+        for _ in range(50):
+            install(fresh)
+            running = stack.enter_context(started_now(rules.cgroup, fresh, rules.to))
+            exec_ns = entry_of(rules, running.pid).exec_ns
+            ago_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - exec_ns
+            if time.time_ns() - ago_ns - fresh.stat().st_ctime_ns < FRESH_NS:
+                break
+        else:
+            pytest.skip("this machine starts nothing within a tick")
+        until("OK", rules, fresh)
+        running.stays(NO_LICENSE)
+        running.become(f"exec {fresh}")
+        assert running.ask() == "OK"
 
 
 def test_a_process_keeps_the_content_that_was_measured_over_an_upgrade(
@@ -141,7 +168,7 @@ def test_a_program_that_started_while_the_daemon_was_dead_is_measured_when_it_is
 ) -> None:
     stopped.allow(sha256(dial))
     stopped.agent.kill()
-    copy = Path(shutil.copy2(dial, dial.with_name("copy")))
+    copy = settle(Path(shutil.copy2(dial, dial.with_name("copy"))))
     with dialer(stopped.cgroup, copy, stopped.to) as running:
         assert running.ask() == NO_LICENSE
 

@@ -24,6 +24,7 @@ from licagent.daemon.decisions import (
     boottime_to_unix,
     rfc3339,
 )
+from licagent.daemon.exec_times import ExecTimes
 from licagent.daemon.identity_keeper import IdentityKeeper
 from licagent.daemon.kernel_side import KernelSide, load_programs
 from licagent.daemon.kernel_watch import KernelWatch
@@ -144,7 +145,8 @@ class Agent:
             self.kernel_side.iterators,
             self.tree,
             DigestCache(self.state.path / "digests.json", posture.boot_id()),
-            self._measured,
+            exec_times=ExecTimes(self.kernel_side.control),
+            measured=self._measured,
         )
         self.metering.begin()
         self.reader = EventReader(pins, self._take_event)

@@ -144,8 +144,8 @@ def _subject(agent: Agent, process: Process) -> Subject:
         with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
             scopes = agent.kernel.identity.cgroup(agent.tree.id_of(cgroup))
     return Subject(
-        path=known.path if known else 0,
-        digest=known.digest if known else 0,
+        path=known.holds(known.path) if known else 0,
+        digest=known.holds(known.digest) if known else 0,
         scopes=scopes,
         uid=process.uid,
         gid=process.gid,

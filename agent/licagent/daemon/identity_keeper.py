@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -59,6 +59,7 @@ class IdentityKeeper:
         iterators: Iterators,
         tree: CgroupTree,
         digests: DigestCache,
+        *,
         exec_times: ExecTimes,
         measured: Callable[[], None],
     ) -> None:
@@ -154,11 +155,9 @@ class IdentityKeeper:
         if not found:
             self._seed()
             return
-        self._tables.set_contents(
-            self._content_entry(each.identity, each.sha256) for each in found
-        )
+        self._tables.set_contents(self._entries_of((each.identity, each.sha256) for each in found))
         if self._tables.is_full_of_contents:
-            self._tables.drop_contents_but(self._content_entries())
+            self._tables.drop_contents_but(self._entries_of(self._digests.items()))
             self._write_contents()
         self._is_seed_due |= any(each.is_for_all or each.waiters for each in found)
         self._seed()
@@ -194,17 +193,23 @@ class IdentityKeeper:
         )
         self.take_measured()
 
-    def _content_entries(self) -> Iterator[tuple[int, int, int, int, int]]:
-        return (self._content_entry(identity, digest) for identity, digest in self._digests.items())
-
-    def _content_entry(self, identity: FileIdentity, digest: str) -> tuple[int, int, int, int, int]:
-        number = self._wanted.get(digest, 0)
-        from_ns = self._exec_times.from_ns(identity.ctime_ns)
-        return identity.device, identity.inode, identity.ctime_ns, number, from_ns
+    def _entries_of(
+        self, found: Iterable[tuple[FileIdentity, str]]
+    ) -> Iterator[tuple[int, int, int, int, int]]:
+        """As the kernel's table has them; all of `found` was measured before this call."""
+        instants = self._exec_times.look()
+        for identity, digest in found:
+            yield (
+                identity.device,
+                identity.inode,
+                identity.ctime_ns,
+                self._wanted.get(digest, 0),
+                instants.from_ns(identity.ctime_ns),
+            )
 
     def _write_contents(self) -> None:
         if self._wanted:
-            self._tables.set_contents(self._content_entries())
+            self._tables.set_contents(self._entries_of(self._digests.items()))
 
     def _path_entries(self, tables: Tables) -> dict[bytes, int]:
         entries: dict[bytes, int] = {}

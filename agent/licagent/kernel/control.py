@@ -3,9 +3,29 @@
 
 from __future__ import annotations
 
+from typing import Final, Protocol
+
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.layout import Control
 from licagent.kernel.maps import MappedArray
+
+_U64: Final = 1 << 64
+
+
+def _signed(word: int) -> int:
+    return word - _U64 if word >= _U64 // 2 else word
+
+
+class WallRecord(Protocol):
+    """What was seen of the wall clock in this boot: licagent.daemon.exec_times."""
+
+    def read(self) -> tuple[int, int, int] | None:
+        """Its distance from CLOCK_BOOTTIME, the lowest ever, and since when not set forward."""
+        ...
+
+    def write(self, offset_ns: int, lowest_ns: int, since_ns: int) -> None:
+        """Keep it, whatever becomes of the daemon."""
+        ...
 
 
 class ControlWord:
@@ -73,6 +93,18 @@ class ControlWord:
     @discarded_sheet.setter
     def discarded_sheet(self, number: int) -> None:
         self._array[0].discarded = number
+
+    def read(self) -> tuple[int, int, int] | None:
+        """The daemon's record of the wall clock (WallRecord); None before the first."""
+        word = self._array[0]
+        held = (word.wall_offset_ns, word.wall_lowest_ns, word.wall_since_ns)
+        return (_signed(held[0]), _signed(held[1]), int(held[2])) if any(held) else None
+
+    def write(self, offset_ns: int, lowest_ns: int, since_ns: int) -> None:
+        """Keep the record of the wall clock. Ended in between, it is stricter than before."""
+        self._array[0].wall_lowest_ns = lowest_ns % _U64
+        self._array[0].wall_since_ns = since_ns
+        self._array[0].wall_offset_ns = offset_ns % _U64
 
     def close(self) -> None:
         """Unmap."""

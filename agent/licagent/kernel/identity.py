@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import struct
@@ -17,6 +16,7 @@ from licagent.kernel.layout import (
     NAME_LEN,
     SCOPE_NAME_LEN,
     Cgroup,
+    Content,
     ContentKey,
     PathKey,
     Process,
@@ -89,18 +89,20 @@ class IdentityTables:
         """Cgroup name -> scope number; with `prune`, nothing else stays."""
         _set(self._scope_names, entries, prune=prune)
 
-    def set_content(self, device: int, inode: int, ctime_ns: int, number: int) -> None:
-        """Say which digest a file's content has; 0 for one that no selector names."""
-        key = _bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime_ns))
-        self._put(self._contents, [(key, _U32.pack(number))])
+    def set_contents(self, entries: Iterable[tuple[int, int, int, int, int]]) -> None:
+        """Say which digests files' contents have.
 
-    def set_contents(self, entries: Iterable[tuple[int, int, int, int]]) -> None:
-        """Many of them: (device, inode, ctime_ns, digest number)."""
+        Each is (device, inode, ctime_ns, number, from_ns): 0 for a digest that no selector names,
+        and the CLOCK_BOOTTIME from which on execs of the version had this content.
+        """
         self._put(
             self._contents,
             (
-                (_bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime)), _U32.pack(number))
-                for device, inode, ctime, number in entries
+                (
+                    _bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime)),
+                    _bytes(Content(number=number, from_ns=from_ns)),
+                )
+                for device, inode, ctime, number, from_ns in entries
             ),
         )
 
@@ -113,11 +115,11 @@ class IdentityTables:
         """Whether a file's content did not fit."""
         return self._contents.path.name in self.full
 
-    def drop_contents_but(self, entries: Iterable[tuple[int, int, int, int]]) -> None:
+    def drop_contents_but(self, entries: Iterable[tuple[int, int, int, int, int]]) -> None:
         """Make room: all contents are unknown again but these, given as for `set_contents`."""
         kept = {
             _bytes(ContentKey(device=device, inode=inode, ctime_ns=ctime))
-            for device, inode, ctime, _number in entries
+            for device, inode, ctime, _number, _from_ns in entries
         }
         self._contents.delete_many([key for key in self._contents.keys() if key not in kept])  # noqa: SIM118
         self.full.discard(self._contents.path.name)
@@ -150,14 +152,9 @@ class IdentityTables:
         return tuple(_U64.unpack(key)[0] for key in self._cgroups.keys())  # noqa: SIM118
 
     def process(self, pid: int) -> Process | None:
-        """What the kernel holds for a process."""
+        """What the kernel holds for a process. To be read only: it may execute another now."""
         value = self._processes.lookup(_U32.pack(pid))
         return None if value is None else Process.from_buffer_copy(value)
-
-    def set_process(self, pid: int, process: Process) -> None:
-        """Correct an entry that the kernel made (a file that was measured meanwhile)."""
-        with contextlib.suppress(libbpf.BpfError):  # ENOENT: it ended meanwhile
-            self._processes.update(_U32.pack(pid), _bytes(process), libbpf.BPF_EXIST)
 
     def close(self) -> None:
         """Close the maps."""

@@ -13,7 +13,7 @@ from ctypes import Structure, c_char, c_uint8, c_uint16, c_uint32, c_uint64
 from enum import IntEnum
 from typing import Final
 
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 """LIC_SCHEMA: version of all pinned maps."""
 
 MAX_SHAPES: Final = 32
@@ -127,6 +127,9 @@ class Control(Structure):
         ("page_bytes", c_uint32),
         ("era", c_uint32),
         ("metered_since_ns", c_uint64),
+        ("wall_offset_ns", c_uint64),
+        ("wall_lowest_ns", c_uint64),
+        ("wall_since_ns", c_uint64),
     ]
 
 
@@ -177,23 +180,39 @@ class ContentKey(Structure):
     ]
 
 
+class Content(Structure):
+    """struct lic_content."""
+
+    _fields_ = [("number", c_uint32), ("reserved", c_uint32), ("from_ns", c_uint64)]
+
+
+class Known(Structure):
+    """struct lic_known."""
+
+    _fields_ = [("exec_id", c_uint32), ("number", c_uint32)]
+
+
 class Process(Structure):
     """struct lic_process."""
 
     _fields_ = [
-        ("path", c_uint32),
-        ("digest", c_uint32),
-        ("exec_ns", c_uint64),
         ("inode", c_uint64),
         ("ctime_ns", c_uint64),
         ("device", c_uint32),
         ("measured", c_uint32),
+        ("exec_ns", c_uint64),
+        ("path", Known),
+        ("digest", Known),
         ("allowed_ns", c_uint64),
         ("allowed_license", c_uint32),
         ("allowed_resource", c_uint32),
         ("allowed_pending", c_uint64),
         ("start_ns", c_uint64),
     ]
+
+    def holds(self, known: Known) -> int:
+        """The number in `known`, if it is of this exec; else 0: known_path() in bpf/core.h."""
+        return int(known.number) if known.exec_id == self.exec_ns & 0xFFFFFFFF else 0
 
 
 class Cgroup(Structure):
@@ -472,6 +491,8 @@ STRUCTS: Final[dict[str, type[Structure]]] = {
     "lic_license": License,
     "lic_path_key": PathKey,
     "lic_content_key": ContentKey,
+    "lic_content": Content,
+    "lic_known": Known,
     "lic_process": Process,
     "lic_cgroup": Cgroup,
     "lic_scope_key": ScopeKey,
@@ -504,7 +525,7 @@ MAP_SIZES: Final[dict[str, tuple[int, int]]] = {
     "service_ports": (4, 8),
     "licenses": (4, ctypes.sizeof(License)),
     "paths": (ctypes.sizeof(PathKey), 4),
-    "contents": (ctypes.sizeof(ContentKey), 4),
+    "contents": (ctypes.sizeof(ContentKey), ctypes.sizeof(Content)),
     "processes": (4, ctypes.sizeof(Process)),
     "scope_names": (ctypes.sizeof(ScopeKey), 4),
     "cgroups": (8, ctypes.sizeof(Cgroup)),

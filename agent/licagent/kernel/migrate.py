@@ -9,6 +9,7 @@ cannot be copied from outside: the daemon adopts those sockets again, right afte
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -32,8 +33,13 @@ _COPIED: Final = (
     "control",
 )
 
-_GROWN: Final = frozenset({"control", "processes"})
-"""Values that got fields at their end, for which zero means "not yet": schema 2."""
+_GROWN: Final = frozenset({"control", "contents", "processes"})
+"""Values that got fields at their end, for which zero means "not yet": schemas 2 and 3."""
+
+_PROCESS_1: Final = struct.Struct("=IIQQQII")
+_PROCESS_3: Final = struct.Struct("=QQIIQIIII")
+"""The beginning of lic_process until schema 2, and from schema 3 on."""
+_PROCESS_2_BYTES: Final = 72
 
 
 def migrate(old: Path, new: Path) -> list[str]:
@@ -51,8 +57,14 @@ def migrate(old: Path, new: Path) -> list[str]:
             if _shape(source) == _shape(target):
                 target.update_many(source.items())
             elif name in _GROWN and _has_grown(source, target):
+                is_before_3 = name == "processes" and source.info.value_size <= _PROCESS_2_BYTES
                 target.update_many(
-                    (key, value.ljust(target.info.value_size, b"\0"))
+                    (
+                        key,
+                        (_process(value) if is_before_3 else value).ljust(
+                            target.info.value_size, b"\0"
+                        ),
+                    )
                     for key, value in source.items()
                 )
             else:
@@ -63,6 +75,15 @@ def migrate(old: Path, new: Path) -> list[str]:
             source.close()
             target.close()
     return left
+
+
+def _process(value: bytes) -> bytes:
+    """A lic_process of schema 1 or 2 as one of schema 3: what its exec was granted stays."""
+    path, digest, exec_ns, inode, ctime_ns, device, measured = _PROCESS_1.unpack_from(value)
+    exec_id = exec_ns & 0xFFFFFFFF
+    known = (exec_id, path, exec_id, digest)
+    head = _PROCESS_3.pack(inode, ctime_ns, device, measured, exec_ns, *known)
+    return head + value[_PROCESS_1.size :]
 
 
 def _shape(table: Map) -> tuple[int, int, int]:

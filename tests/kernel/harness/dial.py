@@ -28,6 +28,7 @@ def _built(name: str) -> bytes:
     """The bytes of a compiled program, so that every test gets a file of its own."""
     source, flags = {
         "dial": ("dial.c", ("-static", "-pthread")),
+        "swap": ("swap.c", ("-static",)),
         "dial-dynamic": ("dial.c", ("-pthread",)),
         "preload": ("preload.c", ("-shared", "-fPIC")),
     }[name]
@@ -56,6 +57,14 @@ def program_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder)
+
+
+def settle(path: Path) -> Path:
+    """Wait until what is executed from here on can be told from what stood there before."""
+    # Twice what the daemon leaves between a change and an exec that counts (FRESH_NS and 2 ms).
+    while 0 <= time.time_ns() - path.stat().st_ctime_ns < 50_000_000:
+        time.sleep(0.01)
+    return path
 
 
 class Destination:
@@ -129,12 +138,17 @@ class Dialer:
         """A command that makes it another program, which says nothing of it."""
         self.say(command)
 
-    def until(self, wanted: str, command: str = "dial") -> None:
-        """Ask until it answers `wanted`; AssertionError with the last answer after LIMIT_S."""
+    def until(self, wanted: str, command: str = "dial", *, again: str = "") -> None:
+        """Ask until it answers `wanted`; AssertionError with the last answer after LIMIT_S.
+
+        `again`: what it is told between two questions, see `become`.
+        """
         end = time.monotonic() + LIMIT_S
         while (said := self.ask(command)) != wanted:
             assert time.monotonic() < end, f"it says {said} instead of {wanted} for {LIMIT_S} s"
             time.sleep(0.02)
+            if again:
+                self.become(again)
 
     def stays(self, wanted: str, for_s: float = 0.6) -> None:
         """It answers nothing but `wanted`, for longer than the daemon takes for a round."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,10 @@ from typing import Any, Final
 
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.dial import LIMIT_S, Destination, answer_of, binding
+
+from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.layout import Process
+from licagent.kernel.maps import Map
 
 NO_LICENSE: Final = "ENOKEY"
 """What a subject that no binding names is told."""
@@ -53,6 +58,17 @@ class Rules:
     def path(self, cgroup: Path) -> str:
         """A cgroup's path as selectors write it."""
         return "/" + str(cgroup.relative_to(self.agent.cgroup))
+
+
+def entry_of(rules: Rules, pid: int) -> Process:
+    """What the kernel holds of a process."""
+    table = Map(PinFolder(rules.agent.bpffs).maps / "processes")
+    try:
+        value = table.lookup(pid.to_bytes(4, sys.byteorder))
+    finally:
+        table.close()
+    assert value is not None, "the kernel does not know it"
+    return Process.from_buffer_copy(value)
 
 
 def sha256(path: Path) -> str:
