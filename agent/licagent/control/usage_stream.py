@@ -149,9 +149,10 @@ class UsageStream:
                         f"the spool goes on at {item.first}, and {after + 1} is wanted"
                     )
                 await self._may_send()
-                await call.write(self._message(item, previous))
+                message = self._message(item, previous)
                 previous, after = chain_after(item), item.last
-                self._note_sent(item)
+                self._note_sent(item)  # before: its ack may be here before the write returns
+                await call.write(message)
 
     def _next(self, after: int) -> list[BatchShape | GapShape]:
         epoch = self._epoch.epoch

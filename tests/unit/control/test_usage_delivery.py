@@ -167,6 +167,29 @@ async def test_all_is_delivered_and_what_comes_later(monkeypatch: Any, spool: Sp
     assert delivery.alarms == []
 
 
+async def test_an_ack_may_come_before_the_write_returns(monkeypatch: Any, spool: Spool) -> None:
+    """On a busy machine the control plane is faster than our own event loop."""
+    write = grpc.aio._call.StreamStreamCall.write
+
+    async def slow(self: Any, message: Any) -> None:
+        await write(self, message)
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr("grpc.aio._call.StreamStreamCall.write", slow, raising=False)
+
+    async def script(call: Call) -> None:
+        await call.welcome()
+        while True:
+            await call.take()
+
+    server = Server(script)
+    delivery = Delivery(spool)
+    async with server.serving(monkeypatch), delivery.running():
+        await delivery.until(lambda: delivery.progress.acknowledged_records == 18)
+    assert delivery.alarms == []
+    assert server.streams == 1
+
+
 async def test_no_more_than_the_window_is_on_its_way(monkeypatch: Any, spool: Spool) -> None:
     async def slow(call: Call) -> None:
         await call.welcome(window=2)
