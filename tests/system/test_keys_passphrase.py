@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.bench import control_peer
-from tests.system.harness.controlplane import PASSPHRASE, ControlPlane
+from tests.system.harness.controlplane import PASSPHRASE, ControlPlane, takes_connections
 from tests.system.harness.looking import roots
 from tests.system.harness.scene import eventually
 
@@ -54,6 +54,7 @@ def test_the_passphrase_changes_under_a_server(database: str, tmp_path: Path) ->
     with Changing("--passphrase-file", str(file), "--workers", "2", database=database) as plane:
         plane.make_keys()
         plane.start()
+        assert all(map(takes_connections, plane.workers_metrics(2))), "both workers serve"
         change = ("keys", "passphrase", "--new-passphrase-file", new)
         file.write_text("not the passphrase\n")
         assert plane.cli(*change, "--passphrase-file", file).status == 5

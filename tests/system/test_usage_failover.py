@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """PostgreSQL fails over to a streaming standby while usage comes in: what is kept, and what is said
-of the rest. The same licplane process goes on, by the addresses of both servers."""
+of the rest. The same licplane process goes on, by the addresses of both servers.
+
+One control plane for all tests, from fail-over to fail-over: making another one takes longer than
+what is shown with it. Two tests say what that asks of their order.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import urllib.request
@@ -27,6 +32,10 @@ from tests.support.usage_agent import Outcome, Settings, total
 from tests.system.harness.controlplane import ControlPlane
 from tests.system.harness.scene import eventually
 
+from licplane.store.announce_postgres import PostgresAnnouncer
+from licplane.store.database import Store
+from licplane.store.model import Kind, ObjectDraft, Scope
+
 if TYPE_CHECKING:
     from tests.support.postgres import Postgres
 
@@ -35,17 +44,25 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "licplane"
 
 
-@pytest.fixture
-def pair() -> Iterator[Pair]:
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Pair]:
     with running_pair() as made:
         made.primary.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(NAME)))
         yield made
 
 
 @pytest.fixture
-def plane(pair: Pair) -> Iterator[ControlPlane]:
+def pair(servers: Pair) -> Pair:
+    """A primary that the control plane is at, and a standby that streams."""
+    if servers.is_promoted:
+        servers.renew()
+    return servers
+
+
+@pytest.fixture(scope="module")
+def plane(servers: Pair) -> Iterator[ControlPlane]:
     """A control plane that knows both servers."""
-    with ControlPlane(database=pair.url(NAME)) as made:
+    with ControlPlane(database=servers.url(NAME)) as made:
         made.make_keys()
         made.start()
         issue_licenses(made)
@@ -79,49 +96,6 @@ def owned(server: Postgres) -> None:
         assert ask(server, f"{query} WHERE {table}.{key} IS NULL") == 0, table
 
 
-def test_a_synchronous_standby_has_each_record_once(
-    pair: Pair, plane: ControlPlane, tmp_path: Path
-) -> None:
-    pair.be_synchronous()
-    identity = enrolled(plane)
-    records = 24_000
-    settings = Settings(
-        str(tmp_path / "spool"), identity.write(), plane.control, records, each=500, a_second=6_000
-    )
-    with start_agent(settings) as process:
-        eventually(lambda: acked(pair.primary, identity.host_id) >= 6_000, "usage comes in")
-        pair.fail_over()
-        before = acked(pair.standby, identity.host_id)
-        eventually(lambda: acked(pair.standby, identity.host_id) > before, "and goes on")
-        # The old primary comes back, as somebody's restart would have it: it takes changes too,
-        # and it is the first one in our URL.
-        pair.primary.start()
-        at_return = acked(pair.primary, identity.host_id)
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0
-    outcome = Outcome(**json.loads(out))
-    assert outcome.alarms == []
-    check_exactly_once(pair.standby.url(NAME), identity.host_id, records)
-    owned(pair.standby)
-    verified(plane)
-    assert acked(pair.primary, identity.host_id) == at_return < records
-    # A process that has never seen the other one finds the right one too, also for a change.
-    plane.do("host", "label", identity.host_id, "site=two")
-    labels = "SELECT labels FROM hosts WHERE host_id = %s"
-    assert "two" in ask(pair.standby, labels, identity.host_id)
-    assert "two" not in ask(pair.primary, labels, identity.host_id)
-    # Alone it is not taken for the database: what was seen once is not forgotten.
-    pair.standby.stop()
-    late = dataclasses.replace(settings, records=records + 500)
-    with start_agent(late) as process:
-        eventually(lambda: "left behind" in plane.log(), "it is refused")
-        assert acked(pair.primary, identity.host_id) == at_return
-        pair.standby.start()
-        process.communicate(timeout=300)
-        assert process.returncode == 0
-    check_exactly_once(pair.standby.url(NAME), identity.host_id, records + 500)
-
-
 def test_what_an_asynchronous_standby_lost_comes_again(
     pair: Pair, plane: ControlPlane, tmp_path: Path
 ) -> None:
@@ -131,6 +105,7 @@ def test_what_an_asynchronous_standby_lost_comes_again(
     pair.caught_up()
     pair.part()
     # The standby has seen nothing of this: no chain, no owners, no parts of tables.
+    assert ask(pair.standby, "SELECT count(*) FROM usage_owners") == 0, "the first to send usage"
     run_agent(settings, 300)
     # Of an earlier epoch, too: one that the host is through with, and has noted so on its disk.
     slowly = dataclasses.replace(settings, each=100, a_second=500)
@@ -186,6 +161,50 @@ def test_what_no_host_has_any_more_is_a_gap_by_name(
     verified(plane)
 
 
+def test_a_synchronous_standby_has_each_record_once(
+    pair: Pair, plane: ControlPlane, tmp_path: Path
+) -> None:
+    assert f"@127.0.0.1:{pair.primary.port}," in plane.database, "the first one in the URL"
+    pair.be_synchronous()
+    identity = enrolled(plane)
+    records = 24_000
+    settings = Settings(
+        str(tmp_path / "spool"), identity.write(), plane.control, records, each=500, a_second=6_000
+    )
+    with start_agent(settings) as process:
+        eventually(lambda: acked(pair.primary, identity.host_id) >= 6_000, "usage comes in")
+        pair.fail_over()
+        before = acked(pair.standby, identity.host_id)
+        eventually(lambda: acked(pair.standby, identity.host_id) > before, "and goes on")
+        # The old primary comes back, as somebody's restart would have it: it takes changes too,
+        # and it is the first one in our URL.
+        pair.primary.start()
+        at_return = acked(pair.primary, identity.host_id)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0
+    outcome = Outcome(**json.loads(out))
+    assert outcome.alarms == []
+    check_exactly_once(pair.standby.url(NAME), identity.host_id, records)
+    owned(pair.standby)
+    verified(plane)
+    assert acked(pair.primary, identity.host_id) == at_return < records
+    # A process that has never seen the other one finds the right one too, also for a change.
+    plane.do("host", "label", identity.host_id, "site=two")
+    labels = "SELECT labels FROM hosts WHERE host_id = %s"
+    assert "two" in ask(pair.standby, labels, identity.host_id)
+    assert "two" not in ask(pair.primary, labels, identity.host_id)
+    # Alone it is not taken for the database: what was seen once is not forgotten.
+    pair.standby.stop()
+    late = dataclasses.replace(settings, records=records + 500)
+    with start_agent(late) as process:
+        eventually(lambda: "left behind" in plane.log(), "it is refused")
+        assert acked(pair.primary, identity.host_id) == at_return
+        pair.standby.start()
+        process.communicate(timeout=300)
+        assert process.returncode == 0
+    check_exactly_once(pair.standby.url(NAME), identity.host_id, records + 500)
+
+
 def test_a_catalog_that_went_back_is_said_and_advanced(pair: Pair, plane: ControlPlane) -> None:
     """A revocation that only the lost primary had: nothing is served on top of the older state."""
     pair.caught_up()
@@ -203,6 +222,30 @@ def test_a_catalog_that_went_back_is_said_and_advanced(pair: Pair, plane: Contro
     eventually(lambda: ready(plane), "it serves again")
     assert plane.ask("license", "show", "license-3")["license"]["state"] == "revoked"
     assert plane.ask("audit", "verify")["intact"] is True
+
+
+async def test_a_listener_leaves_a_primary_that_was_left_behind(pair: Pair) -> None:
+    """Both live on. The engine's connections break, the one that listens does not."""
+
+    def change(store: Store, name: str) -> None:
+        with store.transaction() as transaction:
+            transaction.put_object(ObjectDraft(Kind.RESOURCE, name, Scope(), b""))
+
+    pair.primary.run(sql.SQL("CREATE DATABASE listened"))
+    with Store.open(pair.url("listened")) as store:
+        store.upgrade()
+        pair.caught_up()
+        subscription = await PostgresAnnouncer(store._engine, poll_s=0.1).listen()
+        try:
+            pair.promote()
+            pair.refuse_changes()
+            store._engine.dispose()
+            for name in "ab":
+                await asyncio.to_thread(change, store, name)
+                async with asyncio.timeout(30):
+                    await subscription.wait()
+        finally:
+            await subscription.close()
 
 
 def ready(plane: ControlPlane) -> bool:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 COMMAND: Final = Path(sys.executable).with_name("licplane")
 START_S: Final = 60.0
+SERVES: Final = b"Serving hosts and administrators on "
+"""The server says so when each worker accepts connections."""
 PASSPHRASE: Final = "test words"
 LABELS: Final = {"org": "acme"}
 
@@ -131,8 +133,13 @@ class ControlPlane:
         )
 
     def start(self, *options: str) -> None:
-        """Start the server and wait until it takes connections."""
-        with (self.folder / "server.log").open("ab") as log:
+        """Start the server and wait until it serves: all of its workers, if there are several.
+
+        Its own word for it: a socket that takes connections is one worker's, or nobody's yet.
+        """
+        path = self.folder / "server.log"
+        with path.open("ab") as log:
+            before = log.tell()
             self.process = subprocess.Popen(
                 [str(COMMAND), "serve", *self.addresses, *self.options, *options],
                 env=self.environment,
@@ -142,7 +149,7 @@ class ControlPlane:
                 start_new_session=True,  # its workers end with it, whatever happens
             )
         end = time.monotonic() + START_S
-        while not (takes_connections(self.control) and takes_connections(self.public)):
+        while SERVES not in path.read_bytes()[before:]:
             assert self.process.poll() is None, f"the server ended: {self.log()}"
             assert time.monotonic() < end, f"the server does not answer: {self.log()}"
             time.sleep(0.05)
@@ -151,6 +158,11 @@ class ControlPlane:
         """The end of the server's log."""
         path = self.folder / "server.log"
         return path.read_text(errors="replace")[-6000:] if path.exists() else ""
+
+    def workers_metrics(self, workers: int) -> list[str]:
+        """Where each of several workers has its metrics: from the first one's port on."""
+        host, _, port = self.metrics.rpartition(":")
+        return [f"{host}:{int(port) + number}" for number in range(workers)]
 
     @property
     def pid(self) -> int:
