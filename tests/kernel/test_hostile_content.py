@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 from tests.kernel.harness.dial import Dialer, dialer, install
-from tests.kernel.harness.subjects import NO_LICENSE, Rules, entry_of, sha256, until
+from tests.kernel.harness.subjects import NO_LICENSE, Rules, entry_of, put_entry, sha256, until
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 
@@ -60,3 +60,15 @@ def test_a_file_that_is_written_again_within_the_tick_of_its_exec(
         by_content.agent.kill()
         by_content.agent.start()
         running.stays(NO_LICENSE)
+
+
+def test_what_is_stored_for_another_exec_holds_for_nobody(by_content: Rules, dial: Path) -> None:
+    """The iterator may store into an element that is another process's by then."""
+    with dialer(by_content.cgroup, dial, by_content.to) as running:
+        assert running.ask() == "OK"
+        entry = entry_of(by_content, running.pid)
+        assert entry.holds(entry.digest)
+        entry.digest.exec_id ^= 1
+        put_entry(by_content, running.pid, entry)
+
+        assert running.ask() == NO_LICENSE

@@ -10,6 +10,8 @@ cannot be copied from outside: the daemon adopts those sockets again, right afte
 from __future__ import annotations
 
 import struct
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -34,12 +36,13 @@ _COPIED: Final = (
 )
 
 _GROWN: Final = frozenset({"control", "contents", "processes"})
-"""Values that got fields at their end, for which zero means "not yet": schemas 2 and 3."""
+"""Values that got fields: at their end, zero means "not yet", but for what `_conversion` does."""
 
 _PROCESS_1: Final = struct.Struct("=IIQQQII")
 _PROCESS_3: Final = struct.Struct("=QQIIQIIII")
 """The beginning of lic_process until schema 2, and from schema 3 on."""
 _PROCESS_2_BYTES: Final = 72
+_CONTENT_2_BYTES: Final = 4
 
 
 def migrate(old: Path, new: Path) -> list[str]:
@@ -57,15 +60,10 @@ def migrate(old: Path, new: Path) -> list[str]:
             if _shape(source) == _shape(target):
                 target.update_many(source.items())
             elif name in _GROWN and _has_grown(source, target):
-                is_before_3 = name == "processes" and source.info.value_size <= _PROCESS_2_BYTES
+                convert = _conversion(name, source.info.value_size)
+                size = target.info.value_size
                 target.update_many(
-                    (
-                        key,
-                        (_process(value) if is_before_3 else value).ljust(
-                            target.info.value_size, b"\0"
-                        ),
-                    )
-                    for key, value in source.items()
+                    (key, convert(value).ljust(size, b"\0")) for key, value in source.items()
                 )
             else:
                 left.append(name)
@@ -77,7 +75,18 @@ def migrate(old: Path, new: Path) -> list[str]:
     return left
 
 
-def _process(value: bytes) -> bytes:
+def _conversion(name: str, size: int) -> Callable[[bytes], bytes]:
+    """How values of `size` bytes begin in this schema."""
+    if name == "processes" and size <= _PROCESS_2_BYTES:
+        return process_of_2
+    if name == "contents" and size == _CONTENT_2_BYTES:
+        # Who executed it earlier has it in its entry already; for whom it holds is not known.
+        from_ns = struct.pack("=IQ", 0, time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        return lambda value: value + from_ns
+    return bytes
+
+
+def process_of_2(value: bytes) -> bytes:
     """A lic_process of schema 1 or 2 as one of schema 3: what its exec was granted stays."""
     path, digest, exec_ns, inode, ctime_ns, device, measured = _PROCESS_1.unpack_from(value)
     exec_id = exec_ns & 0xFFFFFFFF

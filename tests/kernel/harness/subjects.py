@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -60,15 +62,27 @@ class Rules:
         return "/" + str(cgroup.relative_to(self.agent.cgroup))
 
 
-def entry_of(rules: Rules, pid: int) -> Process:
-    """What the kernel holds of a process."""
+@contextlib.contextmanager
+def _processes(rules: Rules) -> Iterator[Map]:
     table = Map(PinFolder(rules.agent.bpffs).maps / "processes")
     try:
-        value = table.lookup(pid.to_bytes(4, sys.byteorder))
+        yield table
     finally:
         table.close()
+
+
+def entry_of(rules: Rules, pid: int) -> Process:
+    """What the kernel holds of a process."""
+    with _processes(rules) as table:
+        value = table.lookup(pid.to_bytes(4, sys.byteorder))
     assert value is not None, "the kernel does not know it"
     return Process.from_buffer_copy(value)
+
+
+def put_entry(rules: Rules, pid: int, entry: Process) -> None:
+    """Let the kernel hold something else of a process."""
+    with _processes(rules) as table:
+        table.update(pid.to_bytes(4, sys.byteorder), bytes(entry))
 
 
 def sha256(path: Path) -> str:
