@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import logging
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +23,14 @@ from licagent.host import measurer as module
 from licagent.host import measuring
 from licagent.host.digests import FRESH_NS, DigestCache
 from licagent.host.executables import identify
+from licagent.host.hashing import Reading
 from licagent.host.lanes import Started
 from licagent.host.measurer import Measurer
 from licagent.host.measuring import Outcome
 
 BOOT = "11111111-2222-3333-4444-555555555555"
 LIMIT_S = 60.0
+LEASE_S = int(Path("/proc/sys/fs/lease-break-time").read_text())
 HOSTILE, OTHER = 12_345, 12_346
 BIG_BYTES = 1024**3
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -108,6 +113,24 @@ def leases() -> set[int]:
     return found
 
 
+@contextlib.contextmanager
+def slow_reading(path: Path) -> Iterator[None]:
+    """In each of its turns no more than a page of this file is read: it takes as long as this."""
+    real = Reading.step
+
+    def step(self: Reading, most_bytes: int) -> bool:
+        if os.fstat(self.fd).st_ino != number:
+            return real(self, most_bytes)
+        self.size_bytes = 0
+        real(self, 1)
+        return False
+
+    number = inode(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reading, "step", step)
+        yield
+
+
 def inode(path: Path) -> int:
     return path.stat().st_ino
 
@@ -150,18 +173,21 @@ def test_one_file_of_two_processes_is_read_once_and_both_are_told(
 def test_a_large_file_holds_up_neither_others_nor_its_owners_small_ones(
     watched: Watched, tmp_path: Path, start: Start
 ) -> None:
+    """However quickly it is read: all others' digests come before its own."""
     big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
     small = [program(tmp_path / f"of-{owner}", owner=owner) for owner in (0, HOSTILE, OTHER)]
     running = [run(start, path) for path in (big, *small)]
-    watched.measurer.ask(Started(running[0].pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "the large one is being read")
-
-    for number, process in enumerate(running[1:]):
-        watched.measurer.ask(Started(process.pid, number))
-    for path in small:
-        watched.outcome(digest(path))
-
-    assert leases() == {inode(big)}, "the large one is still being read"
+    wanted = {identify(path) for path in small}
+    with slow_reading(big):
+        watched.measurer.ask(Started(running[0].pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "the large one is being read")
+        for number, process in enumerate(running[1:]):
+            watched.measurer.ask(Started(process.pid, number))
+        watched.until(
+            lambda: wanted <= {each.identity for each in watched.outcomes}, "all small ones"
+        )
+        assert leases() == {inode(big)}, "the large one is still being read"
+        assert watched.digests.get(identify(big)) is None
 
 
 def test_the_process_that_asked_is_gone(
@@ -361,3 +387,171 @@ def test_who_finds_no_room_is_looked_for_again(
     found = watched.outcome(digest(path))
     assert found.is_for_all
     assert found.waiters == ()
+
+
+DEEP = """
+import os, shutil, sys
+os.chdir(sys.argv[1])
+for _ in range(25):
+    os.mkdir("d" * 200)
+    os.chdir("d" * 200)
+shutil.copy("/bin/cat", "deep")
+with open("deep", "ab") as file:
+    file.write(sys.argv[2].encode())
+os.execv("./deep", ["deep"])
+"""
+
+
+def test_a_process_whose_path_is_too_long_to_be_told_costs_nobody_anything(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    """No descriptor, nor what others wait for; it is measured like any."""
+    other = program(tmp_path / "other")
+    command = (sys.executable, "-c", DEEP, str(tmp_path), "deep")
+    deep = start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert deep.stdin is not None
+        assert deep.stdout is not None
+        deep.stdin.write(b"running\n")
+        deep.stdin.flush()
+        assert deep.stdout.readline() == b"running\n"
+        time.sleep(2 * FRESH_NS / 1e9)
+        sha256 = hashlib.sha256(Path(f"/proc/{deep.pid}/exe").read_bytes()).hexdigest()
+        watched.measurer.ask(Started(deep.pid, 1))
+        assert watched.outcome(sha256).waiters == (Started(deep.pid, 1),)
+        held = len(os.listdir("/proc/self/fd"))
+        for number in range(20):
+            watched.measurer.ask(Started(deep.pid, number))
+        watched.measurer.ask(Started(run(start, other).pid, 1))
+        watched.outcome(digest(other))
+        assert watched.measurer.measure_named(
+            [str(other)], also_others=True, wait_s=LIMIT_S, meanwhile=watched.look
+        )
+        assert len(os.listdir("/proc/self/fd")) <= held + 2, "the pipes of the other process"
+    finally:
+        subprocess.run(["rm", "-rf", "--", str(tmp_path / ("d" * 200))], check=True)
+
+
+def test_a_folder_that_becomes_a_chain_of_links_ends_nothing(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "standard_directories", lambda: ())
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    path = program(folder / "program")
+    process = run(start, path)
+    watched.measurer.ask(Started(process.pid, 1))
+    watched.outcome(digest(path))
+    process.kill()
+    process.wait()
+    folder.rename(tmp_path / "moved")
+    for number in range(1200):
+        (tmp_path / f"l{number}").symlink_to(f"l{number + 1}")
+    (tmp_path / "l1200").mkdir()
+    folder.symlink_to("l0")
+
+    watched.measurer.ask(Started(process.pid, 1))  # it is gone: looked for in folders
+
+    watched.until(lambda: not watched.measurer._measuring._folders, "the folder is forgotten")
+    other = program(tmp_path / "other")
+    watched.measurer.ask(Started(run(start, other).pid, 1))
+    watched.outcome(digest(other))
+
+
+@pytest.mark.parametrize("where", ["find", "begin", "finish"])
+def test_a_fault_of_ours_costs_one_name(  # noqa: PLR0917 - fixtures
+    watched: Watched,
+    tmp_path: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    where: str,
+) -> None:
+    broken, whole = program(tmp_path / "broken"), program(tmp_path / "whole")
+    asked = [run(start, path) for path in (broken, whole)]
+    real = getattr(DigestCache, where)
+
+    def fail(self: DigestCache, of: object, *more: object) -> object:
+        path = of.path if isinstance(of, digests_module.Found) else of
+        if path == f"/proc/{asked[0].pid}/exe":
+            raise RecursionError("too deep")
+        return real(self, of, *more)
+
+    with caplog.at_level(logging.ERROR):
+        monkeypatch.setattr(DigestCache, where, fail)
+        for _ in range(3):
+            for process in asked:
+                watched.measurer.ask(Started(process.pid, 1))
+        watched.outcome(digest(whole))
+        watched.until(
+            lambda: not watched.measurer._measuring._jobs and not watched.measurer._asked, "all"
+        )
+    assert sum("was not measured" in each.message for each in caplog.records) == 1
+    assert not leases()
+
+
+@needs_root
+def test_a_writer_goes_first_also_while_the_thread_waits_for_room(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever takes outcomes has no time; nobody who wants to write waits for that."""
+    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
+    process = run(start, big)
+    with slow_reading(big):
+        watched.measurer.ask(Started(process.pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is being read")
+        monkeypatch.setattr(module, "OUTCOMES_MAX", 0)
+        process.kill()
+        process.wait()
+        script = 'import sys; file = open(sys.argv[1], "r+b"); file.truncate(100); file.close()'
+        # The kernel breaks a lease itself after 45 s (lease-break-time).
+        subprocess.run([sys.executable, "-c", script, str(big)], check=True, timeout=LEASE_S / 2)
+    assert not leases()
+
+
+@needs_root
+def test_a_file_that_waits_keeps_nobody_from_unmounting(
+    watched: Watched, tmp_path: Path, start: Start
+) -> None:
+    point = tmp_path / "disk"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", tmp_path.name, point], check=True)
+    try:
+        first, waits = program(tmp_path / "first"), program(point / "waits")
+        waiting = identify(waits)
+        processes = [run(start, path) for path in (first, waits)]
+        with slow_reading(first):
+            watched.measurer.ask(Started(processes[0].pid, 1))
+            watched.until(lambda: leases() == {inode(first)}, "one is being read")
+            watched.measurer.ask(Started(processes[1].pid, 1))
+            jobs = watched.measurer._measuring._jobs
+            watched.until(lambda: waiting in jobs, "the other one, root's as well, waits for it")
+            for process in processes:
+                process.kill()
+                process.wait()
+            subprocess.run(["umount", point], check=True)
+            assert waiting in jobs
+        watched.until(lambda: waiting not in jobs, "it is given up")
+    finally:
+        subprocess.run(["umount", point], check=False, capture_output=True)
+
+
+def test_a_process_that_ends_while_its_file_waits(
+    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file is found by its name, if it is still that one."""
+    path = program(tmp_path / "program")
+    process = run(start, path)
+    real = DigestCache.open_again
+
+    def kill_first(self: DigestCache, found: digests_module.Found) -> None:
+        process.kill()
+        process.wait()
+        real(self, found)
+
+    monkeypatch.setattr(DigestCache, "open_again", kill_first)
+    watched.measurer.ask(Started(process.pid, 1))
+
+    found = watched.outcome(digest(path))
+    assert found.identity == identify(path)
+    assert found.waiters == (Started(process.pid, 1),)
