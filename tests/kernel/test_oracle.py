@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from tests.kernel.harness import programs
 from tests.kernel.harness.agent import ISSUER, AgentUnderTest
-from tests.kernel.harness.dial import Dialer, binding, install, program_folder
+from tests.kernel.harness.dial import Dialer, binding, install, program_folder, settle
 from tests.kernel.harness.oracle import Count, Flow, Oracle, Who, outcome
 from tests.kernel.harness.random_policies import (
     CGROUPS,
@@ -97,6 +97,7 @@ def world() -> Iterator[World]:
             install(folder / "same-content"),
             install(folder / "two", variant="two"),
         )
+        settle(made[-1])
         space = stack.enter_context(everywhere())
         processes = []
         for program, cgroup, uid, gid in all_subjects(made):

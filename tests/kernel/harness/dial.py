@@ -61,9 +61,9 @@ def program_folder() -> Iterator[Path]:
 
 def settle(path: Path) -> Path:
     """Wait until what is executed from here on can be told from what stood there before."""
-    # Twice what the daemon leaves between a change and an exec that counts (FRESH_NS and 2 ms).
-    while 0 <= time.time_ns() - path.stat().st_ctime_ns < 50_000_000:
-        time.sleep(0.01)
+    # More than what has to lie between a change and an exec that counts (FRESH_NS and 2 ms).
+    while 0 <= time.time_ns() - path.stat().st_ctime_ns < 30_000_000:
+        time.sleep(0.005)
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.kernel.harness import programs
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.cgroups import CgroupTree
-from tests.kernel.harness.dial import Dialer, install, program_folder
+from tests.kernel.harness.dial import Dialer, install, program_folder, settle
 from tests.kernel.harness.namespaces import Netns
 from tests.kernel.harness.recorder import Recorder
 from tests.kernel.harness.sides import Sides, everywhere
@@ -85,7 +85,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def dial(folder: Path) -> Path:
     """A program that says whether it may connect."""
-    return install(folder / "dial")
+    return settle(install(folder / "dial"))
 
 
 @pytest.fixture
