@@ -114,18 +114,21 @@ def leases() -> set[int]:
 
 
 @contextlib.contextmanager
-def slow_reading(path: Path) -> Iterator[None]:
-    """In each of its turns no more than a page of this file is read: it takes as long as this."""
+def slow_reading(*paths: Path) -> Iterator[None]:
+    """In each of their turns these files are read from their beginning: it takes as long as this.
+
+    However quick or busy a machine is.
+    """
     real = Reading.step
 
     def step(self: Reading, most_bytes: int) -> bool:
-        if os.fstat(self.fd).st_ino != number:
+        if os.fstat(self.fd).st_ino not in numbers:
             return real(self, most_bytes)
         self.size_bytes = 0
         real(self, 1)
         return False
 
-    number = inode(path)
+    numbers = {inode(path) for path in paths}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reading, "step", step)
         yield
@@ -219,19 +222,20 @@ def test_a_writer_goes_first_and_no_signal_ends_anybody(
     big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
     process = run(start, big)
     before = identify(big)
-    watched.measurer.ask(Started(process.pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "it is being read")
-    process.kill()  # what runs cannot be opened for writing
-    process.wait()
+    with slow_reading(big):
+        watched.measurer.ask(Started(process.pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is being read")
+        process.kill()  # what runs cannot be opened for writing
+        process.wait()
 
-    script = 'import sys; file = open(sys.argv[1], "r+b"); file.truncate(100); file.close()'
-    done = subprocess.run(["python3", "-c", script, str(big)], check=False, timeout=LIMIT_S)
+        script = 'import sys; file = open(sys.argv[1], "r+b"); file.truncate(100); file.close()'
+        done = subprocess.run(["python3", "-c", script, str(big)], check=False, timeout=LIMIT_S)
 
-    assert done.returncode == 0
-    watched.until(lambda: not leases(), "the lease is given back")
-    watched.look()
-    assert watched.digests.get(before) is None
-    assert before not in {each.identity for each in watched.outcomes}
+        assert done.returncode == 0
+        watched.until(lambda: not leases(), "the lease is given back")
+        watched.look()
+        assert watched.digests.get(before) is None
+        assert before not in {each.identity for each in watched.outcomes}
 
 
 def test_a_file_that_changes_while_it_waits_is_measured_as_it_is_then(
@@ -273,14 +277,15 @@ def test_it_ends_in_the_middle_of_a_file_and_lets_go_of_it(
     watched: Watched, tmp_path: Path, start: Start
 ) -> None:
     big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
-    watched.measurer.ask(Started(run(start, big).pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+    with slow_reading(big):
+        watched.measurer.ask(Started(run(start, big).pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is being read")
 
-    watched.measurer.stop()
+        watched.measurer.stop()
 
-    assert not leases()
-    assert watched.digests.get(identify(big)) is None
-    assert not [each for each in threading.enumerate() if each.name == "measure"]
+        assert not leases()
+        assert watched.digests.get(identify(big)) is None
+        assert not [each for each in threading.enumerate() if each.name == "measure"]
 
 
 @needs_root
@@ -291,15 +296,16 @@ def test_a_file_that_has_changed_is_read_no_further(
     big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
     process = run(start, big)
     before = identify(big)
-    watched.measurer.ask(Started(process.pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+    with slow_reading(big):
+        watched.measurer.ask(Started(process.pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is being read")
 
-    process.kill()
-    process.wait()
-    big.unlink()
+        process.kill()
+        process.wait()
+        big.unlink()
 
-    watched.until(lambda: not leases(), "it is let go")
-    assert watched.digests.get(before) is None
+        watched.until(lambda: not leases(), "it is let go")
+        assert watched.digests.get(before) is None
 
 
 @needs_root
@@ -308,15 +314,16 @@ def test_nothing_is_read_any_more_once_no_selector_is_a_digest(
 ) -> None:
     big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES)
     process = run(start, big)
-    watched.measurer.ask(Started(process.pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "it is being read")
+    with slow_reading(big):
+        watched.measurer.ask(Started(process.pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is being read")
 
-    watched.measurer.rest()
-    watched.until(lambda: not leases(), "it is let go")
-    assert watched.digests.get(identify(big)) is None
+        watched.measurer.rest()
+        watched.until(lambda: not leases(), "it is let go")
+        assert watched.digests.get(identify(big)) is None
 
-    watched.measurer.ask(Started(process.pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "it is asked for again")
+        watched.measurer.ask(Started(process.pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is asked for again")
 
 
 @needs_root
@@ -325,15 +332,19 @@ def test_a_policy_waits_for_roots_files_and_for_no_others(
 ) -> None:
     big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES // 8)
     mine = [program(tmp_path / f"mine-{number}") for number in range(3)]
-    watched.measurer.ask(Started(run(start, big).pid, 1))
-    watched.until(lambda: leases() == {inode(big)}, "it is being read")
     names = [str(big), str(tmp_path / "none"), *map(str, mine)]
+    process = run(start, big)
+    with slow_reading(big):
+        watched.measurer.ask(Started(process.pid, 1))
+        watched.until(lambda: leases() == {inode(big)}, "it is being read")
 
-    done = watched.measurer.measure_named(
-        names, also_others=False, wait_s=LIMIT_S, meanwhile=watched.look
-    )
+        done = watched.measurer.measure_named(
+            names, also_others=False, wait_s=LIMIT_S, meanwhile=watched.look
+        )
 
-    assert done
+        assert done
+    watched.measurer.rest()  # what was read of it so far was not read in a row
+    watched.until(lambda: not leases(), "it is let go")
     assert [watched.digests.get(identify(path)) for path in mine] == [digest(each) for each in mine]
     assert watched.measurer.measure_named(
         names, also_others=True, wait_s=LIMIT_S, meanwhile=watched.look
@@ -348,18 +359,19 @@ def test_more_large_files_than_are_looked_ahead_hold_up_no_policy(
 ) -> None:
     monkeypatch.setattr(measuring, "_AHEAD_MAX", 2)
     big = [program(tmp_path / f"b{n}", owner=HOSTILE, size_bytes=BIG_BYTES) for n in range(3)]
-    for path in big:
-        watched.measurer.ask(Started(run(start, path).pid, 1))
-    watched.until(lambda: bool(leases()), "one is being read")
-    mine = program(tmp_path / "mine")
+    with slow_reading(*big):
+        for path in big:
+            watched.measurer.ask(Started(run(start, path).pid, 1))
+        watched.until(lambda: bool(leases()), "one is being read")
+        mine = program(tmp_path / "mine")
 
-    assert watched.measurer.measure_named(
-        [str(mine)], also_others=False, wait_s=LIMIT_S, meanwhile=watched.look
-    )
+        assert watched.measurer.measure_named(
+            [str(mine)], also_others=False, wait_s=LIMIT_S, meanwhile=watched.look
+        )
 
-    assert watched.digests.get(identify(mine)) == digest(mine)
-    assert leases() <= {inode(path) for path in big}
-    assert leases()
+        assert watched.digests.get(identify(mine)) == digest(mine)
+        assert leases() <= {inode(path) for path in big}
+        assert leases()
 
 
 @needs_root
