@@ -289,9 +289,10 @@ class DigestCache:
             # While it is open, its device number is nobody else's, mounted or not: kept is only
             # what `forget_unmounted` will find when that changes.
             device = found.identity.device
-            if self._mounted_as(device) != found.filesystem:
+            mounts = self._host_mounts.on_device(*device_numbers(device))
+            if found.filesystem not in {(each.filesystem, each.source) for each in mounts}:
                 raise NotMeasured(found.path, "its filesystem was unmounted", retry=False)
-            self._mounted[device] = found.filesystem
+            self._mounted[device] = (mounts[0].filesystem, mounts[0].source)
             while len(self._digests) >= self._max_entries:
                 # Of whoever has most: nobody pushes out what others run.
                 most = max(self._by_owner.values(), key=len)
