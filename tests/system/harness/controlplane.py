@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from licplane.service.plane import Plane
 
 COMMAND: Final = Path(sys.executable).with_name("licplane")
-START_S: Final = 60.0
+START_S: Final = 120.0
 SERVES: Final = b"Serving hosts and administrators on "
 """The server says so when each worker accepts connections."""
 PASSPHRASE: Final = "test words"
