@@ -103,27 +103,22 @@ def test_it_is_refused_without_being_asked(start: Start, hanging: Path, tmp_path
     assert "fuse.hangs" in done.stdout
 
 
-def test_not_even_for_what_lies_below(hanging: Path, tmp_path: Path) -> None:
+def said(start: Start, script: str, *arguments: Path) -> str:
+    """What a script says; where it hangs, its end is waited for when the server has ended."""
+    process = start(sys.executable, "-c", script, *map(str, arguments), stdout=subprocess.PIPE)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    return text.decode()
+
+
+def test_not_even_for_what_lies_below(start: Start, hanging: Path, tmp_path: Path) -> None:
     """A look-up of a name there waits for ever; so does a link that leads there."""
     (tmp_path / "link").symlink_to(hanging.parent / "below" / "program")
     for path in (hanging.parent / "below" / "program", tmp_path / "link"):
-        done = subprocess.run(
-            [sys.executable, "-c", FIND, path, tmp_path / "digests"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
-        assert done.stdout.startswith("False ")
+        assert said(start, FIND, path, tmp_path / "digests").startswith("False ")
 
 
-def test_its_folders_are_not_listed(hanging: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LIST, hanging.parent],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.startswith("[None, None] False ")
-    assert done.stdout.count("fuse.hangs") == 2
+def test_its_folders_are_not_listed(start: Start, hanging: Path) -> None:
+    text = said(start, LIST, hanging.parent)
+    assert text.startswith("[None, None] False ")
+    assert text.count("fuse.hangs") == 2
