@@ -202,7 +202,10 @@ def test_what_was_on_a_filesystem_that_is_gone_is_unknown_to_the_kernel(
             return any(key.device == device for key in keys)
 
         assert known()
-        subprocess.run(["umount", unmounting], check=True)
+        # While the daemon reads a file of it, it is busy.
+        eventually(
+            lambda: subprocess.run(["umount", unmounting], check=False).returncode == 0, "unmounted"
+        )
         eventually(lambda: not known(), "the kernel has forgotten it")
     finally:
         contents.close()

@@ -8,6 +8,7 @@ now comes first, then what is installed in the usual folders.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -126,39 +127,55 @@ def installed(
 def _names(
     directory: str, seen: set[tuple[int, int]], names_max: int
 ) -> Iterator[Candidate | None]:
+    """Between steps the folder is not held open: somebody may want to unmount it."""
     seen_path = as_host_sees(directory)
-    held = _walker().open(directory)
+    folder, this = _open_folder(directory)
     try:
-        info = os.fstat(held)
-        if (info.st_dev, info.st_ino) in seen:
+        if this in seen:
             return
-        seen.add((info.st_dev, info.st_ino))
-        # What was found, whatever its path names by now.
-        folder = os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    finally:
-        os.close(held)
-    try:
-        files: set[int] = set()
+        seen.add(this)
         with os.scandir(folder) as entries:
-            for number, entry in enumerate(entries, start=1):
-                if number % _AT_ONCE == 0:
-                    yield None
-                if number > names_max:
-                    break
-                path = f"{directory}/{entry.name}"
-                try:
-                    found = quick_stat_in(folder, entry.name)
-                except OSError:
-                    continue
-                if stat.S_ISREG(found.mode):
-                    if not found.mode & ANY_EXECUTE or found.inode in files:
-                        continue
-                    files.add(found.inode)
-                elif not stat.S_ISLNK(found.mode):
-                    continue
-                yield Candidate(path, f"{seen_path}/{entry.name}", None)
+            names = [entry.name for entry in itertools.islice(entries, names_max)]
     finally:
         os.close(folder)
+    files: set[int] = set()
+    for first in range(0, len(names), _AT_ONCE):
+        yield None
+        folder, now = _open_folder(directory)
+        try:
+            if now != this:
+                return
+            chosen = [n for n in names[first : first + _AT_ONCE] if _may_run(folder, n, files)]
+        finally:
+            os.close(folder)
+        for name in chosen:
+            yield Candidate(f"{directory}/{name}", f"{seen_path}/{name}", None)
+
+
+def _open_folder(directory: str) -> tuple[int, tuple[int, int]]:
+    """A descriptor for listing, and which folder it is."""
+    held = _walker().open(directory)
+    try:
+        # What was found, whatever its path names by now.
+        folder = os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        info = os.fstat(folder)
+    finally:
+        os.close(held)
+    return folder, (info.st_dev, info.st_ino)
+
+
+def _may_run(folder: int, name: str, files: set[int]) -> bool:
+    """Whether it is a link, or a regular file that somebody may execute and not yet in `files`."""
+    try:
+        found = quick_stat_in(folder, name)
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.mode):
+        return stat.S_ISLNK(found.mode)
+    if not found.mode & ANY_EXECUTE or found.inode in files:
+        return False
+    files.add(found.inode)
+    return True
 
 
 @functools.cache

@@ -38,6 +38,11 @@ def found_in(steps: Iterator[Candidate | None]) -> list[Candidate]:
     return [each for each in steps if each is not None]
 
 
+def open_descriptors() -> list[str]:
+    found = os.listdir("/proc/self/fd")
+    return [fd for fd in found if Path(f"/proc/self/fd/{fd}").is_symlink()]
+
+
 def until_it_runs_sleep(pid: int) -> None:
     for _ in range(500):
         if Path(f"/proc/{pid}/comm").read_text() == "deep\n":
@@ -96,6 +101,8 @@ def test_one_step_looks_at_a_few_names_however_many_there_are(tmp_path: Path) ->
         (tmp_path / f"text-{number}").touch()
     steps = installed([str(tmp_path)])
     assert next(steps) is None
+    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in open_descriptors()]
+    assert str(tmp_path) not in held, "it could not be unmounted"
     assert 300 // module._AT_ONCE <= len(list(steps)) <= 300
     for number in range(300):
         (tmp_path / f"text-{number}").chmod(0o755)
