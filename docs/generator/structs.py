@@ -60,11 +60,12 @@ def _layouts() -> dict[str, _Layout]:
     text = _without_comments((BPF / "licagent.h").read_text(encoding="utf-8")) + sources()
     constants = _constants(text)
     known = {name: _Layout(width, width) for name, width in _WIDTHS.items()}
-    for name, body in re.findall(r"struct (\w+) \{(.*?)\n\};", text, re.DOTALL):
+    struct = r"struct (\w+) \{(.*?)\n\}(?: __attribute__\(\(aligned\((\d+)\)\)\))?;"
+    for name, body, aligned in re.findall(struct, text, re.DOTALL):
         fields = re.findall(r"(?:struct )?(\w+) (\w+)((?:\[\w+\])*);", body)
         if any(kind not in known for kind, _field, _counts in fields):
             continue  # of the kernel's, not of a map
-        size, alignment = 0, 1
+        size, alignment = 0, int(aligned or 1)
         for kind, _field, counts in fields:
             each = known[kind]
             size = -(-size // each.alignment) * each.alignment
