@@ -119,7 +119,7 @@ def _make(wanted: Image) -> None:
         with made.open("wb") as disk:
             disk.truncate(DISK_GIB << 30)
         # The features stand where older kernels read them; no journal check at each boot.
-        options = ["-q", "-F", "-L", "licagent-root", "-O", _FEATURES, "-E", "quotatype=prjquota"]
+        options = ["-q", "-F", "-L", "vm-tests-root", "-O", _FEATURES, "-E", "quotatype=prjquota"]
         _run(["mkfs.ext4", *options, "-d", str(root), str(made)])
         made.rename(wanted.disk)
         shutil.rmtree(root)

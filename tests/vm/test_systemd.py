@@ -197,7 +197,7 @@ def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
         f"\"import socket,time; s=socket.create_connection(('127.0.0.1',{_PORT + 1})); s.recv(1)\""
     )
     machine.wait_for(f"ip netns exec blue ss -Htn dport = :{_PORT + 1} | grep -q ESTAB")
-    machine.run("licagent license revoke acme --reason test")
+    machine.run("licagent license revoke acme --reason test --timeout 120")
     machine.wait_for("! systemctl is-active blue-client.service")
     # The clock's state comes by the way out; the other facts from files.
     facts = host.status()["host"]["facts"]
