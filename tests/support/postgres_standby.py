@@ -18,8 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+import pytest
 from psycopg import sql
-from tests.support.postgres import Postgres, _free_port, _run, running_postgres
+
+# It is a plugin to other tests: as such it must be seen before it is imported.
+pytest.register_assert_rewrite("tests.support.postgres")
+
+from tests.support.postgres import Postgres, _free_port, _run, running_postgres  # noqa: E402
 
 _WAIT_S = 60.0
 
