@@ -119,7 +119,6 @@ class DigestCache:
         self._dirty = False
         self._own_mounts = MountTable()
         self._host_mounts = _host_mounts()
-        self._watched_mounts = _host_mounts()
         self._walker = Walker(self._own_mounts, self._host_mounts)
         self._subordinates = Subordinates()
         for identity, each in digest_file.read(path, boot_id):
@@ -153,14 +152,6 @@ class DigestCache:
         with self._lock:
             taken, self._evicted = self._evicted, []
         return taken
-
-    def mounts_changed_fd(self) -> int:
-        """A descriptor that signals EPOLLPRI, once, when something was mounted or unmounted.
-
-        Register it for EPOLLPRI alone (asyncio's add_reader would spin) and call
-        `forget_unmounted` then.
-        """
-        return self._watched_mounts.fileno()
 
     def forget_unmounted(self) -> tuple[FileIdentity, ...]:
         """Drop, and return, the files whose filesystem is no longer mounted on this host.

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -193,23 +194,30 @@ def test_a_large_file_holds_up_neither_others_nor_its_owners_small_ones(
         assert watched.digests.get(identify(big)) is None
 
 
+@pytest.mark.parametrize("moment", ["open_again", "begin"])
 def test_the_process_that_asked_is_gone(
-    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+    watched: Watched,
+    tmp_path: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
 ) -> None:
-    """Its file is held from when it was asked for, and measured."""
+    """Before its file's turn the file is found by its name; in its turn it is held."""
     path = program(tmp_path / "program")
     process = run(start, path)
-    real = DigestCache.begin
+    real = getattr(DigestCache, moment)
 
-    def kill_first(self: DigestCache, found: digests_module.Found) -> object:
+    def kill_first(self: DigestCache, found: digests_module.Found) -> Any:
         process.kill()
         process.wait()
         return real(self, found)
 
-    monkeypatch.setattr(DigestCache, "begin", kill_first)
+    monkeypatch.setattr(DigestCache, moment, kill_first)
     watched.measurer.ask(Started(process.pid, 1))
 
-    assert watched.outcome(digest(path)).identity == identify(path)
+    found = watched.outcome(digest(path))
+    assert found.identity == identify(path)
+    assert found.waiters == (Started(process.pid, 1),)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -546,24 +554,3 @@ def test_a_file_that_waits_keeps_nobody_from_unmounting(
         watched.until(lambda: waiting not in jobs, "it is given up")
     finally:
         subprocess.run(["umount", point], check=False, capture_output=True)
-
-
-def test_a_process_that_ends_while_its_file_waits(
-    watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its file is found by its name, if it is still that one."""
-    path = program(tmp_path / "program")
-    process = run(start, path)
-    real = DigestCache.open_again
-
-    def kill_first(self: DigestCache, found: digests_module.Found) -> None:
-        process.kill()
-        process.wait()
-        real(self, found)
-
-    monkeypatch.setattr(DigestCache, "open_again", kill_first)
-    watched.measurer.ask(Started(process.pid, 1))
-
-    found = watched.outcome(digest(path))
-    assert found.identity == identify(path)
-    assert found.waiters == (Started(process.pid, 1),)
