@@ -15,12 +15,15 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from generator import pages
 from generator.degraded import degraded
 from generator.grpc import grpc
+from generator.hooks import hooks
+from generator.limits import limits
 from generator.metrics import metrics
 from generator.plane_settings import plane_settings
 from generator.programs import LICAGENT, LICPLANE, completions, manual, reference
+from generator.reasons import reasons
+from generator.settings import settings
 from generator.sizing import sizing
 from generator.statuses import statuses
 
@@ -36,10 +39,10 @@ def outputs() -> dict[Path, str]:
     found = {
         ROOT / "docs" / "reference" / "commands.md": reference(LICAGENT),
         ROOT / "docs" / "reference" / "licplane.md": reference(LICPLANE),
-        ROOT / "docs" / "reference" / "hooks.md": pages.hooks(),
-        ROOT / "docs" / "reference" / "reasons.md": pages.reasons(),
-        ROOT / "docs" / "reference" / "settings.md": pages.settings(),
-        ROOT / "docs" / "reference" / "limits.md": pages.limits(),
+        ROOT / "docs" / "reference" / "hooks.md": hooks(),
+        ROOT / "docs" / "reference" / "reasons.md": reasons(),
+        ROOT / "docs" / "reference" / "settings.md": settings(),
+        ROOT / "docs" / "reference" / "limits.md": limits(),
         ROOT / "docs" / "reference" / "exit-status.md": statuses(),
         ROOT / "docs" / "reference" / "degraded.md": degraded(),
         ROOT / "docs" / "reference" / "grpc.md": grpc(),

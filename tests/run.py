@@ -2,15 +2,18 @@
 """What `./dev test` runs: the phases of the tests, side by side where all of them are asked for.
 
 Most tests of the daemon and of the control plane wait (for a renewal, an expiry, a retry), so
-lanes of phases fill two CPUs. Beside each other their output would be no reading: a phase of
-several lanes is shown whole when it ends. LICAGENT_TEST_LANES=1 runs one after the other, as
-they do when paths, options or -x are given. LICAGENT_TEST_VM=1 adds the machines of `./dev vm`.
+two phases at a time fill two CPUs: each lane takes the next phase when it has ended one. Beside
+each other their output would be no reading: a phase is then shown whole when it ends.
+LICAGENT_TEST_LANES=1 runs one after the other, as they do when paths, options or -x are given.
+LICAGENT_TEST_VM=1 adds the machines of `./dev vm`, and a lane.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -34,6 +37,11 @@ BESIDE_S: Final = 400
 """A test's limit beside other lanes; pyproject.toml has that of a test alone."""
 END_S: Final = 50
 """How long a pytest that is told to end may clean up."""
+NICE: Final = 5
+"""Of emulated machines: a third of the processor's time of another lane, where all want it."""
+LANES: Final = 2
+FLEET: Final = ("ansible", "billing", "control", "fleet")
+"""How the names of most system tests with a control plane begin: half of what all of them take."""
 TAKE_A_VALUE: Final = {"-k", "-m", "-o", "-p", "-W", "-c", "-r"}
 
 
@@ -46,6 +54,8 @@ class Phase:
     loader: str = ""
     command: tuple[str, ...] = ()
     """Instead of pytest."""
+    files: tuple[str, ...] = ()
+    """Of the folder; all of it where there are none."""
 
 
 @dataclass(slots=True)
@@ -97,20 +107,44 @@ def read_request(arguments: Sequence[str], caller: Path) -> Request:
     return found
 
 
-def lanes(request: Request) -> list[list[Phase]]:
-    """Which phases follow which; the kernel's suite runs once under each loader."""
+def phases(request: Request) -> tuple[list[Phase], int]:
+    """What is run, in order, and how many at a time; the kernel's suite runs under each loader."""
     loaders = os.environ.get("LICAGENT_TEST_LOADER", "prebuilt bcc").split()
     unit, system = Phase("unit", "tests/unit"), Phase("system", "tests/system")
     kernel = [Phase(f"kernel, loader {loader}", "tests/kernel", loader) for loader in loaders]
     is_whole = not request.paths and not request.options
-    second = [system]
+    machines = []
     if is_whole and os.environ.get("LICAGENT_TEST_VM") == "1":
-        # Emulated machines want a processor: the second lane has one.
-        second.append(Phase("machines", "tests/vm", command=("./dev", "vm", "--short")))
+        # Emulated machines take whatever processor there is: the others, who wait most of the
+        # time, go first.
+        command = ("nice", "-n", str(NICE), "./dev", "vm", "--short")
+        machines.append(Phase("machines", "tests/vm", command=command))
     is_narrow = os.environ.get("LICAGENT_TEST_LANES") == "1" or (os.cpu_count() or 1) < 2
     if not is_whole or request.stops_at_failure or is_narrow or len(kernel) < 2:
-        return [[unit, *kernel, *second]]
-    return [[unit, *kernel], second]
+        return [unit, *kernel, system, *machines], 1
+    # The long ones first, so that the lanes end together.
+    return [*machines, *halves(system), *kernel, unit], LANES + len(machines)
+
+
+def halves(system: Phase) -> tuple[Phase, Phase]:
+    """The system's tests in two phases, by the files' names."""
+    files = sorted(path.relative_to(ROOT) for path in (ROOT / system.folder).glob("test_*.py"))
+    fleet = [str(each) for each in files if each.name.split("_")[1] in FLEET]
+    others = [str(each) for each in files if str(each) not in fleet]
+    return (
+        Phase("system, fleet", system.folder, files=tuple(fleet)),
+        Phase("system, others", system.folder, files=tuple(others)),
+    )
+
+
+def be_nice(session: int) -> None:
+    """Schedule a session's processes after those of others.
+
+    Each session is a group that gets an equal share, whatever the nice values in it (sched(7), "The
+    autogroup feature"); where the kernel has no such groups, the nice values count.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{session}/autogroup").write_text(str(NICE), encoding="ascii")
 
 
 class Run:
@@ -132,24 +166,26 @@ class Run:
         for process in tuple(self._running):
             process.send_signal(signal.SIGTERM if number == signal.SIGTERM else signal.SIGINT)
 
-    def guarded_lane(self, phases: Sequence[Phase]) -> None:
+    def guarded_lane(self, waiting: queue.SimpleQueue[Phase]) -> None:
         """A lane in a thread of its own: if it cannot go on, the run has failed."""
-        try:
-            self.lane(phases, is_alone=False)
-        except BaseException:  # noqa: BLE001 - whatever it is: nothing may end a lane unseen
-            self._is_broken = True
-            say(f"test: the lane of {', '.join(phase.name for phase in phases)} broke off")
-            traceback.print_exc()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                phase = waiting.get_nowait()
+                try:
+                    self.phase(phase, is_alone=False)
+                except BaseException:  # noqa: BLE001 - whatever it is: no phase may end unseen
+                    self._is_broken = True
+                    say(f"test: {phase.name} broke off")
+                    traceback.print_exc()
 
-    def lane(self, phases: Sequence[Phase], *, is_alone: bool) -> None:
-        """One phase after the other."""
-        for phase in phases:
-            failed = any(status not in {0, NO_TESTS} for status in self._statuses)
-            if self._is_ending or (failed and self._request.stops_at_failure):
-                return
-            paths = self._request.chosen(phase.folder)
-            if paths and next((ROOT / phase.folder).rglob("test_*.py"), None) is not None:
-                self._phase(phase, paths, is_alone=is_alone)
+    def phase(self, phase: Phase, *, is_alone: bool) -> None:
+        """One of them, unless the run is over, or nothing of it was asked for."""
+        failed = any(status not in {0, NO_TESTS} for status in self._statuses)
+        if self._is_ending or (failed and self._request.stops_at_failure):
+            return
+        paths = phase.files or self._request.chosen(phase.folder)
+        if paths and next((ROOT / phase.folder).rglob("test_*.py"), None) is not None:
+            self._phase(phase, paths, is_alone=is_alone)
 
     def _phase(self, phase: Phase, paths: Sequence[str], *, is_alone: bool) -> None:
         environment = os.environ | {"LICAGENT_TEST_TALLY": str(self._tally)}
@@ -174,6 +210,8 @@ class Run:
                 # Ctrl-C reaches each once, by end().
                 start_new_session=True,
             )
+            if phase.command:
+                be_nice(process.pid)
             self._running.append(process)
             try:
                 status = self._wait(process)
@@ -224,7 +262,7 @@ class Run:
             total["errors"] = total.pop("error")
         parts = [f"{count} {name}" for name, count in total.items() if count] or ["no tests ran"]
         if self._is_broken:
-            parts.insert(0, "a lane broke off")
+            parts.insert(0, "a phase broke off")
         if broken := self._phases - len(
             rows
         ):  # a crash, or a wrong option: it did not get to count
@@ -243,12 +281,16 @@ def main() -> int:
         run = Run(request, Path(tally.name))
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, run.end)
-        planned = lanes(request)
-        if len(planned) == 1:
-            run.lane(planned[0], is_alone=True)
+        planned, at_a_time = phases(request)
+        if at_a_time == 1:
+            for phase in planned:
+                run.phase(phase, is_alone=True)
         else:
+            waiting: queue.SimpleQueue[Phase] = queue.SimpleQueue()
+            for phase in planned:
+                waiting.put(phase)
             threads = [
-                threading.Thread(target=run.guarded_lane, args=(phases,)) for phases in planned
+                threading.Thread(target=run.guarded_lane, args=(waiting,)) for _ in range(at_a_time)
             ]
             for thread in threads:
                 thread.start()

@@ -70,7 +70,7 @@ def degraded() -> str:
 def _codes() -> set[str]:
     """The first argument of every call of the daemon's `_reason`."""
     found = set()
-    for file in DAEMON.glob("*.py"):
+    for file in DAEMON.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(

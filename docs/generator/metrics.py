@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from generator.pages import page, table
-from licagent.daemon.metrics_families import FAMILIES as AGENT
-from licagent.daemon.metrics_families import SERIES_MAX
+from licagent.daemon.metrics.families import FAMILIES as AGENT
+from licagent.daemon.metrics.families import SERIES_MAX
 from licplane.api.metrics import FAMILIES as PLANE
 
 

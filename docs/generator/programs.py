@@ -19,7 +19,7 @@ from licagent.cli.main import cli as licagent_cli
 from licagent.cli.top.arrange import View
 from licagent.cli.top.batch import as_object
 from licagent.cli.top.model import compare, read_snapshot
-from licagent.domain.config import SETTINGS
+from licagent.domain.config_reader import SETTINGS
 from licplane.cli.framework import EXITS as PLANE_EXITS
 from licplane.cli.main import cli as licplane_cli
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of the structs in bpf/licagent.h and of the maps in bpf/, read from the text."""
+"""Sizes of the structs in bpf/licagent.h, bpf/layout/ and of the maps in bpf/, from the text."""
 
 from __future__ import annotations
 
@@ -56,8 +56,14 @@ def _constants(text: str) -> dict[str, int]:
     return found
 
 
+def _header() -> str:
+    """What the programs and the daemon agree on: bpf/licagent.h and its parts."""
+    files = [BPF / "licagent.h", *sorted(BPF.glob("layout/*.h"))]
+    return "".join(file.read_text(encoding="utf-8") for file in files)
+
+
 def _layouts() -> dict[str, _Layout]:
-    text = _without_comments((BPF / "licagent.h").read_text(encoding="utf-8")) + sources()
+    text = _without_comments(_header()) + sources()
     constants = _constants(text)
     known = {name: _Layout(width, width) for name, width in _WIDTHS.items()}
     struct = r"struct (\w+) \{(.*?)\n\}(?: __attribute__\(\(aligned\((\d+)\)\)\))?;"
@@ -83,7 +89,8 @@ def struct_sizes() -> dict[str, int]:
 
 def sources() -> str:
     """Everything that defines maps: bpf/maps.h first, then what one object has for itself."""
-    files = [BPF / "maps.h", *sorted(BPF.glob("*.bpf.c"))]
+    own = (BPF / f"{name}.h" for name in ("open_sockets", "accounts", "work"))
+    files = [BPF / "maps.h", *sorted(BPF.glob("*.bpf.c")), *own]
     return _without_comments("".join(file.read_text(encoding="utf-8") for file in files))
 
 
@@ -91,7 +98,7 @@ def map_definitions() -> tuple[MapDefinition, ...]:
     """Every map, in the order of the sources."""
     text = sources()
     layouts = _layouts()
-    constants = _constants((BPF / "licagent.h").read_text(encoding="utf-8"))
+    constants = _constants(_header())
     found = []
     for body, name in re.findall(r"\nstruct \{(.*?)\n\} (\w+) SEC\(\"\.maps\"\);", text, re.DOTALL):
         kind = re.search(r"BPF_MAP_TYPE_(\w+)", body)

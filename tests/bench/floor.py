@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from licagent.kernel import libbpf
+from licagent.kernel.bpf_object import BpfObject
 from licagent.kernel.hooks import HOOKS
-from licagent.kernel.libbpf import BpfObject
 
 SOURCE: Final = Path(__file__).parent / "floor" / "floor.bpf.c"
 

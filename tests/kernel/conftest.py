@@ -28,6 +28,7 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_leases",
         "test_ledger_disk",
         "test_loader_alone",
+        "test_loaders",
         "test_maps",
         "test_meter_cpu",
         "test_meter_daemon",
@@ -38,8 +39,8 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_tampering",
     }
 )
-"""What these show rests on the daemon, or on programs that libbpf loads under either loader. bcc
-compiles connect, bind, socket and packet only (licagent.kernel.hooks.CORE_OBJECTS)."""
+"""What these show rests on the daemon, or on programs that libbpf loads under either loader, or
+they choose the loader. bcc compiles connect, bind, socket and packet only (CORE_OBJECTS)."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

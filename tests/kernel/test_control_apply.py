@@ -18,8 +18,8 @@ from tests.kernel.harness.catalogs import ManagedHost, binding, managed_host, re
 from tests.kernel.harness.dial import Destination, Dialer, dialer
 
 from licagent.control.interface import NoticeCode
-from licagent.daemon import control_status
-from licagent.domain.replica import Kind, NackReason, Refused
+from licagent.daemon.control import status as control_status
+from licagent.domain.catalog import Kind, NackReason, Refused
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.libbpf import BpfError
 from licagent.kernel.maps import Map
@@ -114,7 +114,7 @@ def test_without_leases_a_license_that_fails_open_goes_on_until_it_is_refused_on
     assert who.ask() == EXPIRED
     host.lease(jti, lasts_ns=1)
     assert who.ask() == OPEN  # named, and over: the link was cut since
-    host.agent.control.tell(NoticeCode.EVICTED, "sold")
+    host.agent.membership.tell(NoticeCode.EVICTED, "sold")
     assert who.ask() == EXPIRED  # no lease's end would ever have ended it
     host.assign()  # it was taken in again
     assert who.ask() == OPEN
@@ -205,8 +205,8 @@ def test_a_name_of_a_local_file_is_refused_and_both_are_named(
     folder = host.under_test.config / "policy.d"
     (folder / "own.toml").write_text(Destination().resource("mine", mode="observe"))
     try:
-        host.agent.load_policy()
-        assert host.agent.policy_problem == ""
+        host.agent.policy.load()
+        assert host.agent.policy.problem == ""
         with pytest.raises(Refused) as caught:
             host.push(resource("mine", f"{to.address}/32", to.port))
         assert caught.value.reason is NackReason.POLICY
@@ -215,12 +215,12 @@ def test_a_name_of_a_local_file_is_refused_and_both_are_named(
         # And the reverse: a file that takes a name of the control plane's is refused here.
         host.push(resource("theirs", f"{to.address}/32", to.port))
         (folder / "own.toml").write_text(Destination().resource("theirs", mode="observe"))
-        host.agent.load_policy()
-        assert "theirs" in host.agent.policy_problem
+        host.agent.policy.load()
+        assert "theirs" in host.agent.policy.problem
     finally:
         (folder / "own.toml").unlink()
-        host.agent.load_policy()
-    assert host.agent.policy_problem == ""
+        host.agent.policy.load()
+    assert host.agent.policy.problem == ""
 
 
 def test_what_the_kernel_cannot_hold_is_refused_with_everything_put_back(
@@ -422,10 +422,10 @@ def test_rules_changed_in_place_are_those_of_a_policy_written_whole(
             )  # fmt: skip
             host.push(*wanted.values(), remove=gone)
             amended = host.kernel_tables()
-            host.agent.renew_policy()  # compiled from the start
-            compiled = host.agent.compiled
+            host.agent.policy.renew()  # compiled from the start
+            compiled = host.agent.policy.compiled
             assert compiled is not None
-            host.agent.apply(compiled)  # and written whole
+            host.agent.policy.apply(compiled)  # and written whole
             assert host.kernel_tables() == amended
             report = host.agent.link.reporter
             maps = report.finish(report.take()).state.maps

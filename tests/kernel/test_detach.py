@@ -93,6 +93,26 @@ def test_detach_removes_ours_and_nothing_of_others(
         assert all(other.is_untouched() for other in others)
 
 
+def test_detach_finds_its_pins_by_the_last_good_settings(
+    make_agent: Callable[..., AgentUnderTest],
+) -> None:
+    agent = make_agent()
+    with Probes(agent.cgroup) as probes:
+        agent.start()
+        agent.issue("one", ["probe", "offer"])
+        agent.policy(probes.policy("one"))
+        agent.kill()
+        with (agent.config / "agent.toml").open("a") as file:
+            file.write("mood = 1\n")
+        assert probes.once(probes.cgroups.unlicensed) == "ENOKEY"
+
+        done = detach(agent)
+
+        assert done.returncode == 0, done
+        assert "mood" in done.stderr, "and says what is wrong with those that are written"
+        assert probes.once(probes.cgroups.unlicensed) == ""
+
+
 def test_the_detachment_is_on_record(make_agent: Callable[..., AgentUnderTest]) -> None:
     agent = make_agent()
     agent.start()

@@ -19,7 +19,8 @@ from tests.kernel.harness.programs import PYTHON
 from licagent.domain.footprint import FootprintSpec
 from licagent.domain.usage import Quality
 from licagent.metering.footprint import FootprintRow, Footprints, FootprintState, Instant
-from licagent.metering.walk import TreeWalk, Walked, WalkTask
+from licagent.metering.inodes import Walked, WalkTask
+from licagent.metering.walk import TreeWalk
 
 pytest_plugins = ["tests.kernel.harness.metered"]
 pytestmark = [

@@ -17,10 +17,10 @@ from tests.kernel.harness.dial import LIMIT_S, Dialer, answer_of, dialer, instal
 from tests.kernel.harness.probes import eventually
 from tests.kernel.harness.subjects import NO_LICENSE, Rules, sha256, until
 
-from licagent.host.digests import FILE_MAX_BYTES
 from licagent.host.executables import identify
+from licagent.host.measurable import FILE_MAX_BYTES
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import ContentKey
+from licagent.kernel.enforcement_structs import ContentKey
 from licagent.kernel.maps import Map
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]

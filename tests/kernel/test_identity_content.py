@@ -18,7 +18,7 @@ import pytest
 from tests.kernel.harness.dial import Dialer, answer_of, dialer, install, settle, started_now
 from tests.kernel.harness.subjects import NO_LICENSE, Rules, entry_of, path_of, sha256, until
 
-from licagent.host.digests import FRESH_NS
+from licagent.host.measurable import FRESH_NS
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 

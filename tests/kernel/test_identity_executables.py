@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 from tests.kernel.harness.dial import answer_of, dialer, install
 from tests.kernel.harness.subjects import NO_LICENSE, Rules, path_of, sha256, until
+from tests.support.hanging import hanging_filesystem
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 
@@ -126,6 +127,24 @@ def test_the_folder_may_be_replaced_by_an_upgrade(by_path: Rules, dial: Path) ->
         assert answer_of(by_path.cgroup, old / "dial", by_path.to) == NO_LICENSE
     finally:
         shutil.rmtree(old)
+
+
+def test_a_program_on_a_filesystem_that_hangs_holds_up_no_revocation(
+    rules: Rules, dial: Path, folder: Path
+) -> None:
+    far = folder / "far"
+    far.mkdir()
+    with hanging_filesystem(far):
+        near_license, _far_license = rules.allow_each(
+            ((path_of(dial),), {}), ((path_of(far / "program"),), {})
+        )
+        assert answer_of(rules.cgroup, dial, rules.to) == "OK"
+        checks = rules.agent.call("doctor")["checks"]
+        told = [row for row in checks if row["name"] == "selector" and str(far) in row["detail"]]
+        assert "does not answer" in told[0]["detail"]
+
+        rules.agent.revoke(near_license)
+        assert answer_of(rules.cgroup, dial, rules.to) == "EKEYREVOKED"
 
 
 def test_a_script_is_its_interpreter(rules: Rules, dial: Path) -> None:

@@ -25,8 +25,8 @@ from tests.kernel.harness.walk import World, walk
 from tests.kernel.routes.catalogue import ROUTES
 from tests.kernel.routes.packet import PAST_QDISC, THROUGH_QDISC
 
-from licagent.daemon.link_watch import on_link_changes
-from licagent.kernel import libbpf
+from licagent.daemon.control.link_watch import on_link_changes
+from licagent.kernel import bpf_info, libbpf
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 
@@ -62,7 +62,7 @@ def pins(agent: AgentUnderTest, space: Netns) -> dict[str, int]:
     for pin in (agent.bpffs / "links").glob(f"tc_{inode}_*"):
         fd = libbpf.open_pin(pin)
         try:
-            found[pin.name] = libbpf.link_info(fd).ifindex
+            found[pin.name] = bpf_info.link_info(fd).ifindex
         finally:
             os.close(fd)
     return found

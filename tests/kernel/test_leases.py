@@ -15,7 +15,7 @@ from tests.kernel.harness.probes import Probes, ask, eventually
 from licagent.domain.license import LicenseState
 from licagent.domain.reason import Reason
 from licagent.host.posture import boottime_ns
-from licagent.kernel.layout import NANOSECONDS_MAX
+from licagent.kernel.numbers import NANOSECONDS_MAX
 
 pytest_plugins = ["tests.kernel.harness.kept"]
 
@@ -47,7 +47,7 @@ class Managed:
         tokens = {jti: text.encode() for jti, text in texts.items()}
         assert self.agent.licensing.set_managed(tokens) == ()
         self.agent.write_licenses()
-        self.agent.load_policy()
+        self.agent.policy.load()
 
     def lease(self, for_s: float | None, *, denied: bool = False) -> None:
         """Lease the license from now on, or not."""
@@ -216,7 +216,7 @@ def test_a_license_from_a_file_needs_no_lease(managed: Managed) -> None:
     managed.number = found.number
     assert changed
     managed.agent.write_licenses()
-    managed.agent.load_policy()
+    managed.agent.policy.load()
     assert managed.use() == ""
 
     # The same from the control plane: it counts, and needs its lease.

@@ -18,7 +18,8 @@ from typing import Final
 import pytest
 from tests.kernel.harness.meter import once
 
-from licagent.store.ledger import Ledger, LedgerBlocked, LedgerLimits
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import LedgerBlocked, LedgerLimits
 
 pytestmark = [once, pytest.mark.skipif(os.geteuid() != 0, reason="mounts filesystems")]
 
@@ -29,7 +30,8 @@ _NO_FLUSH: Final = 2
 _WRITER: Final = """
 import sys
 from pathlib import Path
-from licagent.store.ledger import Ledger, LedgerLimits
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import LedgerLimits
 ledger = Ledger(Path(sys.argv[1]), boot_id=sys.argv[2], limits=LedgerLimits(segment_bytes=20_000))
 number = int(ledger.marks.get("number", b"0"))
 print("ready", flush=True)

@@ -23,16 +23,17 @@ from tests.kernel.harness.programs import REPOSITORY
 
 from licagent.domain.reason import Reason
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import SCHEMA, Control
+from licagent.kernel.enforcement_structs import Control
+from licagent.kernel.layout import SCHEMA
 from licagent.kernel.licenses import LicenseTable
 from licagent.kernel.maps import MappedArray
 
 LICENSE: Final = "life"
 IS_CI: Final = "CI" in os.environ
-RESTARTS: Final = {"prebuilt": 300 if IS_CI else 1000, "bcc": 50 if IS_CI else 200}
+RESTARTS: Final = {"prebuilt": 60 if IS_CI else 1000, "bcc": 10 if IS_CI else 200}
 """Lives by loader: a restart on unchanged programs compiles nothing, so both go the same way. They
 take CPU time that other lanes of a CI's run need: a thousand are for a desk."""
-SWAPS: Final = 1000
+SWAPS: Final = 150 if IS_CI else 1000
 BUSY: Final = 8
 """Exit status for "another daemon has the state folder" (docs/reference)."""
 

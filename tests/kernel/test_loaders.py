@@ -18,12 +18,12 @@ from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.dial import answer_of, dialer
 from tests.kernel.harness.subjects import NO_LICENSE, Rules
 
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.build import object_folder, source_folder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS
 from licagent.kernel.layout import MAP_SIZES
 from licagent.kernel.libbpf import BpfError
-from licagent.kernel.loader import object_folder, source_folder
 from licagent.kernel.maps import check_layout
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
@@ -50,7 +50,7 @@ def map_ids(agent: AgentUnderTest) -> dict[str, int]:
     for pin in (PinFolder(agent.bpffs).maps).iterdir():
         fd = libbpf.open_pin(pin)
         try:
-            ids[pin.name] = libbpf.map_info(fd).id
+            ids[pin.name] = bpf_info.map_info(fd).id
         finally:
             os.close(fd)
     return ids

@@ -17,7 +17,7 @@ from tests.kernel.harness.meter import MeterUnderTest, once
 from tests.kernel.harness.work import MS, Worker, cpu_of, has
 
 pytest_plugins = ["tests.kernel.harness.metered"]
-pytestmark = once
+pytestmark = [once, pytest.mark.measured_again]
 
 EXACT: Final = 0.001
 """Where the reference is the same clock, read at nearly the same moment."""
@@ -84,7 +84,7 @@ def test_threads_that_come_and_go(
     found = use.work(place)
     assert (ran.status, found.processes) == (0, 1), "threads are no processes"
     what = "2,000 threads of 0.25 ms: CPU"
-    accuracy.check(what, "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.005)
+    accuracy.check(what, "cgroup cpu.stat", found.cpu_ns, cpu_of(place), "ns", 0.01)
     accuracy.check(what, "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", OF_THREADS)
 
 
@@ -94,7 +94,7 @@ STORMS: Final = {
     "forks by vfork": ("--vfork", "2", "--vfork-ops", "3000"),
     "clones": ("--clone", "1", "--clone-ops", "150"),
 }
-STORMS_OFF: Final = {"threads": 0.005, "forks": 0.01, "forks by vfork": 0.02, "clones": 0.01}
+STORMS_OFF: Final = {"threads": 0.01, "forks": 0.01, "forks by vfork": 0.02, "clones": 0.01}
 """The shorter a process, the more of it is in a release that a loaded machine may miss."""
 
 

@@ -86,6 +86,7 @@ def test_what_lives_through_a_kill_is_billed_once(
         agent.process.wait(10)
         burn()  # nobody listens, and it lives on
         start(agent)
+        wait_for_commits(agent, 1)  # what ended before it counts again would be a gap
         burn()
         burner.stdin.close()
         assert burner.wait(10) == 0

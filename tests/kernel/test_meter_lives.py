@@ -17,7 +17,7 @@ from tests.kernel.harness.work import MS, Worker, cpu_of, run_time_of
 from licagent.kernel.usage import Who
 
 pytest_plugins = ["tests.kernel.harness.metered"]
-pytestmark = once
+pytestmark = [once, pytest.mark.measured_again]
 
 NOBODY: Final = 65534
 PART: Final = 0.01

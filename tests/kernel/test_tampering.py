@@ -14,7 +14,7 @@ from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.foreign import foreign_program
 from tests.kernel.harness.probes import eventually
 
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.guard import security_modules
 
@@ -42,7 +42,7 @@ def test_a_replaced_program_and_a_removed_pin_are_told(
     before = codes(agent)
     links = PinFolder(agent.bpffs).links
     link = libbpf.open_pin(links / "cgroup_egress")
-    ours = libbpf.library().bpf_prog_get_fd_by_id(libbpf.link_info(link).program_id)
+    ours = libbpf.library().bpf_prog_get_fd_by_id(bpf_info.link_info(link).program_id)
     other = foreign_program()
     try:
         libbpf.update_link(link, other)

@@ -15,8 +15,8 @@ from tests.kernel.harness.probes import Probes, ask, eventually, free_port
 
 from licagent.domain.reason import Reason
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import NANOSECONDS_MAX
 from licagent.kernel.licenses import LicenseTable
+from licagent.kernel.numbers import NANOSECONDS_MAX
 
 pytest_plugins = ["tests.kernel.harness.kept"]
 

@@ -15,10 +15,11 @@ from tests.kernel.harness.meter import MeterUnderTest, open_meter
 from tests.kernel.harness.probes import eventually
 
 from licagent.kernel import flows
-from licagent.kernel.layout import METERS, METERS_SPILLED, Meter
 from licagent.kernel.maps import Map, MappedArray, Queue
+from licagent.kernel.numbers import METERS, METERS_SPILLED
 from licagent.kernel.usage import FlowRow, Sheet
 from licagent.kernel.usage_meter import UsageMeter
+from licagent.kernel.usage_structs import Meter
 
 
 @pytest.fixture

@@ -35,9 +35,16 @@ class RootCopy:
         assert self._holder.stdout is not None
         assert self._holder.stdout.readline() == "ready\n"
 
-    def run(self, command: str, *, check: bool = True, chroot: bool = True) -> str:
-        """A shell command in the copy, or beside it where the machine's own tools are wanted."""
+    def run(
+        self, command: str, *, check: bool = True, chroot: bool = True, as_host: bool = False
+    ) -> str:
+        """A shell command in the copy, or beside it where the machine's own tools are wanted.
+
+        `as_host`: the copy's root is that of its process 1, as on a host; else it is a chroot.
+        """
         inside = ["chroot", str(self.root)] if chroot else []
+        if as_host:
+            inside = ["unshare", "--pid", "--fork", f"--mount-proc={self.root}/proc", *inside]
         done = subprocess.run(
             ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", *inside, "sh", "-ec", command],
             capture_output=True,

@@ -25,10 +25,11 @@ from licagent.control.interface import ControlSettings
 from licagent.control.usage import deliver_for_ever
 from licagent.control.usage_source import UsageProgress
 from licagent.control.usage_wire import encode
+from licagent.domain.catalog import SignedBytes
 from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import SignedBytes
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
-from licagent.store.ledger import Ledger, LedgerFull, LedgerLimits
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import LedgerFull, LedgerLimits
 
 BASE_MS = 1_790_000_000_000
 LICENSES = tuple(f"license-{number}" for number in range(20))

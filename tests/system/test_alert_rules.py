@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from licagent.daemon.metrics_families import FAMILIES as AGENT
+from licagent.daemon.metrics.families import FAMILIES as AGENT
 from licplane.api.metrics import FAMILIES as PLANE
 
 ROOT: Final = Path(__file__).parents[2]
@@ -35,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 
 HOST: Final[Mapping[str, str]] = {
     'up{job="licagent"}': "1",
+    "process_start_time_seconds": "0",
     'licagent_state{state="enforcing"}': "1",
     'licagent_state{state="degraded"}': "0",
     "licagent_guard_refused_total": "2",
@@ -95,6 +96,10 @@ GROWS: Final = f"0x235 5+5x{STEPS - 236}"
 """Five more with each sample, since ten minutes before the end."""
 
 
+NEVER: Final = "_"
+"""A series that is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """An alert, and what is another way than on a host that is well when it fires."""
@@ -146,6 +151,8 @@ CASES: Final = (
         licagent_control_certificate_end_timestamp_seconds=f"{NOW_S + 600}",
     ),
     case("LicagentUsageNotCommitted", licagent_metering_last_commit_timestamp_seconds="20000"),
+    case("LicagentUsageNotCommitted", licagent_metering_last_commit_timestamp_seconds=NEVER),
+    Case("LicagentUsageNotCommitted", {DEGRADED % "metering-stopped": "1"}),
     case("LicagentSpoolFilling", licagent_spool_bytes="900"),
     case("LicagentUsageRefused", licagent_usage_refused_records_total="0+1"),
     case("LicagentUsageRefused", licagent_usage_delivery_alarm="1"),
@@ -232,7 +239,8 @@ def firing(names: Iterable[str], where: str, at: str = AT) -> dict[str, Any]:
 
 
 def test_each_alert_fires_for_its_cause_and_no_other_does(tmp_path: Path) -> None:
-    series, wanted = [], []
+    series: list[dict[str, str]] = []
+    wanted: list[dict[str, Any]] = []
     for number, each in enumerate(CASES):
         where = f"{each.alert}-{number}"
         series += series_of(where, each.series)

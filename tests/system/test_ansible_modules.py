@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -53,14 +56,19 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def module(agent: AgentUnderTest, name: str, *options: str, **arguments: Any) -> dict[str, Any]:
-    """What a module answers; `shown` is all that Ansible printed."""
+    """What a module answers of an agent; `shown` is all that Ansible printed."""
     given = {
         **arguments,
         "executable": str(PROGRAMS / "licagent"),
         "config": str(agent.config / "agent.toml"),
     }
+    return answer_of(agent.folder, name, given, *options)
+
+
+def answer_of(folder: Path, name: str, given: dict[str, Any], *options: str) -> dict[str, Any]:
+    """What a module answers."""
     done = run(
-        agent.folder,
+        folder,
         *(
             "ansible",
             "localhost",
@@ -74,6 +82,23 @@ def module(agent: AgentUnderTest, name: str, *options: str, **arguments: Any) ->
     _, _, text = done.stdout.partition("=> ")
     answer: dict[str, Any] = json.JSONDecoder().raw_decode(text)[0]
     return {**answer, "shown": done.stdout + done.stderr}
+
+
+def test_every_option_of_a_module_is_documented(tmp_path: Path) -> None:
+    folder = ROOT / "packaging/ansible/plugins/modules"
+    names = {each.stem: f"licagent.fleet.{each.stem}" for each in sorted(folder.glob("*.py"))}
+    told = run(tmp_path, "ansible-doc", "--type", "module", "--json", *names.values())
+    assert told.returncode == 0, told.stderr
+    documented = json.loads(told.stdout)
+    for each, name in names.items():
+        options = documented[name]["doc"]["options"]
+        given: dict[str, Any] = {option: [] for option, of in options.items() if of.get("required")}
+        # A module that is given an option that it does not have names all that it has.
+        refused = answer_of(tmp_path, each, {**given, "no_such_option": 1})
+        assert "Unsupported parameters" in refused["msg"]
+        supported = refused["msg"].partition("Supported parameters include: ")[2]
+        taken = {each.strip(" .") for each in supported.split(" (")[0].split(",")}
+        assert taken == set(options)
 
 
 def test_a_host_joins_once_and_its_token_is_not_shown(
@@ -166,33 +191,67 @@ def test_a_host_that_lost_its_control_plane_is_not_well(
     assert alone["changed"] is False
 
 
-def test_shadow_usage_is_explained_by_a_binding_or_by_word(
-    make_scene: Callable[..., Scene],
-) -> None:
+def observing(make_scene: Callable[..., Scene]) -> Scene:
+    """An agent that observes, and lets HOLDER alone use "db"."""
     scene = make_scene(mode="observe")
     scene.agent.start()
     scene.ready()
+    return scene
+
+
+def bind(scene: Scene, selectors: str) -> None:
+    """Bind the license to more than HOLDER."""
+    bound = f'[[binding]]\nlicense = "acme"\nselectors = [{selectors}]\n'
+    scene.agent.policy(scene.policy_text("acme") + bound)
+
+
+def test_shadow_usage_is_explained_by_a_binding_or_by_word(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = observing(make_scene)
+    assert module(scene.agent, "shadow_info")["unexplained"] == []
     assert scene.connect(STRANGER) == "ok"
-    eventually(lambda: scene.ask("status")["shadow"], "shadow usage")
+    eventually(lambda: scene.ask("shadow")["rows"], "shadow usage")
 
     found = module(scene.agent, "shadow_info")
     assert found["mode"] == "observe"
-    assert found["observed_s"] >= 0
+    assert found["observed_s"] == found["resources"][0]["watched_s"] >= 0
     (use,) = found["unexplained"]
-    assert (use["resource"], use["uid"]) == ("db", STRANGER)
+    assert (use["resource"], use["uid"], use["now"]["verdict"]) == ("db", STRANGER, "deny")
+    assert found["refused"] == []
 
     named = [{"resource": "db", "executable": use["executable"], "reason": "ticket 4711"}]
     accepted = module(scene.agent, "shadow_info", accepted=named)
     assert accepted["unexplained"] == []
     assert len(accepted["accepted"]) == 1
 
-    installed = next((scene.agent.config / "policy.d").iterdir())
-    bound = f'[[binding]]\nlicense = "acme"\nselectors = ["unix:uid:{STRANGER}"]\n'
-    installed.write_text(installed.read_text() + bound)
-    scene.ask("policy", "apply")
+    # A more specific binding decides, and of a program's content no record tells.
+    bind(scene, f'"unix:uid:{STRANGER}", "unix:sha256:{"a" * 64}"')
+    (use,) = module(scene.agent, "shadow_info")["unexplained"]
+    assert use["now"]["verdict"] == "unknown"
+
+    bind(scene, f'"unix:uid:{STRANGER}"')
     licensed = module(scene.agent, "shadow_info")
     assert licensed["unexplained"] == []
     assert len(licensed["licensed"]) == 1
+    assert module(scene.agent, "shadow_info", since=licensed["at"])["licensed"] == []
+
+
+def test_who_was_refused_is_told_and_a_policy_without_resources_is_not_watched(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene()
+    scene.agent.start()
+    assert module(scene.agent, "shadow_info")["observed_s"] == 0
+    scene.ready()
+    before = module(scene.agent, "shadow_info")
+    assert (before["mode"], before["refused"]) == ("enforce", [])
+    assert scene.connect(STRANGER) == "ENOKEY"
+    eventually(lambda: scene.ask("shadow")["rows"], "the denial")
+    named = [{"resource": "db", "reason": "nobody"}]
+    (use,) = module(scene.agent, "shadow_info", since=before["at"])["refused"]
+    assert (use["uid"], use["refused"]) == (STRANGER, 1)
+    assert module(scene.agent, "shadow_info", accepted=named)["refused"] == []
 
 
 def test_the_inventory_is_the_control_planes(
@@ -325,6 +384,111 @@ def test_a_host_that_is_not_reached_ends_a_rollout(playbooks: Path, playbook: st
     status, whole, told = play(lost="d")
     assert status != 0, whole
     assert "changed: [c]" in told
+
+
+SWITCH = """
+import os, re, sys
+path, pid = sys.argv[1:3]
+with open(path) as file:
+    text = file.read()
+with open(path, "w") as file:
+    file.write(re.sub('(?m)^mode = .*', f'mode = "{sys.argv[3]}"', text))
+os.kill(int(pid), 1)
+"""
+
+
+class Switching:
+    """The real playbook and modules against a real agent; only the role is put in its place."""
+
+    def __init__(self, folder: Path, scene: Scene) -> None:
+        self.folder, self.scene = folder, scene
+        fleet = folder / "collections" / "ansible_collections" / "licagent" / "fleet"
+        shutil.copytree(ROOT / "packaging" / "ansible" / "plugins", fleet / "plugins")
+        (fleet / "playbooks").symlink_to(ROOT / "packaging" / "ansible" / "playbooks")
+        program = folder / "licagent"
+        config = scene.agent.config / "agent.toml"
+        program.write_text(
+            f'#!/bin/sh\nexec env LICAGENT_CONFIG={config} {PROGRAMS / "licagent"} "$@"\n'
+        )
+        program.chmod(0o755)
+        command = fleet / "plugins" / "module_utils" / "agent_command.py"
+        command.write_text(command.read_text().replace("/usr/bin/licagent", str(program)))
+        (folder / "switch.py").write_text(SWITCH)
+        assert scene.agent.process is not None
+        switch = [sys.executable, str(folder / "switch.py"), str(config)]
+        switch += [str(scene.agent.process.pid), "{{ licagent_mode }}"]
+        health = {"mode": "{{ licagent_mode }}", "timeout_s": 30, "stable_s": 0}
+        tasks = {
+            "mode": [
+                {"name": "Switch", "ansible.builtin.command": {"argv": switch}},
+                {"name": "In force", "licagent.fleet.health": health},
+            ],
+            "health": [{"name": "Well", "licagent.fleet.health": {"stable_s": 0}}],
+        }
+        (fleet / "roles" / "licagent" / "tasks").mkdir(parents=True)
+        for name, each in tasks.items():
+            (fleet / "roles" / "licagent" / "tasks" / f"{name}.yml").write_text(json.dumps(each))
+        here = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+        variables = {"ansible_become": False, "licagent_observed_at_least_s": 0}
+        inventory = {"licagent": {"hosts": {"here": here}, "vars": variables}}
+        (folder / "hosts.yml").write_text(json.dumps(inventory))
+
+    def play(self, **variables: Any) -> subprocess.CompletedProcess[str]:
+        return run(
+            self.folder,
+            *("env", f"ANSIBLE_COLLECTIONS_PATH={self.folder / 'collections'}"),
+            *("ansible-playbook", "-i", "hosts.yml", "-e", json.dumps(variables)),
+            "licagent.fleet.observe_to_enforce",
+        )
+
+    @property
+    def mode(self) -> str:
+        return str(self.scene.ask("status")["mode"])
+
+
+def test_a_host_that_refuses_whom_nobody_named_observes_again(
+    make_scene: Callable[..., Scene], tmp_path: Path
+) -> None:
+    scene = observing(make_scene)
+    switching = Switching(tmp_path, scene)
+
+    early = switching.play(licagent_observed_at_least_s=86400)
+    assert early.returncode != 0
+    assert re.search(r"db: \d+ s", early.stdout), early.stdout
+    assert switching.mode == "observe"
+
+    # He has used nothing before the switch.
+    tried: list[str] = []
+
+    def stranger() -> None:
+        eventually(lambda: switching.mode == "enforce", "the switch")
+        tried.append(scene.connect(STRANGER))
+
+    thread = threading.Thread(target=stranger)
+    thread.start()
+    refused = switching.play(licagent_enforce_soak_s=60)
+    thread.join()
+    assert tried == ["ENOKEY"]
+    assert refused.returncode != 0
+    assert "observes again" in refused.stdout, refused.stdout
+    assert f"db by {STRANGER}" in refused.stdout.partition("Say why")[2], refused.stdout
+    assert switching.mode == "observe"
+
+    # What was refused once would be again.
+    again = switching.play(licagent_enforce_soak_s=1)
+    assert "uses are unexplained" in again.stdout, again.stdout
+    assert switching.mode == "observe"
+
+    named = [{"resource": "db", "reason": "ticket 4711"}]
+    well = switching.play(licagent_enforce_soak_s=3, licagent_shadow_accepted=named)
+    assert well.returncode == 0, well.stdout
+    assert switching.mode == "enforce"
+
+    # It enforced before: nothing is judged, and nothing is put back.
+    assert scene.connect(STRANGER) == "ENOKEY"
+    same = switching.play()
+    assert same.returncode == 0, same.stdout
+    assert switching.mode == "enforce"
 
 
 def test_a_passphrase_that_licplane_would_refuse_is_not_kept(tmp_path: Path) -> None:

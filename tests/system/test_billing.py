@@ -19,8 +19,8 @@ from tests.support.usage import Spool, record
 from tests.system.harness.controlplane import ControlPlane, Document, license
 
 from licplane.api.usage_reading import RecordReader
-from licplane.service.periods import period_at
-from licplane.service.usage_values import Position, SentBatch, UsageHello
+from licplane.service.billing.periods import period_at
+from licplane.service.usage.values import Position, SentBatch, UsageHello
 
 if TYPE_CHECKING:
     pass

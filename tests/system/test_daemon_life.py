@@ -205,11 +205,12 @@ def _start_as_it_stands(agent: AgentUnderTest) -> None:
     agent.wait_ready()
 
 
+@pytest.mark.parametrize("name", ["licagent.join-token", "licagent.join-token.encrypted"])
 def test_a_host_joins_by_the_credential_of_its_service_manager(
-    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody runs `licagent enroll`; the token stays unread once the host has joined."""
-    (tmp_path / "licagent.join-token").write_text(plane.join() + "\n")
+    (tmp_path / name).write_text(plane.join() + "\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     with Host(plane, AgentUnderTest()) as host:
         host.agent.start()

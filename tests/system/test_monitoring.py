@@ -19,8 +19,8 @@ from tests.system.harness.controlplane import ControlPlane, Host, address
 from tests.system.harness.prometheus import MISSING, Prometheus, get, promtool
 from tests.system.harness.scene import HOLDER, STRANGER, Scene, eventually
 
-from licagent.daemon.metrics_families import FAMILIES as AGENT
-from licagent.daemon.metrics_families import SERIES_MAX
+from licagent.daemon.metrics.families import FAMILIES as AGENT
+from licagent.daemon.metrics.families import SERIES_MAX
 from licplane.api.metrics import FAMILIES as PLANE
 
 ROOT: Final = Path(__file__).parents[2]

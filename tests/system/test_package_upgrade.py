@@ -55,9 +55,9 @@ print(counts, flush=True)
 
 LINKS = """
 from pathlib import Path
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 for pin in sorted(Path("/mnt/licagent/links").iterdir()):
-    info = libbpf.link_info(libbpf.open_pin(pin))
+    info = bpf_info.link_info(libbpf.open_pin(pin))
     if info.cgroup_id:
         print(pin.name, info.id, info.program_id)
 """
@@ -140,6 +140,10 @@ def set_up(copy: RootCopy, cgroup: Path) -> None:
         copy.run(f"cat >/etc/licagent/{name} <<'END'\n{text.rstrip()}\nEND")
 
 
+def list_of(copy: RootCopy, folder: str) -> list[str]:
+    return copy.run(f"ls {folder}").split()
+
+
 def links(copy: RootCopy) -> dict[str, tuple[str, str]]:
     """Our links on cgroups: id, and the program's id, by the hook's name."""
     told = copy.run(f"/usr/lib/licagent/bin/python3 - <<'END'\n{LINKS}\nEND")
@@ -175,6 +179,10 @@ def test_versions_take_turns_without_a_gap(
     assert "let through" not in told
     assert "ENOKEY" in told
 
-    copy.run("dpkg --purge licagent")
+    # In a chroot the kernel is another system's: nothing is detached.
+    copy.run("dpkg --remove licagent")
+    assert len(list_of(copy, "/mnt/licagent/links")) > 5
+    copy.run(f"dpkg --install {first}")
+    copy.run("dpkg --purge licagent", as_host=True)
     assert "licagent" not in copy.run("ls /mnt")
     assert copy.run("ls -d /etc/licagent /var/lib/licagent", check=False).count("No such") == 2

@@ -124,5 +124,10 @@ def test_hosts_on_both_servers_change_over(
     while not every_worker_shows(first.control, pem):
         assert time.monotonic() < end_s, first.log()
         time.sleep(0.5)
-    eventually(lambda: hosts[0].control["state"] == "connected", "connected to it again")
+    # Each try that failed while it was away has doubled the wait for the next one.
+    eventually(
+        lambda: hosts[0].control["state"] == "connected",
+        "connected to it again",
+        within_s=START_S,
+    )
     assert first.ask("audit", "verify")["intact"] is True

@@ -38,7 +38,7 @@ from tests.system.harness.scene import eventually
 
 from licapi.control.v1 import telemetry_pb2, telemetry_pb2_grpc
 from licplane.api.usage_reading import RecordReader
-from licplane.service.usage_verify import UsageVerify
+from licplane.service.usage.verify import UsageVerify
 from licplane.service.values import Actor, Role
 
 if TYPE_CHECKING:

@@ -33,8 +33,8 @@ from tests.system.harness.controlplane import ControlPlane
 from tests.system.harness.scene import eventually
 
 from licplane.store.announce_postgres import PostgresAnnouncer
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
 from licplane.store.database import Store
-from licplane.store.model import Kind, ObjectDraft, Scope
 
 if TYPE_CHECKING:
     from tests.support.postgres import Postgres

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import os
+import queue
 import subprocess
 from pathlib import Path
 
 import pytest
-from tests.run import NO_TESTS, Phase, Request, Run, lanes
+from tests.run import NO_TESTS, ROOT, Phase, Request, Run, phases
 
 
 @pytest.fixture
@@ -18,18 +19,25 @@ def tally(tmp_path: Path) -> Path:
     return path
 
 
-def test_lanes_hold_every_phase_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lanes_run_every_test_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LANES", "LOADER", "VM"):
         monkeypatch.delenv(f"LICAGENT_TEST_{name}", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert len(lanes(Request())) == 2
-    phases = [phase for lane in lanes(Request()) for phase in lane]
-    assert sorted((phase.folder, phase.loader) for phase in phases) == [
+    planned, at_a_time = phases(Request())
+    assert at_a_time == 2
+    assert sorted((phase.folder, phase.loader) for phase in planned) == [
         ("tests/kernel", "bcc"),
         ("tests/kernel", "prebuilt"),
         ("tests/system", ""),
+        ("tests/system", ""),
         ("tests/unit", ""),
     ]
+    parts = [phase.files for phase in planned if phase.files]
+    assert [len(part) > 10 for part in parts] == [True, True]
+    files = sorted(
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests/system").rglob("test_*.py")
+    )
+    assert sorted(file for part in parts for file in part) == files
 
 
 def test_machines_are_added_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,23 +47,25 @@ def test_machines_are_added_where_they_are_asked_for(monkeypatch: pytest.MonkeyP
     for wanted, is_there in (("1", True), ("", False)):
         monkeypatch.setenv("LICAGENT_TEST_VM", wanted)
         for request in (Request(), Request(["tests/unit"])):
-            phases = [phase for lane in lanes(request) for phase in lane]
-            found = [phase for phase in phases if phase.command]
+            planned, at_a_time = phases(request)
+            found = [phase for phase in planned if phase.command]
             assert bool(found) == (is_there and not request.paths)
+            assert at_a_time == (1 if request.paths else 2 + is_there)
     monkeypatch.setenv("LICAGENT_TEST_VM", "1")
     monkeypatch.setenv("LICAGENT_TEST_LANES", "1")
-    assert lanes(Request())[0][-1].folder == "tests/vm"
+    planned, at_a_time = phases(Request())
+    assert (planned[-1].folder, at_a_time) == ("tests/vm", 1)
 
 
 def test_a_phase_may_be_a_command_and_its_failure_counts(tally: Path) -> None:
     run = Run(Request(), tally)
-    run.lane([Phase("machines", "tests/vm", command=("sh", "-c", "exit 3"))], is_alone=False)
+    run.phase(Phase("machines", "tests/vm", command=("sh", "-c", "exit 3")), is_alone=False)
     assert run.status() == 3
 
 
 @pytest.mark.parametrize("request_", [Request(["tests/unit"]), Request([], ["-x"], True)])
-def test_what_is_asked_for_by_name_runs_in_one_lane(request_: Request) -> None:
-    assert len(lanes(request_)) == 1
+def test_what_is_asked_for_by_name_runs_one_after_the_other(request_: Request) -> None:
+    assert phases(request_)[1] == 1
 
 
 def test_a_lane_that_cannot_go_on_is_a_failure(
@@ -66,10 +76,16 @@ def test_a_lane_that_cannot_go_on_is_a_failure(
 
     monkeypatch.setattr(subprocess, "Popen", fail)
     found = Run(Request(), tally)
-    found.guarded_lane([Phase("unit", "tests/unit")])
+    waiting: queue.SimpleQueue[Phase] = queue.SimpleQueue()
+    for name in ("unit", "kernel"):
+        waiting.put(Phase(name, f"tests/{name}"))
+    found.guarded_lane(waiting)
     assert found.status() not in {0, NO_TESTS}
-    assert "a lane broke off" in found.closing_line(1)
-    assert "Cannot allocate memory" in capfd.readouterr().err
+    assert "a phase broke off" in found.closing_line(1)
+    told = capfd.readouterr().err
+    assert "Cannot allocate memory" in told
+    assert "unit broke off" in told
+    assert "kernel broke off" in told
 
 
 def test_a_phase_that_fails_is_a_failure_of_all(tally: Path) -> None:

@@ -31,6 +31,8 @@ class LicensedHost:
         trust = TrustStore([TrustedKey.of(self.key.public_key, ISSUER)])
         self.machine.write(f"{CONFIG}/trust.jwks", trust.to_bytes().decode())
         self.machine.write(f"{CONFIG}/agent.toml", f'mode = "{mode}"\n{settings}\n')
+        # These came by no command of ours: a test that cuts the power is about what does.
+        self.machine.run("sync")
         self.machine.run("systemctl restart licagent.service", timeout=300)
 
     def token(

@@ -376,7 +376,7 @@ class Machine:
 
     def _command(self, saved: str | None) -> list[str]:
         files = boot_files(self.hardware.kernel)
-        words = f"console=ttyS0 loglevel=4 panic=1 net.ifnames=0 {_LSM}"
+        words = f"console=ttyS0 loglevel=4 panic=1 no_timer_check net.ifnames=0 {_LSM}"
         words += f" {self.hardware.cmdline_extra}"
         clock = ""
         if self.hardware.clock is not None:

@@ -47,6 +47,8 @@ binding:
     selectors: ["unix:path:/usr/bin/curl"]
     scope: { org: acme }
 """
+OWN = "# of this host\nmetering_interval_s = 7\n"
+"""Settings that no inventory has."""
 CURL = "curl -sS -m 10 http://127.0.0.1:7001/"
 STRANGER = "nc -v -w 5 127.0.0.1 7001"
 
@@ -181,6 +183,9 @@ def test_a_control_plane_by_its_role(fleet: Fleet) -> None:
 
 
 def test_rollout_then_nothing_left_to_do(fleet: Fleet) -> None:
+    # As a run leaves it that was interrupted before the daemon was told.
+    canary = fleet.machines["canary"]
+    canary.run("cat >>/etc/licagent/agent.toml", stdin=OWN)
     first = _well(fleet.play("rollout", "--diff"))
     again = _well(fleet.play("rollout", "--diff", licagent_rollout_batches=["100%"]))
 
@@ -188,6 +193,9 @@ def test_rollout_then_nothing_left_to_do(fleet: Fleet) -> None:
     assert {name: again.changed(name) for name in HOSTS} == dict.fromkeys(HOSTS, 0), again.output
     for name in HOSTS:
         assert fleet.status(name)["mode"] == "observe"
+    assert OWN in canary.run("cat /etc/licagent/agent.toml").stdout
+    live = canary.run("licagent config check --live --json --timeout 60").stdout
+    assert json.loads(live)["pending"] == []
     assert first.output.index("ok: [canary]") < first.output.index("ok: [second]")
 
 
@@ -235,7 +243,7 @@ def test_enforce_is_refused_while_use_is_unexplained(fleet: Fleet) -> None:
     canary.run(f"systemd-run --unit=shadow-use {CURL} || true")
     canary.wait_for("licagent events --verdict shadow --timeout 30 | grep -q web")
 
-    now = {"licagent_observed_at_least_s": 0}
+    now = {"licagent_observed_at_least_s": 0, "licagent_enforce_soak_s": 5}
     refused = fleet.play("observe_to_enforce", "--limit", "canary", **now)
     assert refused.status != 0
     assert "uses are unexplained" in refused.output
@@ -254,6 +262,7 @@ def test_enforce_is_refused_while_use_is_unexplained(fleet: Fleet) -> None:
 
     _well(fleet.play("observe_to_enforce", "--limit", "canary", **now))
     assert fleet.status("canary")["mode"] == "enforce"
+    assert OWN in canary.run("cat /etc/licagent/agent.toml").stdout
     # Nobody listens, but the license lets it try.
     assert "Connection refused" in canary.run(f"{CURL} -v", check=False).stderr
     assert "Required key not available" in canary.run(STRANGER, check=False).stderr
@@ -277,13 +286,23 @@ def test_rollout_stops_at_an_unhealthy_canary_which_goes_back(
     # The kernel never stopped deciding, and by the mode that the host had.
     assert "Required key not available" in canary.run(STRANGER, check=False).stderr
 
+    assert f"licagent_rollback_from={NEXT} --limit canary" in stopped.output
+
+    # As a setting that only the newer version knows.
     canary.run("rm /etc/licagent/policy.d/mistake.toml")
-    back = _well(fleet.play("rollback", "--limit", "canary"))
+    canary.run("cat >>/etc/licagent/agent.toml", stdin='colour = "red"\n')
+    back = _well(fleet.play("rollback", licagent_rollback_from=NEXT))
     assert back.changed("canary") >= 1
     assert fleet.version("canary").startswith(before)
-    again = _well(fleet.play("rollback", "--limit", "canary"))
-    assert again.changed("canary") == 0
     assert fleet.status("canary")["mode"] == "enforce"
+    settings = canary.run("cat /etc/licagent/agent.toml").stdout
+    assert OWN in settings
+    assert "colour" not in settings
+    assert "has the settings of before the upgrade again" in back.output
+    # The other host was never upgraded, and would have had nothing to go back to.
+    assert f"second has {before}, not {NEXT}: nothing to do" in back.output
+    again = _well(fleet.play("rollback", licagent_rollback_from=NEXT))
+    assert {name: again.changed(name) for name in HOSTS} == dict.fromkeys(HOSTS, 0), again.output
 
 
 def _plane(fleet: Fleet, *arguments: str) -> str:

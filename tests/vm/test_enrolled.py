@@ -53,6 +53,8 @@ def until(machine: Machine, answer: str) -> None:
 
 
 def test_policy_is_pushed_and_enforced(machine: Machine) -> None:
+    # Before the policy is there, everything connects: the refusal tells that it is.
+    machine.wait_for(f"test $({dial(PORT)}) = ENOKEY", timeout=180)
     until(machine, "connected")
     assert said(machine.run(dial(PORT))) == "ENOKEY"
 

@@ -142,10 +142,11 @@ def attached(machine: Machine) -> Attached:
     script = (
         "import json,sys\n"
         "sys.path.insert(0,'/usr/lib/licagent/site')\n"
-        "from licagent.kernel import libbpf\n"
+        "from licagent.kernel.bpf_info import link_info\n"
+        "from licagent.kernel.libbpf import open_pin\n"
         "from pathlib import Path\n"
         f"pins=sorted(Path('{PINS}/links').iterdir())\n"
-        "infos={pin.name:libbpf.link_info(libbpf.open_pin(pin)) for pin in pins}\n"
+        "infos={pin.name:link_info(open_pin(pin)) for pin in pins}\n"
         "print(json.dumps([[n,i.id,i.program_id,i.cgroup_id] for n,i in infos.items()]))\n"
     )
     rows = json.loads(machine.run("/usr/lib/licagent/bin/python3 -", stdin=script).stdout)
@@ -201,7 +202,7 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
         assert version(installed) == wanted
         assert installed.run("licagent --version").stdout.split()[-1] == wanted
         assert installed.run("systemctl show -P MainPID licagent").stdout != main.stdout
-        assert "connected" not in met["refused"], met
+        assert set(met["refused"]) == {"ENOKEY"}, met
         assert set(met["let-through"]) == {"connected"}, met
         assert set(met["open"]) == {"echoed"}, met
         assert min(sum(counts.values()) for counts in met.values()) > 100
@@ -211,6 +212,27 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
         for hook in after.on_cgroups:
             assert before.links[hook] == after.links[hook], hook
             assert before.programs[hook] != after.programs[hook], hook
+
+
+def test_what_root_detached_stays_so_through_an_upgrade(
+    installed: Machine, enforced: LicensedHost, next_version: Path
+) -> None:
+    first = version(installed)
+    installed.run("licagent detach --yes")
+    installed.wait_for("! systemctl is-active licagent.service")
+    for step in ("upgraded", "configured again"):
+        if step == "upgraded":
+            states.install(installed, next_version)
+        else:
+            installed.run("DEBIAN_FRONTEND=noninteractive dpkg-reconfigure licagent")
+        assert installed.run("systemctl is-active licagent", check=False).stdout == "inactive\n"
+        assert said(installed.run(dial(7001))) == "connected", step
+    installed.run("systemctl start licagent.service", timeout=200)
+    assert said(installed.run(dial(7001))) == "ENOKEY"
+    # What runs is taken over, as ever.
+    states.install(installed, states.package("licagent", first))
+    installed.wait_for("systemctl is-active licagent.service", timeout=240)
+    assert said(installed.run(dial(7001))) == "ENOKEY"
 
 
 def test_removing_takes_enforcement_away_and_purging_all_else(
@@ -248,12 +270,15 @@ def test_removing_takes_enforcement_away_and_purging_all_else(
             "getent passwd licplane; getent group licagent licplane", check=False
         ).stdout
     )
-    assert installed.run("systemctl list-unit-files 'lic*' --no-legend").stdout == ""
+    units = installed.run("systemctl list-unit-files 'lic*' --no-legend", check=False)
+    assert units.stdout == ""
 
 
 def test_removing_works_with_settings_that_are_refused(installed: Machine) -> None:
     installed.restore("installed")
     ours = attached(installed)
+    # No daemon is there to do it by the settings that it runs with.
+    installed.run("systemctl stop licagent.service")
     installed.write("/etc/licagent/agent.toml", "mode = \n")
     installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
     assert live(installed, "link", ours.links) == []

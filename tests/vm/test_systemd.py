@@ -76,9 +76,7 @@ def test_it_is_ready_watched_bounded_and_says_how_it_is(host: LicensedHost) -> N
     assert int(found["MemoryCurrent"]) < int(found["MemoryHigh"]) < int(found["MemoryMax"])
     assert not codes(host), host.status()["reasons"]
     # The maps are made outside of the unit: they do not count against its bound.
-    assert not [
-        each for each in journal(host.machine, "-u licagent") if "memory limit" in each["MESSAGE"]
-    ]
+    assert host.status()["kernel"]["load_notes"] == []
     assert show(host.machine, "licagent-uplink.service")["ActiveState"] == "active"
 
 
@@ -152,7 +150,7 @@ def test_broken_settings_and_policy_leave_the_last_good_ones(host: LicensedHost)
 
 
 def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
-    """Other users' files, the host's /tmp, other network namespaces, cgroups, quotas, the clock."""
+    """Other users' files, the host's /tmp, other network namespaces, cgroups, the clock."""
     machine = host.machine
     machine.run(
         "useradd -m -s /bin/sh worker && install -d -m 0700 -o worker /home/worker/bin && "
@@ -201,12 +199,8 @@ def test_what_the_unit_leaves_possible(host: LicensedHost) -> None:
     machine.wait_for("! systemctl is-active blue-client.service")
     # The clock's state comes by the way out; the other facts from files.
     facts = host.status()["host"]["facts"]
-    assert {"clock_in_sync", "agent_integrity", "kernel"} <= facts.keys(), facts
-    checks = {
-        each["name"]: each
-        for each in json.loads(machine.run("licagent doctor --json", check=False).stdout)["checks"]
-    }
-    assert checks
+    for name in ("clock_in_sync", "agent_integrity", "kernel"):
+        assert facts[name] is not None, facts
 
 
 def test_a_host_that_is_renamed_goes_by_its_new_name(host: LicensedHost) -> None:
@@ -267,10 +261,18 @@ def test_the_control_plane_starts_with_its_passphrase_and_the_host_joins_by_itse
         "runuser -u licplane -- env LICPLANE_STATE=/var/lib/licplane "
         "LICPLANE_PASSPHRASE='correct horse' licplane"
     )
+    # A plain credential that is no token is named, and keeps nothing from starting.
+    machine.run(
+        "install -d -m 0700 /etc/credstore && echo junk >/etc/credstore/licagent.join-token"
+    )
+    machine.run("systemctl restart licagent.service", timeout=200)
+    machine.wait_for("journalctl -b -u licagent | grep -q 'not joined by the credential'")
+    machine.run("rm /etc/credstore/licagent.join-token")
     machine.run(
         f"{as_plane} token create --label org=tests --reason test | "
         "(install -d -m 0700 /etc/credstore.encrypted; systemd-creds encrypt "
-        "--name=licagent.join-token - /etc/credstore.encrypted/licagent.join-token)"
+        "--name=licagent.join-token.encrypted - "
+        "/etc/credstore.encrypted/licagent.join-token.encrypted)"
     )
     machine.run("systemctl restart licagent.service", timeout=200)
     machine.wait_for('licagent status --json | grep -q \'"state": "connected"\'', timeout=120)
@@ -279,19 +281,32 @@ def test_the_control_plane_starts_with_its_passphrase_and_the_host_joins_by_itse
     assert f"pid={pid}," in machine.run("ss -Htnp dport = :8443").stdout
 
 
+def test_the_control_plane_waits_for_its_database_and_runs_by_a_kept_schema(
+    host: LicensedHost,
+) -> None:
+    machine = host.machine
+    machine.run("systemctl mask licplane-migrate.service")
+    machine.run("systemctl restart licplane.service && systemctl unmask licplane-migrate.service")
+    # A database that is away for a while is waited for.
+    away = "LICPLANE_ISSUER=tests\nLICPLANE_DATABASE=postgresql://licplane@127.0.0.1:9/none\n"
+    machine.write("/etc/licplane/licplane.env", away)
+    machine.run("systemctl restart licplane.service", check=False, timeout=300)
+    machine.wait_for("test $(systemctl show -P NRestarts licplane.service) -gt 0", timeout=120)
+    machine.write("/etc/licplane/licplane.env", "LICPLANE_ISSUER=tests\n")
+    machine.wait_for("systemctl is-active licplane.service", timeout=300)
+
+
 def test_the_boot_waits_for_nothing_of_ours_but_the_network(host: LicensedHost) -> None:
     machine = host.machine
     machine.reboot()
     machine.wait_for("systemctl is-active licagent.service", timeout=240)
+    machine.run("systemctl is-system-running --wait", check=False, timeout=300)
 
     def since(unit: str, event: str = "ActiveEnterTimestampMonotonic") -> int:
         return int(show(machine, unit)[event])
 
     assert 0 < since("licagent-load.service") <= since("network-pre.target")
-    assert said(machine.run(f"ip link show lo >/dev/null; {dial(_PORT)}")) in {
-        DENIED,
-        "ECONNREFUSED",
-    }
+    assert said(machine.run(dial(_PORT))) == DENIED
     chain = machine.run("systemd-analyze critical-chain --no-pager basic.target").stdout
     # The socket and the folder of a credential are there at once; a service would take its time.
     assert not re.search(r"\blicagent(-load)?\.service [@+]", chain), chain

@@ -21,6 +21,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "status": ("status:status", "Is this host enforcing, and is all well?"),
     "explain": ("explain:explain", "Why may a process or socket do what it does, or not?"),
     "events": ("events:events", "Decisions and changes, oldest first."),
+    "shadow": ("shadow:shadow", "Who would be refused if this host enforced?"),
     "usage": ("usage:usage_group", "What was used, by license, process, unit and more."),
     "top": ("top:top", "Use as it happens, by process, unit or license."),
     "license": ("license:license_group", "Add, list, show, remove and revoke licenses."),

@@ -22,7 +22,7 @@ from licagent.local.wire import SCHEMA_VERSION, SOCKET_NAME
 
 if TYPE_CHECKING:
     from licagent.cli.output import Block
-    from licagent.domain.config import Settings
+    from licagent.domain.config_reader import Settings
 
 _RUNTIME_DIR: Final = "LICAGENT_RUNTIME_DIR"
 
@@ -48,7 +48,8 @@ class Session:
         directory = os.environ.get(_RUNTIME_DIR)
         if directory and directory.startswith("/"):
             return Path(directory) / SOCKET_NAME
-        from licagent.domain.config import AgentConfig, ConfigError, read_config
+        from licagent.domain.config import AgentConfig
+        from licagent.domain.config_reader import ConfigError, read_config
 
         try:
             config = read_config(os.environ, self.config_path).config
@@ -59,7 +60,7 @@ class Session:
 
     def settings(self) -> Settings:
         """The settings. LocalError REFUSED, with the problems, if they cannot be used."""
-        from licagent.domain.config import ConfigError, read_config
+        from licagent.domain.config_reader import ConfigError, read_config
 
         try:
             return read_config(os.environ, self.config_path)

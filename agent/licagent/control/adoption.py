@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from licagent.control.hostkey import check_certificate, fingerprint, new_key
 from licagent.control.join import EnrolmentFailed
+from licagent.domain.catalog import SignedBytes
 from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import SignedBytes
 
 if TYPE_CHECKING:
     from licagent.control.interface import Assignment, CatalogStorage, IdentityStorage
@@ -96,7 +96,7 @@ def adopt(
     `keep` puts down what came along with it (a catalog), after the old one was cleared and
     before the identity counts.
     """
-    from licagent.domain.replica import Refused
+    from licagent.domain.catalog import Refused
 
     old = identities.load()
     assignment = verified_assignment(answer, key_pem)
@@ -140,7 +140,7 @@ def verified_assignment(answer: Answer, key_pem: bytes) -> Assignment:
     """The assignment of an answer that fits together. Raises EnrolmentFailed (code answer)."""
     from licagent.control.trust import opened, trust_of
     from licagent.control.wire import assignment as parse_assignment
-    from licagent.domain.replica import Refused
+    from licagent.domain.catalog import Refused
     from lictoken.sealed import SealPurpose
 
     check_certificate(answer.certificate_chain, answer.ca_certificates, key_pem, answer.host_id)
@@ -182,7 +182,7 @@ def _check_mode(host_id: str, old: Identity | None, mode: EnrolmentMode) -> None
 def _check_issuer(answer: Answer, old: Identity) -> None:
     """A root that this host does not know is taken on the word of an issuer that it does know."""
     from licagent.control.trust import opened, trust_of
-    from licagent.domain.replica import Refused
+    from licagent.domain.catalog import Refused
     from lictoken.sealed import SealPurpose
 
     if set(answer.ca_certificates) & set(old.ca_certificates):

@@ -18,18 +18,18 @@ from licagent.control.leases import opened_leases
 from licagent.control.trust import as_then, opened, rotated, trust_of
 from licagent.control.wire import assignment as parse_assignment
 from licagent.control.wire import manifest as parse_manifest
-from licagent.domain.hostidentity import Identity
-from licagent.domain.lease import NO_LEASES, LeaseHolder, LeaseSet
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     TRUST_NAME,
     Delta,
     Kind,
     NackReason,
     ObjectChange,
     Refused,
-    Replica,
     StoredCatalog,
 )
+from licagent.domain.hostidentity import Identity
+from licagent.domain.lease import NO_LEASES, LeaseHolder, LeaseSet
+from licagent.domain.replica import Replica
 from lictoken.digest import DigestTree
 from lictoken.sealed import SealPurpose
 from lictoken.trust import TrustStore

@@ -29,18 +29,18 @@ from licagent.control.adoption import (
 )
 from licagent.control.hostkey import fingerprint, request_for
 from licagent.control.join import EnrolmentFailed
-from licagent.domain.hostidentity import Identity
-from licagent.domain.lease import LeaseHolder, StoredLeases
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     CatalogView,
     Delta,
     Kind,
     NackReason,
     ObjectChange,
     Refused,
-    Replica,
     SignedBytes,
 )
+from licagent.domain.hostidentity import Identity
+from licagent.domain.lease import LeaseHolder, StoredLeases
+from licagent.domain.replica import Replica
 from lictoken import base64url
 from lictoken.errors import TokenError
 

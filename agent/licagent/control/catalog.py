@@ -24,18 +24,18 @@ from licagent.control.interface import (
 from licagent.control.trust import opened, rotated, trust_of
 from licagent.control.wire import assignment as parse_assignment
 from licagent.control.wire import manifest as parse_manifest
-from licagent.domain.delta_parts import GatheredDelta
-from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     TRUST_NAME,
     CatalogView,
     Delta,
     Kind,
     NackReason,
     Refused,
-    Replica,
     SignedBytes,
 )
+from licagent.domain.delta_parts import GatheredDelta
+from licagent.domain.hostidentity import Identity
+from licagent.domain.replica import Replica
 from lictoken.errors import TokenError
 from lictoken.revocation import RevocationAction, verify_revocation
 from lictoken.sealed import SealPurpose

@@ -10,9 +10,7 @@ from enum import IntEnum, StrEnum
 from typing import Protocol
 
 from licagent.control.report import HostReport
-from licagent.domain.hostidentity import Identity
-from licagent.domain.lease import LeaseSet, StoredLeases
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     CatalogObject,
     CatalogView,
     NackReason,
@@ -22,6 +20,8 @@ from licagent.domain.replica import (
     StoredCatalog,
     ViewKey,
 )
+from licagent.domain.hostidentity import Identity
+from licagent.domain.lease import LeaseSet, StoredLeases
 
 __all__ = [
     "Assignment",

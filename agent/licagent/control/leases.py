@@ -14,6 +14,7 @@ from licagent.control.hostkey import fingerprint
 from licagent.control.interface import CatalogStorage, ControlCallbacks, ControlSettings
 from licagent.control.trust import opened
 from licagent.control.wire import lease_answer
+from licagent.domain.catalog import Kind, NackReason, Refused, SignedBytes
 from licagent.domain.lease import (
     Lease,
     LeaseHolder,
@@ -22,7 +23,6 @@ from licagent.domain.lease import (
     StoredLeases,
     accept,
 )
-from licagent.domain.replica import Kind, NackReason, Refused, SignedBytes
 from lictoken.sealed import SealPurpose
 from lictoken.trust import TrustStore
 

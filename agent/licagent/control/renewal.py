@@ -13,8 +13,8 @@ from licagent.control.join import EnrolmentFailed
 from licagent.control.trust import opened
 from licagent.control.wire import assignment as parse_assignment
 from licagent.control.wire import signed
+from licagent.domain.catalog import Refused
 from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import Refused
 from licapi.control.v1 import enrollment_pb2
 from lictoken.sealed import SealPurpose
 from lictoken.trust import TrustStore

@@ -27,8 +27,8 @@ from licagent.control.interface import (
 )
 from licagent.control.leases import LeaseKeeper
 from licagent.control.wire import delta_part, sealed, signed, view_message
+from licagent.domain.catalog import Kind, SignedBytes
 from licagent.domain.delta_parts import DeltaParts, GatheredDelta
-from licagent.domain.replica import Kind, SignedBytes
 from licapi.control.v1 import sync_pb2, sync_pb2_grpc
 
 _log: Final = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from licagent.domain.replica import NackReason, Refused, SignedBytes
+from licagent.domain.catalog import NackReason, Refused, SignedBytes
 from lictoken.errors import TokenError
 from lictoken.keys import Purpose
 from lictoken.sealed import Seal, SealPurpose, unseal

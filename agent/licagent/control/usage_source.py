@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between the ledger and its delivery: what delivery asks for, and how it tells of itself.
 
-The shapes are those of licagent.store.ledger; control does not import store. Loads no gRPC.
+The shapes are those of licagent.store.ledger_types; control does not import store. Loads no gRPC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Protocol
 
 
 class BatchShape(Protocol):
-    """Consecutive records, as they were committed and signed (licagent.store.ledger.Batch)."""
+    """Consecutive records, as they were committed and signed (`Batch`)."""
 
     @property
     def epoch(self) -> int:
@@ -48,7 +48,7 @@ class BatchShape(Protocol):
 
 
 class GapShape(Protocol):
-    """Sequences that are lost (licagent.store.ledger.Gap); it has no `records`."""
+    """Sequences that are lost (`Gap`); it has no `records`."""
 
     @property
     def epoch(self) -> int:
@@ -76,7 +76,7 @@ class GapShape(Protocol):
 
 
 class EpochShape(Protocol):
-    """A chain with something to deliver, or the current one (licagent.store.ledger.EpochState)."""
+    """A chain with something to deliver, or the current one (`EpochState`)."""
 
     @property
     def epoch(self) -> int:

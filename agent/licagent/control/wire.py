@@ -12,9 +12,7 @@ from google.protobuf.message import DecodeError
 
 from licagent.control.interface import Assignment, HostStatus, Machine
 from licagent.control.report import HostReport
-from licagent.domain.delta_parts import DeltaPart
-from licagent.domain.lease import Lease, LeaseAnswer
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     Kind,
     Manifest,
     NackReason,
@@ -23,6 +21,8 @@ from licagent.domain.replica import (
     SignedBytes,
     ViewKey,
 )
+from licagent.domain.delta_parts import DeltaPart
+from licagent.domain.lease import Lease, LeaseAnswer
 from licapi.control.v1 import common_pb2, enrollment_pb2, sync_pb2, telemetry_pb2
 
 _KINDS: Final = {int(kind): kind for kind in Kind}

@@ -23,7 +23,7 @@ from lictoken.claims import License
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
-    from licagent.daemon.licensing import Held
+    from licagent.daemon.licensing.judging import Held
     from licagent.host.facts import FactReader
 
 _log: Final = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class ConditionsKeeper:
         agent = self._agent
         now_ns = boottime_ns()
         withheld = agent.licensing.withheld()
-        compiled = agent.compiled
+        compiled = agent.policy.compiled
         is_policy_old = compiled is not None and withheld not in (
             compiled.tables.withheld,
             self._tried,
@@ -200,7 +200,7 @@ class ConditionsKeeper:
         if compiled is not None and is_policy_old:
             self._tried = withheld
             agent.last_cut = []
-            agent.licensing.all_or_nothing = not agent.renew_policy()
+            agent.licensing.all_or_nothing = not agent.policy.renew()
             if agent.licensing.all_or_nothing:  # no tables that leave out what was lost
                 agent.write_licenses()
             cut += len(agent.last_cut)

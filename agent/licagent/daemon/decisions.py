@@ -18,7 +18,8 @@ from licagent.domain.tables import FAILSAFE_RESOURCE, FAMILY_RESOURCE, ResourceE
 from licagent.host.cgroups import CgroupTree, names_of
 from licagent.host.processes import Process, ProcessGone, describe
 from licagent.host.users import Users
-from licagent.kernel.layout import Event, Hook, RepeatKey
+from licagent.kernel.enforcement_structs import Event, RepeatKey
+from licagent.kernel.numbers import Hook
 
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp", 132: "sctp", 255: "other"}
 _FAMILIES: Final = {

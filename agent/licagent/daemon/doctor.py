@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from licagent.daemon import control_status, metering_status
 from licagent.daemon.agent import Agent
+from licagent.daemon.control import status as control_status
 from licagent.daemon.kernel_side import HookReport
+from licagent.daemon.metering import status as metering_status
 from licagent.host import posture
-from licagent.kernel.hooks import Hook, HookKind
+from licagent.kernel.hook_model import Hook, HookKind
 from licagent.kernel.hooks import hook as hook_named
-from licagent.kernel.layout import Fault
+from licagent.kernel.numbers import Fault
 
 Report = dict[str, Any]
 
@@ -135,7 +136,7 @@ def checks(agent: Agent) -> list[Report]:
             f"issuer keys are readable in {config.trust_path}",
             agent.licensing.trust_problem,
         ),
-        _check("policy", not agent.policy_problem, "the policy is good", agent.policy_problem),
+        _check("policy", not agent.policy.problem, "the policy is good", agent.policy.problem),
         _check(
             "integrity",
             not agent.self_check.problems,
@@ -191,11 +192,11 @@ def _ephemeral_services(agent: Agent) -> str:
     except OSError:
         return ""
     low, high = (int(word) for word in text.split())
-    if agent.compiled is None:
+    if agent.policy.compiled is None:
         return ""
     found = [
         f"{each.first}-{each.last}"
-        for resource in agent.compiled.policy.resources
+        for resource in agent.policy.compiled.policy.resources
         for each in resource.ports
         if each.first <= high and each.last >= low
     ]

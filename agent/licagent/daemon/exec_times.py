@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from licagent.host.digests import FRESH_NS
+from licagent.host.measurable import FRESH_NS
 from licagent.kernel.control import WallRecord
 
 _STEP_NS: Final = 1_000_000

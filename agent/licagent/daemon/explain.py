@@ -13,7 +13,8 @@ from licagent.domain.policy import Resource, ResourceKind
 from licagent.domain.reason import Reason, Verdict
 from licagent.domain.tables import Rule
 from licagent.host.processes import Process, ProcessGone, describe
-from licagent.kernel.layout import Half, SocketRecord, TagKind
+from licagent.kernel.enforcement_structs import Half, SocketRecord
+from licagent.kernel.numbers import TagKind
 from licagent.local.errors import ErrorCode, LocalError
 
 Report = dict[str, Any]
@@ -123,7 +124,7 @@ def _socket(agent: Agent, record: SocketRecord) -> Report:
 
 def _rule_of(agent: Agent, record: SocketRecord, half: Half) -> Rule | None:
     """The rule by which a tag was decided: it follows from the subject in the tag."""
-    if agent.compiled is None:
+    if agent.policy.compiled is None:
         return None
     tag = record.tag
     subject = Subject(
@@ -133,7 +134,7 @@ def _rule_of(agent: Agent, record: SocketRecord, half: Half) -> Rule | None:
         uid=tag.uid,
         gid=tag.gid,
     )
-    return PolicyIndex(agent.compiled.tables).rule_of(half.resource, subject)
+    return PolicyIndex(agent.policy.compiled.tables).rule_of(half.resource, subject)
 
 
 def _subject(agent: Agent, process: Process) -> Subject:
@@ -153,7 +154,7 @@ def _subject(agent: Agent, process: Process) -> Subject:
 
 
 def _resources(agent: Agent, process: Process, subject: Subject) -> list[Report]:
-    compiled = agent.compiled
+    compiled = agent.policy.compiled
     if compiled is None:
         return []
     index = PolicyIndex(compiled.tables)
@@ -175,7 +176,7 @@ def _resources(agent: Agent, process: Process, subject: Subject) -> list[Report]
             verdict = Verdict.ALLOW
         elif not enforcing or not resource.enforce:
             verdict = Verdict.SHADOW
-        elif agent.glass is not None:
+        elif agent.glass.opening is not None:
             verdict, reason = Verdict.ALLOW, Reason.BREAK_GLASS
         else:
             verdict = Verdict.DENY
@@ -250,7 +251,7 @@ def _advice(
 
 
 def _candidates(agent: Agent, resource: Resource) -> list[Any]:
-    compiled = agent.compiled
+    compiled = agent.policy.compiled
     if compiled is None:
         return []
     return [

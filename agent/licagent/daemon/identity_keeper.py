@@ -11,15 +11,18 @@ from typing import Final
 
 from licagent.daemon.exec_times import ExecTimes
 from licagent.domain.tables import Scope, ScopeKind, Tables
-from licagent.host.cgroups import CgroupTree, matches
+from licagent.host.cgroup_names import SCOPE_ORDER, matches
+from licagent.host.cgroups import CgroupTree
 from licagent.host.digests import DigestCache
-from licagent.host.executables import FileIdentity, directory_entry
+from licagent.host.executables import DirectoryEntry, FileIdentity
 from licagent.host.hostroot import as_host_sees
 from licagent.host.lanes import Started
 from licagent.host.measurer import Measurer
+from licagent.host.path_finder import PathFinder
+from licagent.kernel.enforcement_structs import Event
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
-from licagent.kernel.layout import MAX_SCOPES, Event
+from licagent.kernel.numbers import MAX_SCOPES
 
 _log: Final = logging.getLogger(__name__)
 
@@ -31,9 +34,6 @@ _LOOK_AT_MOST: Final = 1000
 """Paths that are looked at without the other thread, at some 0.1 ms each."""
 
 _PROBLEMS_MAX: Final = 10
-
-_ORDER: Final = {ScopeKind.PATH: 0, ScopeKind.UNIT: 1, ScopeKind.CONTAINER: 2}
-"""Which of several names of one cgroup is asked first; cgroup_mkdir has the same order."""
 
 _CONTAINER_NAMES: Final = (
     "{}",
@@ -74,6 +74,7 @@ class IdentityKeeper:
         self._written: dict[int, tuple[int, ...]] = {}  # cgroup id -> scopes
         self._measurer = Measurer(digests, measured)
         self._measurer.start()
+        self._finder = PathFinder()
         self._is_first = True  # no policy was settled yet
         self._is_seed_due = False
         self._next_seed_s = 0.0
@@ -179,7 +180,8 @@ class IdentityKeeper:
         As far as that is quick: a file that others may write holds up no policy, but for the
         first one after a start.
         """
-        paths = [path for _number, path in tables.paths]
+        # Looked up just now: what hangs is known, and would hang here as well.
+        paths = [path for _number, path in tables.paths if not self._finder.is_hanging(path)]
         # In the ordinary case all are known, and nobody needs to be waited for.
         if len(paths) <= _LOOK_AT_MOST and all(
             self._digests.is_settled(as_host_sees(path)) for path in paths
@@ -214,13 +216,21 @@ class IdentityKeeper:
     def _path_entries(self, tables: Tables) -> dict[bytes, int]:
         entries: dict[bytes, int] = {}
         problems = []
+        answers = self._finder.find(path for _number, path in tables.paths)
         for number, path in tables.paths:
+            answer = answers[path]
             try:
-                entry = directory_entry(path)
-                key = path_key(entry.directory_device, entry.directory_inode, entry.name)
+                if not isinstance(answer, DirectoryEntry):
+                    raise answer
+                key = path_key(answer.directory_device, answer.directory_inode, answer.name)
                 entries[key] = number
             except Exception as error:  # noqa: BLE001 - one path costs nothing but itself
                 problems.append(f"unix:path:{path} matches nothing: {error}")
+        problems += (
+            f"{path} is as it was last seen: its filesystem does not answer. Is a file server down?"
+            for path in self._finder.hanging
+            if isinstance(answers.get(path), DirectoryEntry)
+        )
         self._path_problems = tuple(problems)
         return entries
 
@@ -248,7 +258,7 @@ class IdentityKeeper:
         inherited: dict[str, tuple[int, ...]] = {}
         seen: dict[int, tuple[int, ...]] = {}
         problems = []
-        ordered = sorted(scopes, key=lambda scope: _ORDER[scope.kind])
+        ordered = sorted(scopes, key=lambda scope: SCOPE_ORDER[scope.kind])
         for cgroup in self._tree.walk():
             parent = cgroup.path.rsplit("/", 1)[0] or "/"
             own = tuple(scope.number for scope in ordered if matches(scope, cgroup.path))

@@ -14,16 +14,17 @@ from typing import Any, Final
 
 from licagent.daemon.interface_keeper import InterfaceKeeper
 from licagent.host.namespaces import NamespaceError, network_namespaces, run_inside
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
+from licagent.kernel.enforcement_structs import SocketRecord
 from licagent.kernel.events import Counters
 from licagent.kernel.guard import GuardTables
-from licagent.kernel.hooks import HOOKS, LSM_HOOKS, Hook, HookKind
+from licagent.kernel.hook_model import Hook, HookKind
+from licagent.kernel.hooks import HOOKS, LSM_HOOKS
 from licagent.kernel.identity import IdentityTables
 from licagent.kernel.interfaces import InterfaceLinks
 from licagent.kernel.iterators import Iterators
-from licagent.kernel.layout import SocketRecord
 from licagent.kernel.licenses import LicenseTable
 from licagent.kernel.maps import check_layout
 from licagent.kernel.tables import TableWriter
@@ -122,7 +123,7 @@ class KernelSide:
                     fd = -1
                 if fd >= 0:
                     try:
-                        info = libbpf.link_info(fd)
+                        info = bpf_info.link_info(fd)
                         link_id, program_id = info.id, info.program_id
                         # A cgroup link whose cgroup is gone is attached to nothing.
                         live = hook.attach_type is None or info.cgroup_id != 0

@@ -12,11 +12,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from licagent.kernel.layout import Guarded
+from licagent.kernel.numbers import Guarded
 
 if TYPE_CHECKING:
     from licagent.daemon.kernel_side import HookReport, KernelSide
-    from licagent.kernel.layout import Event
+    from licagent.kernel.enforcement_structs import Event
 
 _log: Final = logging.getLogger(__name__)
 

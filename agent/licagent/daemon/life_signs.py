@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from licagent.daemon import reports
+from licagent.daemon import status_reasons
 from licagent.observability.progress import Progress
 from licagent.observability.systemd import Notifier, watchdog_interval_s
 
@@ -89,9 +89,9 @@ def summary(agent: Agent) -> str:
     kernel = agent.kernel
     mode = "enforcing" if agent.config.mode == "enforce" else "observing"
     line = f"{mode}, policy generation {kernel.control.generation}"
-    reasons = reports.reasons_of(agent, kernel.hooks())
-    if (agent.glass_left_s() or 0) > 0:
-        line = f"open by break-glass until {(agent.glass or {}).get('until')}, {line}"
+    reasons = status_reasons.reasons_of(agent, kernel.hooks())
+    if (agent.glass.left_s() or 0) > 0:
+        line = f"open by break-glass until {(agent.glass.opening or {}).get('until')}, {line}"
     if not reasons:
         return line
     more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""

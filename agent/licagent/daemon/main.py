@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from licagent.daemon.agent import Agent
+from licagent.daemon.control.join_credential import join
+from licagent.daemon.control.link_watch import on_link_changes
 from licagent.daemon.decisions import Record
-from licagent.daemon.join_credential import join
 from licagent.daemon.kernel_side import KernelUnavailable
 from licagent.daemon.life_signs import LifeSigns
-from licagent.daemon.link_watch import on_link_changes
-from licagent.daemon.metrics_keeper import MetricsKeeper
+from licagent.daemon.metrics.keeper import MetricsKeeper
 from licagent.daemon.service import Service
 from licagent.daemon.settings_keeper import SettingsKeeper, chosen, load_again
+from licagent.daemon.shadow.watch import ShadowWatch
 from licagent.domain.config import AgentConfig
 from licagent.host import heap
 from licagent.host.cgroups import CgroupError
@@ -94,6 +95,7 @@ class Daemon:
         self._measured = asyncio.Event()
         self._agent = Agent(config, notify=self._publish, measured=self._tell_measured)
         self._agent.settings = settings
+        self._shadow_watch = ShadowWatch(self._agent, self._on_kernel_only)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kernel")
         self._notifier = Notifier.from_environment(os.environ)
         self._life = LifeSigns(self._notifier)
@@ -104,6 +106,9 @@ class Daemon:
 
     def _publish(self, record: Record) -> None:
         """From either thread; subscribers live on the loop's."""
+        if self._loop is not None and record["kind"] == "policy":
+            with contextlib.suppress(RuntimeError):  # the loop is closing
+                self._loop.call_soon_threadsafe(self._shadow_watch.tell)
         if self._loop is not None and self._fanout.subscribers:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 self._loop.call_soon_threadsafe(self._fanout.publish, record)
@@ -129,7 +134,7 @@ class Daemon:
                 agent.settings.remember(agent.state)
             agent.sync_watch.begin()
             server = LocalServer(self._config.socket_path, readers_gid=readers_gid())
-            service = Service(agent, self.on_kernel, self._fanout, self._stop)
+            service = Service(agent, self.on_kernel, self._fanout, self._stop, self._shadow_watch)
             service.register(server)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._loop.add_signal_handler(number, self._stop.set)
@@ -156,8 +161,8 @@ class Daemon:
             self._every(_REFRESH_S, self._refresh, "identities"),
             self._every(_CONDITIONS_S, self._agent.conditions.refresh, "checks of the kernel"),
             self._every(_KERNEL_WATCH_S, self._agent.kernel_watch.check, "attached programs"),
-            self._every(_CLOCK_S, self._agent.watch_clock, "clock"),
-            self._every(_SAVE_CLOCK_S, self._agent.save_clock, "clock's record"),
+            self._every(_CLOCK_S, self._agent.clock_keeper.watch, "clock"),
+            self._every(_SAVE_CLOCK_S, self._agent.clock_keeper.save, "clock's record"),
             on_link_changes(self._cover_interfaces, at_least_every_s=_REFRESH_S),
             self._measure(),
             self._ends(),
@@ -167,6 +172,7 @@ class Daemon:
             join(self._agent, service.enroll),
             self._agent.link.run(self.on_kernel),
             self._agent.metering.run(self.on_kernel),
+            self._shadow_watch.run(),
             MetricsKeeper(self._agent, self._life.progress.stalled).run(self._on_kernel_only),
         )
         stop = asyncio.create_task(self._stop.wait())
@@ -214,7 +220,7 @@ class Daemon:
     def _refresh(self) -> None:
         if self._agent.identity is not None:
             self._agent.identity.refresh()
-        self._agent.follow_resolvers()
+        self._agent.policy.follow_resolvers()
 
     async def _cover_interfaces(self) -> None:
         interfaces = self._agent.kernel.interfaces
@@ -278,7 +284,7 @@ class Daemon:
         license_s = agent.license_end_s()
         if license_s is not None:
             wait_s = min(wait_s, license_s + _END_SLACK_S)
-        glass_s = agent.glass_left_s()
+        glass_s = agent.glass.left_s()
         if glass_s is not None:
             wait_s = min(wait_s, glass_s + _END_SLACK_S)
         hours_s = agent.conditions.change_in_s()
@@ -287,9 +293,9 @@ class Daemon:
         return wait_s
 
     def _end_what_is_over(self) -> None:
-        left = self._agent.glass_left_s()
+        left = self._agent.glass.left_s()
         if left is not None and left <= 0:
-            self._agent.end_glass("time")
+            self._agent.glass.end("time")
         self._agent.metering.policy_changed()
         self._agent.conditions.attest()  # what only this daemon's sleep has ended is not over
         self._agent.cut()

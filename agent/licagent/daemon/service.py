@@ -7,30 +7,26 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Protocol, TypeVar
 
-from licagent.daemon import (
-    enrolling,
-    explain,
-    history,
-    leaving,
-    metering_reports,
-    metering_top,
-    reports,
-    run_scopes,
-)
+from licagent.daemon import explain, history, reports
 from licagent.daemon.agent import Agent
+from licagent.daemon.control import enrolling, leaving
 from licagent.daemon.decisions import Record
 from licagent.daemon.doctor import doctor
-from licagent.daemon.policy_keeper import run_cgroup
-from licagent.daemon.usage_verify import verified
-from licagent.domain.policy import PolicyError
-from licagent.kernel.libbpf import BpfError
+from licagent.daemon.licensing import changes as license_changes
+from licagent.daemon.licensing import reports as license_reports
+from licagent.daemon.metering import reports as metering_reports
+from licagent.daemon.metering import top as metering_top
+from licagent.daemon.metering.verify import verified
+from licagent.daemon.policy import changes as policy_changes
+from licagent.daemon.policy import reports as policy_reports
+from licagent.daemon.policy import run_scopes
+from licagent.daemon.shadow import report as shadow_report
+from licagent.daemon.shadow.watch import ShadowWatch
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.local.fanout import Fanout, Missed
+from licagent.local.methods import Params
 from licagent.local.peer import Peer
-from licagent.local.server import LocalServer, Params
-from licagent.store.errors import StoreError
-from licagent.store.licenses import LicenseNotAccepted
-from lictoken.errors import TokenError
+from licagent.local.server import LocalServer
 
 T = TypeVar("T")
 Result = Mapping[str, object]
@@ -48,13 +44,20 @@ class Service:
     """Handlers of the local API."""
 
     def __init__(
-        self, agent: Agent, on_kernel: OnKernel, fanout: Fanout[Record], stop: asyncio.Event
+        self,
+        agent: Agent,
+        on_kernel: OnKernel,
+        fanout: Fanout[Record],
+        stop: asyncio.Event,
+        watch: ShadowWatch,
     ) -> None:
         self._agent = agent
         self._on_kernel = on_kernel
         self._fanout = fanout
         self._stop = stop
+        self._watch = watch
         self._enrolling = asyncio.Lock()
+        self._judging = asyncio.Lock()  # the whole log is read for it: one at a time
         self._reading: dict[str, asyncio.Future[Result]] = {}
 
     def register(self, server: LocalServer) -> None:
@@ -62,6 +65,7 @@ class Service:
         server.method("status", self._status)
         server.method("explain", self._explain)
         server.stream("events", self._events)
+        server.method("shadow", self._shadow)
         server.method("license.list", self._license_list)
         server.method("license.show", self._license_show)
         server.method("license.add", self._license_add, write=True)
@@ -107,13 +111,15 @@ class Service:
         return await self._on_kernel(lambda: explain.explain(self._agent, pid, socket))
 
     async def _license_list(self, _params: Params, _peer: Peer) -> Result:
-        return await self._shared("license.list", lambda: reports.license_list(self._agent))
+        return await self._shared("license.list", lambda: license_reports.license_list(self._agent))
 
     async def _license_show(self, params: Params, _peer: Peer) -> Result:
-        return await self._on_kernel(lambda: reports.license_show(self._agent, params["id"]))
+        return await self._on_kernel(
+            lambda: license_reports.license_show(self._agent, params["id"])
+        )
 
     async def _policy_show(self, _params: Params, _peer: Peer) -> Result:
-        return reports.policy_show(self._agent)
+        return policy_reports.policy_show(self._agent)
 
     async def _doctor(self, _params: Params, _peer: Peer) -> Result:
         return await self._shared("doctor", lambda: doctor(self._agent))
@@ -131,6 +137,11 @@ class Service:
         metering = self._agent.metering
         await metering.wait_open()
         found = await metering.on_thread(lambda: metering_top.top(self._agent, params))
+        return {"schema_version": 1, **found}
+
+    async def _shadow(self, params: Params, _peer: Peer) -> Result:
+        async with self._judging:
+            found = await shadow_report.shadow(self._agent, self._watch, params, self._on_kernel)
         return {"schema_version": 1, **found}
 
     async def _config_check(self, _params: Params, _peer: Peer) -> Result:
@@ -168,169 +179,29 @@ class Service:
     # --- changes
 
     async def _license_add(self, params: Params, peer: Peer) -> Result:
-        agent = self._agent
-
-        def add() -> Result:
-            try:
-                agent.licensing.load_trust()  # its key may have come since the last reading
-                found, _path, changed = agent.licensing.store(params["text"].encode())
-            except (TokenError, StoreError) as error:
-                raise _refused(error) from error
-            agent.write_licenses()
-            if changed:
-                agent.emit(
-                    "license",
-                    f"license {found.jti} (generation {found.generation}) added by uid {peer.uid}",
-                    license=found.jti,
-                    by=f"uid {peer.uid}",
-                )
-                # A policy that was refused for want of this license may be good now, and
-                # rules follow what the license entitles.
-                agent.load_policy()
-            result = reports.license_row(agent, found, {})
-            judgement = agent.licensing.judge(found)
-            warnings = [agent.policy_problem] if agent.policy_problem else []
-            if not judgement.valid:
-                warnings.append(f"{judgement.detail} [{judgement.state.value}]; {judgement.hint}")
-            return {
-                "schema_version": 1,
-                "changed": changed,
-                **result,
-                "generation": found.generation,
-                "warnings": warnings,
-            }
-
-        return await self._on_kernel(add)
+        return await self._on_kernel(lambda: license_changes.add(self._agent, params, peer))
 
     async def _license_remove(self, params: Params, peer: Peer) -> Result:
-        agent, jti = self._agent, params["id"]
-
-        def remove() -> Result:
-            held = agent.licensing.held.get(jti)
-            if held is not None and held.managed:
-                raise LocalError(
-                    ErrorCode.REFUSED,
-                    f"license {jti} comes from the control plane, which would deliver it again",
-                    f"end it there: licplane license revoke {jti}; or here: licagent license "
-                    f"revoke {jti}",
-                )
-            if not agent.licensing.forget(jti):
-                return {"schema_version": 1, "id": jti, "changed": False}
-            agent.last_cut = []
-            agent.write_licenses()
-            count = reports.cut_of(agent, jti)
-            agent.emit(
-                "license",
-                f"license {jti} removed by uid {peer.uid}",
-                license=jti,
-                by=f"uid {peer.uid}",
-                sockets_cut=count,
-            )
-            # As the next start would find it: a binding to this license is a problem now.
-            agent.load_policy()
-            return {
-                "schema_version": 1,
-                "id": jti,
-                "changed": True,
-                "sockets_cut": count,
-                "warnings": [agent.policy_problem] if agent.policy_problem else [],
-            }
-
-        return await self._on_kernel(remove)
+        return await self._on_kernel(lambda: license_changes.remove(self._agent, params, peer))
 
     async def _license_revoke(self, params: Params, peer: Peer) -> Result:
-        agent = self._agent
-
-        def revoke() -> Result:
-            agent.last_cut = []
-            by = f"uid {peer.uid}"
-            try:
-                # The kernel comes first, then the sockets, then the disk: the answer waits for
-                # all three, and without an answer nobody was told that it is done.
-                with agent.records.batch():
-                    jti, reason, action, changed = _revoked(agent, params, by)
-                    agent.write_few([jti])
-            except (TokenError, StoreError) as error:
-                raise _refused(error) from error
-            count = 0
-            if changed:
-                count = reports.cut_of(agent, jti)
-                agent.emit(
-                    "license",
-                    f"license {jti} {action} by {by}: {reason}",
-                    license=jti,
-                    by=by,
-                    reason_text=reason,
-                    sockets_cut=count,
-                )
-            return {
-                "schema_version": 1,
-                "id": jti,
-                "changed": changed,
-                "action": action,
-                "sockets_cut": count,
-            }
-
-        return await self._on_kernel(revoke)
+        return await self._on_kernel(lambda: license_changes.revoke(self._agent, params, peer))
 
     async def _policy_check(self, params: Params, _peer: Peer) -> Result:
-        agent = self._agent
-
-        def check() -> Result:
-            try:
-                texts = _merged(agent, params["files"])
-                compiled = agent.keeper.compile(texts, agent.licenses())
-            except PolicyError as error:
-                raise _bad_policy(error) from error
-            return {"schema_version": 1, **reports.amounts(compiled), "warnings": []}
-
-        return await self._on_kernel(check)
+        return await self._on_kernel(lambda: policy_changes.check(self._agent, params))
 
     async def _policy_apply(self, params: Params, _peer: Peer) -> Result:
-        agent = self._agent
-
-        def apply() -> Result:
-            agent.licensing.load()
-            agent.write_licenses()
-            try:
-                texts = _merged(agent, params["files"])
-                compiled = agent.keeper.compile(texts, agent.licenses())
-            except PolicyError as error:
-                if not params["files"]:  # so will the next start find them
-                    agent.policy_problem = str(error)
-                raise _bad_policy(error) from error
-            changed = agent.compiled is None or agent.compiled.tables != compiled.tables
-            if changed:
-                try:
-                    agent.apply(compiled)
-                except BpfError as error:  # a table is full: nothing was switched
-                    raise LocalError(
-                        ErrorCode.REFUSED,
-                        f"the policy does not fit the kernel's tables: {error}",
-                        "the last policy stays in force; docs/reference/limits.md has the sizes",
-                    ) from error
-            else:
-                agent.take_over(compiled)
-            agent.keeper.install(params["files"])
-            agent.policy_problem = ""
-            return {
-                "schema_version": 1,
-                "changed": changed,
-                "generation": agent.kernel.control.generation,
-                **reports.amounts(compiled),
-            }
-
-        return await self._on_kernel(apply)
+        return await self._on_kernel(lambda: policy_changes.apply(self._agent, params))
 
     async def _break_glass(self, params: Params, peer: Peer) -> Result:
         agent, by = self._agent, f"uid {peer.uid}"
         if params["end"]:
-            changed = await self._on_kernel(lambda: agent.end_glass(by))
+            changed = await self._on_kernel(lambda: agent.glass.end(by))
             return {"schema_version": 1, "changed": changed, "break_glass": None}
         if not params["reason"].strip():
             raise LocalError(ErrorCode.INVALID_PARAMS, "break_glass: a reason is needed")
         glass = await self._on_kernel(
-            lambda: agent.open_glass(params["for_s"], params["reason"], by)
+            lambda: agent.glass.open(params["for_s"], params["reason"], by)
         )
         return {
             "schema_version": 1,
@@ -339,23 +210,7 @@ class Service:
         }
 
     async def _run_prepare(self, params: Params, _peer: Peer) -> Result:
-        agent, jti = self._agent, params["license"]
-
-        def prepare() -> Result:
-            if jti not in agent.licensing.held:
-                raise LocalError(
-                    ErrorCode.NOT_FOUND,
-                    f"no license {jti!r} is on this host",
-                    "list them: licagent license list",
-                )
-            run_scopes.tidy(agent.tree.root)
-            path = f"{run_cgroup(jti)}/{params['pid']}"
-            if agent.keeper.allow_run(jti):
-                agent.renew_policy()
-            agent.tree.create(path)
-            return {"schema_version": 1, "cgroup": str(agent.tree.directory(path))}
-
-        return await self._on_kernel(prepare)
+        return await self._on_kernel(lambda: run_scopes.prepare(self._agent, params))
 
     async def enroll(self, params: Params, peer: Peer) -> Result:
         """Join a control plane as `params` say; LocalError where it did not happen."""
@@ -379,69 +234,3 @@ class Service:
             "detached": rows,
             "usage_lost": lost or None,
         }
-
-
-def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """The installed files, with those given in place of their namesakes."""
-    if len(dict(files)) != len(files):
-        raise LocalError(
-            ErrorCode.INVALID_PARAMS,
-            "two of the files have one name",
-            "policy.d has room for one of each name: rename one",
-        )
-    for name, _text in files:
-        if "/" in name or name.startswith(".") or not name.endswith(".toml"):
-            raise LocalError(
-                ErrorCode.INVALID_PARAMS, f"{name!r} is no name of a policy file", "use NAME.toml"
-            )
-    merged = {**dict(agent.keeper.installed()), **dict(files)}
-    return tuple(sorted(merged.items()))
-
-
-def _revoked(agent: Agent, params: Params, by: str) -> tuple[str, str, str, bool]:
-    """License, reason, what was done in a word, and whether it is news; on record, not yet in
-    the kernel."""
-    if params["statement"]:
-        agent.licensing.load_trust()
-        found, changed = agent.licensing.take_statement(params["statement"].encode(), by)
-        words = {"revoke": "revoked", "suspend": "suspended"}
-        return found.license, found.reason, words.get(found.action.value, "reinstated"), changed
-    jti, reason = params["id"], params["reason"]
-    if jti not in agent.licensing.held and not agent.records.newest_generation(jti):
-        raise LocalError(
-            ErrorCode.NOT_FOUND,
-            f"no license {jti!r} is known here",
-            "list them: licagent license list",
-        )
-    return jti, reason, "revoked", agent.licensing.revoke_here(jti, reason, by)
-
-
-def _refused(error: TokenError | StoreError) -> LocalError:
-    if isinstance(error, TokenError):
-        return LocalError(
-            ErrorCode.REFUSED,
-            f"{error.detail} [{error.refusal.value}]",
-            str(error.next_step),
-            {"refusal": error.refusal.value},
-        )
-    refusal = error.refusal if isinstance(error, LicenseNotAccepted) else type(error).__name__
-    return LocalError(ErrorCode.REFUSED, f"{error} [{refusal}]", "", {"refusal": refusal})
-
-
-def _bad_policy(error: PolicyError) -> LocalError:
-    problems = [
-        {
-            "file": problem.file,
-            "line": problem.line,
-            "key": problem.key,
-            "message": problem.message,
-            "suggestion": problem.suggestion,
-        }
-        for problem in error.problems
-    ]
-    return LocalError(
-        ErrorCode.REFUSED,
-        f"the policy is refused: {len(problems)} problem{'s' if len(problems) != 1 else ''}",
-        "nothing was changed; mend them all and apply again",
-        {"problems": problems},
-    )

@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from licagent.domain.config import (
+from licagent.domain.config import AgentConfig
+from licagent.domain.config_reader import (
     DEFAULT_PATH,
     MAX_FILE_BYTES,
     PATH_VARIABLE,
     PREFIX,
-    AgentConfig,
     ConfigError,
     parse_config,
     read_config,
@@ -183,9 +183,9 @@ def load_again(agent: Agent) -> None:
         agent.licensing.load()
         agent.write_licenses()
         generation = control.generation
-        agent.load_policy()
-        if must_switch and control.generation == generation and agent.compiled is not None:
-            agent.apply(agent.compiled)  # the same tables, in another mode
+        agent.policy.load()
+        if must_switch and control.generation == generation and agent.policy.compiled is not None:
+            agent.policy.apply(agent.policy.compiled)  # the same tables, in another mode
     except Exception as error:
         if settings is not None and agent.config is not config:
             settings.take_back(agent, config, str(error))
@@ -196,11 +196,11 @@ def load_again(agent: Agent) -> None:
 
 def _switch_back(agent: Agent) -> None:
     """The kernel has switched already, and what came after it failed."""
-    compiled = agent.compiled
+    compiled = agent.policy.compiled
     if compiled is None:
         return
     try:
-        agent.apply(agent.keeper.again(compiled.texts, agent.licenses()) or compiled)
+        agent.policy.apply(agent.keeper.again(compiled.texts, agent.licenses()) or compiled)
     except (StoreError, BpfError, OSError) as error:
         # The switch is its first step: what fails here is once more what comes after.
         _log.error("%s", error)

@@ -15,11 +15,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from licagent.domain.entitlements import refusals
-from licagent.domain.failsafe import FailsafeEntry, failsafe_entries, network_claims
+from licagent.domain.failsafe import FailsafeEntry, network_claims
+from licagent.domain.license_view import LicenseView, license_view, not_granted, unreached
 from licagent.domain.networks import (
-    PORT_PREFIXES_MAX,
-    Claim,
     ClassTable,
     TooManyPortsError,
     flatten,
@@ -27,16 +25,15 @@ from licagent.domain.networks import (
 )
 from licagent.domain.policy_model import (
     ENFORCED_KINDS,
-    PORT_PROTOCOLS,
     Binding,
     Policy,
     Resource,
     ResourceKind,
 )
-from licagent.domain.ports import PortRange
 from licagent.domain.problem import Names, PolicyError, PolicyProblem, shown
+from licagent.domain.resource_claims import destination_claims, service_claims, too_many_ports
 from licagent.domain.rules import AccountLookup, Folder, FoldError, Numbering, Who, names_of
-from licagent.domain.selector import Selector, SelectorError, parse
+from licagent.domain.selector import SelectorError, parse
 from licagent.domain.tables import (
     MAX_LICENSES_PER_RULE,
     SERVICE_CLASS,
@@ -48,20 +45,8 @@ from licagent.domain.tables import (
 )
 from lictoken.claims import License
 
-__all__ = [
-    "RULES_MAX",
-    "AccountLookup",
-    "FailsafeEntry",
-    "Numbering",
-    "compile_policy",
-    "failsafe_entries",
-]
-
 RULES_MAX: Final = 1_000_000
 """Rules of one policy; bindings whose licenses entitle many resources multiply."""
-
-_ACTIONS: Final = {ResourceKind.NETWORK: "connect", ResourceKind.SERVICE: "bind"}
-"""What an entitlement must allow for a resource of the kind; "use" for all others."""
 
 
 def compile_policy(
@@ -102,16 +87,6 @@ class Grant(NamedTuple):
 
 
 @dataclass(slots=True)
-class _LicenseView:
-    """What the compiler needs of a license, worked out once for all its bindings."""
-
-    license: License
-    selectors: tuple[Selector, ...]
-    grants: dict[str, bool]  # resources of the policy it entitles -> is honoured
-    wrong_action: frozenset[str]  # resources it names, but for another action
-
-
-@dataclass(slots=True)
 class PolicyCompiler:
     """One compilation, and what it worked out on the way."""
 
@@ -123,7 +98,7 @@ class PolicyCompiler:
     """Kinds of resources whose grants are noted."""
     problems: list[PolicyProblem] = field(default_factory=list)
     _resources: dict[str, tuple[int, Resource]] = field(default_factory=dict)
-    _views: dict[str, _LicenseView | None] = field(default_factory=dict)
+    _views: dict[str, LicenseView | None] = field(default_factory=dict)
     grants: defaultdict[tuple[int, ...], list[Grant]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -138,19 +113,21 @@ class PolicyCompiler:
         lenient: bool,
         tolerated: Callable[[PolicyProblem], bool],
     ) -> Tables:
+        """The tables, as `compile_policy` describes it."""
         self.number_resources()
+        resources = self._resources.values()
         self._check_license_numbers()
         self._bind_all()
-        self.problems += self._unreached()
+        self.problems += unreached(resources, self._reached, self.licenses)
         rules = self._rules()
         classes = ClassTable()
         networks = []
         try:
-            networks = flatten(self._network_claims(), network_claims(failsafe), classes)
-            services = service_table(self._service_claims(), _inbound(failsafe))
+            networks = flatten(destination_claims(resources), network_claims(failsafe), classes)
+            services = service_table(service_claims(resources), _inbound(failsafe))
             classes.write(SERVICE_CLASS, services)
         except TooManyPortsError:
-            self.problems.append(_too_many_ports(self.policy.resources))
+            self.problems.append(too_many_ports(self.policy.resources))
             raise PolicyError(self.problems) from None  # there are no tables to enforce
         if not lenient and (left := [each for each in self.problems if not tolerated(each)]):
             raise PolicyError(left)
@@ -164,7 +141,7 @@ class PolicyCompiler:
             digests=names_of(self.folder.digests),
             resources=tuple(
                 ResourceEntry(number, entry.name, entry.kind.value, entry.enforce, entry.source)
-                for number, entry in self._resources.values()
+                for number, entry in resources
             ),
             withheld=frozenset(self.withheld),
         )
@@ -221,7 +198,7 @@ class PolicyCompiler:
             who = None
         return self._bind(binding, view, who)
 
-    def _view(self, binding: Binding, license_: License) -> _LicenseView | None:
+    def _view(self, binding: Binding, license_: License) -> LicenseView | None:
         if binding.license in self._views:
             return self._views[binding.license]
         selectors = []
@@ -234,18 +211,18 @@ class PolicyCompiler:
                 self._problem(binding, "license", message + str(error), "have it issued again")
                 break
         else:
-            view = _license_view(license_, tuple(selectors), self._resources, self.withheld)
+            view = license_view(license_, tuple(selectors), self._resources, self.withheld)
         self._views[binding.license] = view
         return view
 
-    def _bind(self, binding: Binding, view: _LicenseView, who: Who | None) -> list[tuple[int, ...]]:
+    def _bind(self, binding: Binding, view: LicenseView, who: Who | None) -> list[tuple[int, ...]]:
         """Note what `binding` grants, to nobody if `who` is None; the keys of its rules."""
         wanted: Iterable[str] = view.grants
         if binding.resources is not None:
             wanted = dict.fromkeys(binding.resources)
             for name in wanted:
                 if name not in view.grants:
-                    problem = self._not_granted(view, name)
+                    problem = not_granted(view, name, self._resources)
                     self._problem(binding, "resources", *problem, absent=True)
         selectors = (*map(str, binding.selectors), *map(str, view.selectors))
         keys: list[tuple[int, ...]] = []
@@ -263,41 +240,6 @@ class PolicyCompiler:
             self._shapes.add(who.shape)
             keys.append(key)
         return keys
-
-    def _not_granted(self, view: _LicenseView, name: str) -> tuple[str, str]:
-        if name not in self._resources:
-            return f"there is no resource {shown(name)}", "describe it in a [[resource]]"
-        if name in view.wrong_action:
-            action = _ACTIONS.get(self._resources[name][1].kind, "use")
-            return (
-                f"license {shown(view.license.jti)} entitles {shown(name)}, but not to {action}",
-                f"have it issued with the action {action}",
-            )
-        entitled = ", ".join(entry.resource for entry in view.license.entitlements[:8])
-        return (
-            f"license {shown(view.license.jti)} does not entitle {shown(name)}",
-            f"it entitles {entitled}",
-        )
-
-    def _unreached(self) -> Iterator[PolicyProblem]:
-        """A problem for each enforced resource that no license entitles through any binding.
-
-        One that is only observed may have none yet: finding out who uses it comes first.
-        """
-        entitling: dict[str, str] = {}
-        for name, license_ in self.licenses.items():
-            for entitlement in license_.entitlements:
-                entitling.setdefault(entitlement.resource, name)
-        for _, resource in self._resources.values():
-            if resource.name in self._reached or not resource.enforce:
-                continue
-            name = resource.name
-            hint = f"have a license issued that entitles {name}, and bind it"
-            if name in entitling:
-                action = _ACTIONS.get(resource.kind, "use")
-                hint = f'bind license = "{entitling[name]}", if it allows to {action}'
-            message = f"nobody can reach {shown(name)}: no binding's license entitles it"
-            yield PolicyProblem(resource.file, resource.line, "resource", message, hint, True)
 
     def _rules(self) -> list[Rule]:
         return [
@@ -334,25 +276,6 @@ class PolicyCompiler:
         )
         return tuple(grant.license.number for grant in ordered[:MAX_LICENSES_PER_RULE])
 
-    def _network_claims(self) -> Iterator[Claim]:
-        for number, resource in self._resources.values():
-            for destination in resource.destinations:
-                place = (destination.family, destination.address, destination.prefix_length)
-                for protocol in destination.protocols:
-                    ports = destination.ports if protocol in PORT_PROTOCOLS else _PORTLESS
-                    for entry in ports:
-                        yield Claim(
-                            *place, protocol, entry.first, entry.last, number, resource.enforce
-                        )
-
-    def _service_claims(self) -> Iterator[Claim]:
-        for number, resource in self._resources.values():
-            for protocol in resource.protocols:
-                for entry in resource.ports:
-                    yield Claim(
-                        0, 0, 0, protocol, entry.first, entry.last, number, resource.enforce
-                    )
-
     def _problem(
         self, binding: Binding, key: str, message: str, suggestion: str, *, absent: bool = False
     ) -> None:
@@ -362,39 +285,5 @@ class PolicyCompiler:
         )
 
 
-_PORTLESS: Final = (PortRange(0, 0),)
-
-
-def _license_view(
-    license_: License,
-    selectors: tuple[Selector, ...],
-    resources: Mapping[str, tuple[int, Resource]],
-    withheld: AbstractSet[tuple[str, str]],
-) -> _LicenseView:
-    grants = {}
-    wrong_action = set()
-    for entitlement in license_.entitlements:
-        if entitlement.resource not in resources:
-            continue  # licenses are for a fleet, policies for a host
-        kind = resources[entitlement.resource][1].kind
-        if _ACTIONS.get(kind, "use") in entitlement.actions:
-            is_withheld = (license_.jti, entitlement.resource) in withheld
-            grants[entitlement.resource] = not is_withheld and not refusals(entitlement)
-        else:
-            wrong_action.add(entitlement.resource)
-    return _LicenseView(license_, selectors, grants, frozenset(wrong_action))
-
-
 def _inbound(failsafe: Iterable[FailsafeEntry]) -> Iterator[FailsafeEntry]:
     return (entry for entry in failsafe if entry.direction == "in")
-
-
-def _too_many_ports(resources: Sequence[Resource]) -> PolicyProblem:
-    first = resources[0]
-    return PolicyProblem(
-        first.file,
-        first.line,
-        "resource.destinations",
-        f"nested networks and port ranges come to more than {PORT_PREFIXES_MAX} port entries",
-        "name ports in fewer of the networks that lie in one another",
-    )

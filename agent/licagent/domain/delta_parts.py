@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from licagent.domain.replica import NackReason, ObjectChange, Refused, SignedBytes
+from licagent.domain.catalog import NackReason, ObjectChange, Refused, SignedBytes
 
 OBJECTS_MAX: Final = 1_000_000
 """Objects of one delta. Ten times what one host is meant to hold."""

@@ -87,7 +87,7 @@ def read_resolvers(files: Iterable[Path] = RESOLVER_FILES) -> tuple[str, ...]:
 def failsafe_entries(
     settings: Iterable[FailsafeSetting], resolvers: Iterable[str]
 ) -> tuple[FailsafeEntry, ...]:
-    """The entries that lines of agent.toml stand for (checked by `licagent.domain.config`).
+    """The entries that lines of agent.toml stand for (checked by `licagent.domain.setting_tables`).
 
     A line whose cidr is RESOLVERS stands for one entry for each of `resolvers`.
     """

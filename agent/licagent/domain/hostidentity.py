@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from licagent.domain.replica import SignedBytes
+from licagent.domain.catalog import SignedBytes
 
 
 @dataclass(frozen=True, slots=True)

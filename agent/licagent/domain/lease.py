@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from licagent.domain.replica import NackReason, Refused, SignedBytes
+from licagent.domain.catalog import NackReason, Refused, SignedBytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Verdicts, reasons and the errno a refused program sees.
 
-One enumeration shared with the kernel: bpf/licagent.h carries the same numbers, and
+One enumeration shared with the kernel: bpf/layout/numbers.h carries the same numbers, and
 tests/unit/kernel/test_layout.py compares the two. Numbers are never reused.
 """
 

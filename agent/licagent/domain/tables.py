@@ -2,7 +2,7 @@
 """The compiled policy: what the kernel's tables hold, as plain values.
 
 `licagent.domain.compiler` makes it, `licagent.kernel.tables` writes it. Every field maps
-onto one field of a struct in bpf/licagent.h.
+onto one field of a struct in bpf/layout/policy.h.
 """
 
 from __future__ import annotations

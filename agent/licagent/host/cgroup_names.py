@@ -9,9 +9,12 @@ managers and other containers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from licagent.domain.tables import Scope, ScopeKind
 
+SCOPE_ORDER: Final = {ScopeKind.PATH: 0, ScopeKind.UNIT: 1, ScopeKind.CONTAINER: 2}
+"""Which of several names of one cgroup is asked first; the kernel's cgroup_mkdir has this order."""
 _HEX = frozenset("0123456789abcdef")
 _UNIT_SUFFIXES = (".service", ".scope", ".socket", ".mount", ".swap")
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from licagent.host.digests import Found
 from licagent.host.hashing import Reading
+from licagent.host.measurable import Found
 
 LARGE_BYTES: Final = 8 * 1024 * 1024
 LANE_MAX: Final = 128

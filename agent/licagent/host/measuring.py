@@ -11,36 +11,26 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from licagent.host.digests import FRESH_NS, DigestCache, Found, Measured, check_file
-from licagent.host.exec_paths import (
-    ANY_EXECUTE,
-    NOTED_NAMES_MAX,
-    Candidate,
-    installed,
-    running,
-    standard_directories,
-)
+from licagent.host.digests import DigestCache, Measured
+from licagent.host.exec_paths import ANY_EXECUTE
+from licagent.host.exec_search import ExecSearch
 from licagent.host.executables import FileIdentity, NoSuchExecutable
 from licagent.host.hashing import NotMeasured
 from licagent.host.hostroot import as_host_sees
 from licagent.host.lanes import LARGE_BYTES, Job, Lanes, Started
+from licagent.host.measurable import FRESH_NS, Found, check_file
 from licagent.host.processes import executable_of
-from licagent.host.walk import ForeignFilesystemError
 
 _log: Final = logging.getLogger(__name__)
 
 _LATER_MAX: Final = 1024
-_FOLDERS_MAX: Final = 256
-_FOLDERS_OF_ONE_MAX: Final = 64
 _AHEAD_MAX: Final = 32
 """Root's files that wait while lists are looked through; the rest stays a list of names."""
 _AT_ONCE: Final = 64
 _FIRST_AGAIN_S: Final = FRESH_NS / 1e9 + 0.005
 _LAST_AGAIN_S: Final = 5.0
-_LOOK_AGAIN_S: Final = 2.0
 _COMPLAIN_AGAIN_S: Final = 60.0
 
 
@@ -77,12 +67,8 @@ class Measuring:
         self._later: list[tuple[float, int, Started, int]] = []
         self._numbers = itertools.count()
         self._named: Named | None = None
-        self._scan: Iterator[Candidate | None] | None = None
-        self._next_scan_s = 0.0
-        self._is_in_noted = False  # the scan looks through folders of others
-        self._scan_again_s = 0.0
+        self._search = ExecSearch(self.complain)
         self._complain_again_s = 0.0
-        self._folders: dict[str, int] = {}  # where programs stood, and their owner
         self._others_again_s = 0.0
         self.missed = False
         """A program ended, or found no room, before it was measured."""
@@ -96,7 +82,7 @@ class Measuring:
         self._jobs.clear()
         self._lanes = Lanes()
         self._later.clear()
-        self._scan = None
+        self._search.stop()
         self.missed = False
         if self._named is not None:
             self._named.done.set()
@@ -116,10 +102,10 @@ class Measuring:
         times = [self._later[0][0]] if self._later else []
         if self._lanes:
             times.append(now_s if self._lanes.roots else self._others_again_s)
-        if self.missed and self._scan is None:
-            times.append(self._next_scan_s)
-        if self._scan is not None and self._has_room:
-            times.append(self._scan_again_s)
+        if self.missed and not self._search.is_on:
+            times.append(self._search.next_begin_s)
+        if self._search.is_on and self._has_room:
+            times.append(self._search.next_name_s)
         return min(times) - now_s if times else None
 
     def turn(self) -> None:
@@ -128,7 +114,7 @@ class Measuring:
             _due, _number, started, tries = heapq.heappop(self._later)
             self.begin_process(started, tries)
         # Programs that run too briefly to be measured as they do are looked for in folders.
-        if self.missed and self._scan is None and time.monotonic() >= self._next_scan_s:
+        if self.missed and self._search.may_begin(time.monotonic()):
             self.begin_scan()
         for _ in range(_AT_ONCE):
             if not self._may_read_ahead(time.monotonic()):
@@ -150,21 +136,7 @@ class Measuring:
     def begin_scan(self) -> None:
         """Look through what runs and what is installed, from its beginning."""
         self.missed = False
-        self._next_scan_s = time.monotonic() + _LOOK_AGAIN_S
-        self._scan = self._look_through()
-
-    def _look_through(self) -> Iterator[Candidate | None]:
-        """What runs, what is installed, and what stands where programs stood."""
-        self._is_in_noted = False
-        yield from running()
-        yield from installed(standard_directories(), self._forget_folder)
-        self._is_in_noted = True
-        yield from installed(tuple(self._folders), self._forget_folder, NOTED_NAMES_MAX)
-
-    def _forget_folder(self, folder: str, error: Exception) -> None:
-        self._folders.pop(folder, None)
-        if not isinstance(error, OSError | ValueError | ForeignFilesystemError):
-            self.complain(folder, error)
+        self._search.begin()
 
     @property
     def _has_room(self) -> bool:
@@ -173,16 +145,15 @@ class Measuring:
 
     def _may_read_ahead(self, now_s: float) -> bool:
         named = self._named is not None and not self._named.is_read
-        scan = self._scan is not None and now_s >= self._scan_again_s
-        return (named or scan) and self._has_room
+        return (named or self._search.is_due(now_s)) and self._has_room
 
     def begin_process(self, started: Started, tries: int = 0) -> None:
         """Put what a process runs into its lane; `tries`: how often it was put off already."""
         path = f"/proc/{started.pid}/exe"
         try:
-            with contextlib.closing(self._digests.find(path)) as found:
+            with contextlib.closing(self._digests.files.find(path)) as found:
                 found.name, _ = executable_of(started.pid)
-                self._note_folder(found)
+                self._search.note_folder(found)
                 self._begin(found, (started, tries))
         except NotMeasured:
             return
@@ -190,13 +161,6 @@ class Measuring:
             self.missed = True
         except Exception as error:  # noqa: BLE001 - one name costs nothing but itself
             self.complain(path, error)
-
-    def _note_folder(self, found: Found) -> None:
-        if found.name is None or len(self._folders) >= _FOLDERS_MAX:
-            return
-        folder, owner = str(Path(found.name).parent), found.owner
-        if sum(each == owner for each in self._folders.values()) < _FOLDERS_OF_ONE_MAX:
-            self._folders.setdefault(folder, owner)
 
     def _read_ahead(self) -> None:
         """The next name of each list."""
@@ -207,20 +171,19 @@ class Measuring:
             else:
                 self._begin_path(as_host_sees(path), self._named)
             self._settle_named()
-        if self._scan is not None and time.monotonic() >= self._scan_again_s:
+        if self._search.is_due(time.monotonic()):
             begun_s = time.thread_time()
-            self._read_scan(self._scan)
-            if self._is_in_noted:  # half of one CPU, as for files of others
-                self._scan_again_s = time.monotonic() + time.thread_time() - begun_s
+            self._read_search()
+            self._search.has_taken(time.thread_time() - begun_s)
 
-    def _read_scan(self, scan: Iterator[Candidate | None]) -> None:
+    def _read_search(self) -> None:
         try:
-            found = next(scan)
+            found = self._search.next()
         except StopIteration:
-            self._scan = None
+            self._search.stop()
             self.is_to_be_saved = True
         except Exception as error:  # noqa: BLE001 - the rest of it is looked through again
-            self._scan = None
+            self._search.stop()
             self.missed = True
             self.complain("what is looked for", error)
         else:
@@ -229,7 +192,7 @@ class Measuring:
 
     def _begin_path(self, path: str, named: Named | None) -> None:
         try:
-            with contextlib.closing(self._digests.find(path)) as found:
+            with contextlib.closing(self._digests.files.find(path)) as found:
                 if named is None and not found.info.st_mode & ANY_EXECUTE:
                     return
                 self._begin(found, None)
@@ -299,7 +262,7 @@ class Measuring:
             if job.reading is not None:
                 self._digests.check_unchanged(job.found)
             else:
-                self._digests.open_again(job.found)
+                self._digests.files.open_again(job.found)
                 job.reading = self._digests.begin(job.found)
             if job.reading.step(LARGE_BYTES):
                 measured = self._digests.finish(job.found, job.reading)

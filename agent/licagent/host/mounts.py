@@ -117,13 +117,16 @@ class MountTable:
         self._refresh()
         return tuple(m for m in self._by_id.values() if m.filesystem == filesystem)
 
-    def fileno(self) -> int:
-        """For epoll with EPOLLPRI alone; it is always readable, so not for EPOLLIN.
+    def point_of(self, path: str) -> str:
+        """Where the mount stands that an absolute path's text leads into; links are not followed.
 
-        The kernel tells a change once per open file, to whoever polls first (mounts_poll(),
-        fs/proc_namespace.c): a table whose descriptor is polled elsewhere is for that only.
+        Asks no filesystem. "/" at the least.
         """
-        return self._fd
+        self._refresh()
+        points = {mount.point for mount in self._by_id.values()}
+        while path and path not in points:
+            path = path.rpartition("/")[0]
+        return path or "/"
 
     def close(self) -> None:
         """Give the file descriptor back; otherwise it goes with the object."""

@@ -18,8 +18,6 @@ from licagent.host.cgroups import CgroupNames, cgroup_of_process, names_of
 from licagent.host.users import Users
 
 _TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
-COMMAND_MAX_CHARS: Final = 256
-"""Longer command lines are cut; what is cut off may hold secrets and is never shown."""
 
 
 class ProcessGone(LookupError):
@@ -40,7 +38,6 @@ class Process:
     name: str  # comm, at most 15 bytes; any program may set its own
     executable: str | None  # None: a kernel thread, or not ours to read
     executable_deleted: bool  # replaced on disk since it started, a package upgrade for instance
-    command: str  # shortened to COMMAND_MAX_CHARS
     uid: int  # real user id, as bpf_get_current_uid_gid() has it
     gid: int
     effective_uid: int
@@ -85,6 +82,19 @@ def executable_of(pid: int) -> tuple[str | None, bool]:
     return target, False
 
 
+def _name_of(pid: int) -> str:
+    """Its comm.
+
+    Not psutil's name(), which completes a long one from the command line: reading that goes to
+    the memory of the process, where it may wait for as long as the process likes.
+    """
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as comm:
+            return comm.read().removesuffix(b"\n").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ProcessGone(pid) from error
+
+
 def describe(pid: int, users: Users | None = None) -> Process:
     """Describe a process; raises ProcessGone if it ended or was replaced meanwhile."""
     names = users if users is not None else Users()
@@ -94,12 +104,8 @@ def describe(pid: int, users: Users | None = None) -> Process:
         with process.oneshot():
             uids = process.uids()
             gids = process.gids()
-            name = process.name()
             parent = process.ppid()
-        try:
-            command = " ".join(process.cmdline())
-        except (psutil.AccessDenied, psutil.ZombieProcess):
-            command = ""
+        name = _name_of(pid)
     except psutil.NoSuchProcess as error:
         raise ProcessGone(pid) from error
     cgroup = cgroup_of_process(pid)
@@ -107,15 +113,12 @@ def describe(pid: int, users: Users | None = None) -> Process:
     executable, deleted = executable_of(pid)
     if start_boottime_ns(pid) != started_ns:
         raise ProcessGone(pid)
-    if len(command) > COMMAND_MAX_CHARS:
-        command = command[: COMMAND_MAX_CHARS - 1] + "…"
     return Process(
         pid=pid,
         parent=parent,
         name=name,
         executable=executable,
         executable_deleted=deleted,
-        command=command,
         uid=uids.real,
         gid=gids.real,
         effective_uid=uids.effective,

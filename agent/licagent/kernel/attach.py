@@ -8,9 +8,10 @@ import errno
 import os
 from pathlib import Path
 
-from licagent.kernel import libbpf
-from licagent.kernel.hooks import Hook
-from licagent.kernel.libbpf import BpfError, BpfObject
+from licagent.kernel import bpf_info, libbpf
+from licagent.kernel.bpf_object import BpfObject
+from licagent.kernel.hook_model import Hook
+from licagent.kernel.libbpf import BpfError
 
 
 def cgroup_id(path: Path) -> int:
@@ -29,7 +30,7 @@ def attach_cgroup(hook: Hook, program_fd: int, cgroup: Path, pin: Path) -> None:
     if pin.exists():
         link = libbpf.open_pin(pin)
         try:
-            if libbpf.link_info(link).cgroup_id == cgroup_id(cgroup):
+            if bpf_info.link_info(link).cgroup_id == cgroup_id(cgroup):
                 try:
                     libbpf.update_link(link, program_fd)
                     return
@@ -97,7 +98,7 @@ def link_is_live(pin: Path, cgroup: int | None) -> bool:
     except BpfError:
         return False
     try:
-        info = libbpf.link_info(link)
+        info = bpf_info.link_info(link)
     except BpfError:
         return False
     finally:

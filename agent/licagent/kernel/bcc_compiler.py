@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from licagent.kernel.hooks import Hook
+from licagent.kernel.hook_model import Hook
 from licagent.kernel.libbpf import AttachType
 
 _DISTRIBUTION_FOLDERS: Final = (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import Control
+from licagent.kernel.enforcement_structs import Control
 from licagent.kernel.maps import MappedArray
 
 _U64: Final = 1 << 64

@@ -12,8 +12,9 @@ from typing import Final
 from licagent.domain.reason import Reason, Verdict
 from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import CounterKey, Event, Fault, Repeat, RepeatKey
+from licagent.kernel.enforcement_structs import CounterKey, Event, Repeat, RepeatKey
 from licagent.kernel.maps import Map, possible_cpus
+from licagent.kernel.numbers import Fault
 
 _U32: Final = struct.Struct("=I")
 _REPEAT_SETTLED_NS: Final = 1_500_000_000

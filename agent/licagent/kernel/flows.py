@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import METER_BITS, METERS, METERS_SPILLED, FlowKey, Meter
 from licagent.kernel.maps import Map, MappedArray, Queue
+from licagent.kernel.numbers import METER_BITS, METERS, METERS_SPILLED
 from licagent.kernel.rcu import wait_for_readers
 from licagent.kernel.usage import FlowRow, Who
+from licagent.kernel.usage_structs import FlowKey, Meter
 
 _HEADER: Final = struct.Struct("=Q IIIIIIII QQII")
 _COUNTS: Final = struct.Struct("=12Q")

@@ -16,11 +16,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
-from licagent.kernel import attach, libbpf
+from licagent.kernel import attach, bpf_info, libbpf
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import Guard, Guarded, GuardedKey
+from licagent.kernel.enforcement_structs import Guard, GuardedKey
 from licagent.kernel.libbpf import BpfError
 from licagent.kernel.maps import Map
+from licagent.kernel.numbers import Guarded
 
 _MODULES: Final = Path("/sys/kernel/security/lsm")
 _ZERO: Final = bytes(4)
@@ -127,17 +128,17 @@ class GuardTables:
         for pin in self._pins.links.iterdir():
             with _opened(pin) as fd:
                 if fd is not None:
-                    link = libbpf.link_info(fd)
+                    link = bpf_info.link_info(fd)
                     yield _key(Guarded.LINK, 0, link.id)
                     yield _key(Guarded.PROGRAM, 0, link.program_id)
         for pin in self._pins.programs.iterdir():
             with _opened(pin) as fd:
                 if fd is not None:
-                    yield _key(Guarded.PROGRAM, 0, libbpf.program_info(fd).id)
+                    yield _key(Guarded.PROGRAM, 0, bpf_info.program_info(fd).id)
         for pin in self._pins.maps.iterdir():
             with _opened(pin) as fd:
                 if fd is not None:
-                    yield _key(Guarded.MAP, 0, libbpf.map_info(fd).id)
+                    yield _key(Guarded.MAP, 0, bpf_info.map_info(fd).id)
 
 
 @contextmanager

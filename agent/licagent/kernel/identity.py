@@ -11,10 +11,7 @@ from typing import Final
 
 from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import (
-    MAX_SCOPES,
-    NAME_LEN,
-    SCOPE_NAME_LEN,
+from licagent.kernel.enforcement_structs import (
     Cgroup,
     Content,
     ContentKey,
@@ -23,6 +20,7 @@ from licagent.kernel.layout import (
     ScopeKey,
 )
 from licagent.kernel.maps import Map
+from licagent.kernel.numbers import MAX_SCOPES, NAME_LEN, SCOPE_NAME_LEN
 
 _U32: Final = struct.Struct("=I")
 _U64: Final = struct.Struct("=Q")

@@ -23,9 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from licagent.kernel import attach, libbpf
+from licagent.kernel import attach, bpf_info, libbpf
+from licagent.kernel.bpf_info import LinkInfo
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.libbpf import BpfError, LinkInfo
+from licagent.kernel.libbpf import BpfError
 
 _NAME: Final = re.compile(r"tc_\d+_\d+")
 _GONE: Final = frozenset({errno.ENODEV, errno.ENOENT, errno.ENOLINK})
@@ -83,7 +84,7 @@ class InterfaceLinks:
         except BpfError:
             return None
         try:
-            return libbpf.program_info(program).id
+            return bpf_info.program_info(program).id
         finally:
             os.close(program)
 
@@ -182,6 +183,6 @@ def _link_id(pin: Path) -> int:
 def _info(pin: Path) -> LinkInfo:
     link = libbpf.open_pin(pin)
     try:
-        return libbpf.link_info(link)
+        return bpf_info.link_info(link)
     finally:
         os.close(link)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from licagent.kernel import libbpf
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import Event, SocketRecord
+from licagent.kernel.enforcement_structs import Event, SocketRecord
 from licagent.kernel.maps import Map
 
 _CHUNK: Final = 1 << 18

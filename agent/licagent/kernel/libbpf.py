@@ -9,28 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
-from collections.abc import Callable, Iterator
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 BPF_ANY: Final = 0
 BPF_NOEXIST: Final = 1
 BPF_EXIST: Final = 2
 
-_LINK_CGROUP: Final = 3
-_LINK_TCX: Final = 11
-"""enum bpf_link_type, include/uapi/linux/bpf.h."""
-
 _BEFORE: Final = 1 << 3
 """BPF_F_BEFORE; without a program to relate to: before all others."""
-
-_STATE_FREQ: Final = 1 << 3
-"""BPF_F_TEST_STATE_FREQ, of BPF_PROG_LOAD (5.4, commit 10d274e880eb)."""
 
 
 class AttachType(IntEnum):
@@ -62,104 +52,10 @@ class BpfError(OSError):
         self.log = log
 
 
-class _OpenOpts(ctypes.Structure):
-    """struct bpf_object_open_opts up to the fields used here; libbpf takes shorter structs."""
-
-    _fields_ = [
-        ("sz", c_size_t),
-        ("object_name", c_char_p),
-        ("relaxed_maps", ctypes.c_bool),
-        ("pin_root_path", c_char_p),
-    ]
-
-
 class _LinkCreateOpts(ctypes.Structure):
     """struct bpf_link_create_opts up to the flags."""
 
     _fields_ = [("sz", c_size_t), ("flags", c_uint32), ("_pad", c_uint32)]
-
-
-class _ProgInfo(ctypes.Structure):
-    """struct bpf_prog_info up to the name and verifier figures used here."""
-
-    _fields_ = [
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("tag", ctypes.c_uint8 * 8),
-        ("jited_prog_len", c_uint32),
-        ("xlated_prog_len", c_uint32),
-        ("jited_prog_insns", c_uint64),
-        ("xlated_prog_insns", c_uint64),
-        ("load_time", c_uint64),
-        ("created_by_uid", c_uint32),
-        ("nr_map_ids", c_uint32),
-        ("map_ids", c_uint64),
-        ("name", ctypes.c_char * 16),
-    ]
-
-
-class _LinkInfo(ctypes.Structure):
-    """struct bpf_link_info, with the cgroup member of its union.
-
-    The tcx member is a 32-bit ifindex in the place of the cgroup id.
-    """
-
-    _fields_ = [
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("prog_id", c_uint32),
-        ("_pad", c_uint32),
-        ("cgroup_id", c_uint64),
-        ("attach_type", c_uint32),
-        ("_rest", ctypes.c_uint8 * 40),
-    ]
-
-
-class _MapInfo(ctypes.Structure):
-    """struct bpf_map_info up to the name."""
-
-    _fields_ = [
-        ("type", c_uint32),
-        ("id", c_uint32),
-        ("key_size", c_uint32),
-        ("value_size", c_uint32),
-        ("max_entries", c_uint32),
-        ("map_flags", c_uint32),
-        ("name", ctypes.c_char * 16),
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramInfo:
-    """A loaded program as the kernel describes it."""
-
-    id: int
-    name: str
-    tag: str  # of the instructions, hex: equal programs have equal tags
-    jited_bytes: int
-    xlated_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class LinkInfo:
-    """An attached link as the kernel describes it."""
-
-    id: int
-    program_id: int
-    cgroup_id: int  # 0 once the cgroup is gone, or for links that are not on a cgroup
-    ifindex: int = 0  # 0 once the interface is gone, or for links that are not on an interface
-
-
-@dataclass(frozen=True, slots=True)
-class MapInfo:
-    """A map as the kernel describes it."""
-
-    id: int
-    type: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    name: str
 
 
 SAMPLE_CALLBACK = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
@@ -259,7 +155,8 @@ def check(result: int, action: str) -> int:
     return result
 
 
-def _pointer(result: int | None, action: str) -> int:
+def check_pointer(result: int | None, action: str) -> int:
+    """Return a pointer, or raise BpfError with the errno that the null one left behind."""
     if not result:
         log = "".join(_log)
         _log.clear()
@@ -267,70 +164,9 @@ def _pointer(result: int | None, action: str) -> int:
     return result
 
 
-class BpfObject:
-    """One opened ELF object. Maps marked for pinning are made or taken from `pin_root`."""
-
-    def __init__(self, path: Path, pin_root: Path) -> None:
-        opts = _OpenOpts()
-        opts.sz = ctypes.sizeof(_OpenOpts)
-        opts.pin_root_path = os.fsencode(pin_root)
-        self.path = path
-        _log.clear()
-        self._handle = _pointer(
-            library().bpf_object__open_file(os.fsencode(path), byref(opts)), f"open {path.name}"
-        )
-
-    def load(self) -> None:
-        """Create maps and load programs."""
-        check(library().bpf_object__load(self._handle), f"load {self.path.name}")
-
-    def programs(self) -> Iterator[tuple[str, int]]:
-        """(name, handle) of each program."""
-        handle = None
-        while handle := library().bpf_object__next_program(self._handle, handle):
-            yield library().bpf_program__name(handle).decode(), handle
-
-    def select(self, wanted: Callable[[str], bool]) -> None:
-        """Load only the programs for which `wanted(name)` holds."""
-        for name, handle in self.programs():
-            check(
-                library().bpf_program__set_autoload(handle, wanted(name)), f"select program {name}"
-            )
-
-    def keep_states(self) -> None:
-        """Have the verifier remember each branching, not one in several.
-
-        It takes more memory while it loads, and merges ways that it else follows to their end:
-        a third of the steps, without which programs with an unrolled search are beyond the million
-        that 5.10 allows.
-        """
-        for name, handle in self.programs():
-            result = library().bpf_program__set_flags(handle, _STATE_FREQ)
-            check(result, f"set flags of {name}")
-
-    def program_fd(self, handle: int) -> int:
-        """File descriptor of a loaded program; it lives as long as this object."""
-        return check(library().bpf_program__fd(handle), "program fd")
-
-    def attach(self, handle: int, pin: Path) -> None:
-        """Attach a tracing program or iterator by its section name, and pin its link."""
-        link = _pointer(library().bpf_program__attach(handle), f"attach {pin.name}")
-        try:
-            pin_fd(library().bpf_link__fd(link), pin)
-        finally:
-            library().bpf_link__destroy(link)  # the pin keeps it attached
-
-    def close(self) -> None:
-        """Free what libbpf holds; pins stay."""
-        if self._handle:
-            library().bpf_object__close(self._handle)
-            self._handle = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def forget_log() -> None:
+    """Leave out what libbpf said so far from the next error."""
+    _log.clear()
 
 
 def pin_fd(fd: int, path: Path) -> None:
@@ -373,48 +209,3 @@ def update_link(link_fd: int, program_fd: int) -> None:
 def iterator_fd(link_fd: int) -> int:
     """A readable run of a pinned iterator."""
     return check(library().bpf_iter_create(link_fd), "start iterator")
-
-
-def _info(fd: int, structure: ctypes.Structure, what: str) -> None:
-    length = c_uint32(ctypes.sizeof(structure))
-    check(library().bpf_obj_get_info_by_fd(fd, byref(structure), byref(length)), what)
-
-
-def program_info(fd: int) -> ProgramInfo:
-    """What the kernel says of a program."""
-    info = _ProgInfo()
-    _info(fd, info, "program info")
-    return ProgramInfo(
-        id=info.id,
-        name=info.name.decode(),
-        tag=bytes(info.tag).hex(),
-        jited_bytes=info.jited_prog_len,
-        xlated_bytes=info.xlated_prog_len,
-    )
-
-
-def link_info(fd: int) -> LinkInfo:
-    """What the kernel says of a link."""
-    info = _LinkInfo()
-    _info(fd, info, "link info")
-    first = int(info.cgroup_id).to_bytes(8, sys.byteorder)[:4]
-    return LinkInfo(
-        id=info.id,
-        program_id=info.prog_id,
-        cgroup_id=info.cgroup_id if info.type == _LINK_CGROUP else 0,
-        ifindex=int.from_bytes(first, sys.byteorder) if info.type == _LINK_TCX else 0,
-    )
-
-
-def map_info(fd: int) -> MapInfo:
-    """What the kernel says of a map."""
-    info = _MapInfo()
-    _info(fd, info, "map info")
-    return MapInfo(
-        id=info.id,
-        type=info.type,
-        key_size=info.key_size,
-        value_size=info.value_size,
-        max_entries=info.max_entries,
-        name=info.name.decode(),
-    )

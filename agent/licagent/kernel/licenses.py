@@ -14,9 +14,10 @@ from typing import Final
 
 from licagent.domain.reason import Reason
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import NANOSECONDS_MAX, License
+from licagent.kernel.enforcement_structs import License
 from licagent.kernel.libbpf import BpfError
 from licagent.kernel.maps import MappedArray
+from licagent.kernel.numbers import NANOSECONDS_MAX
 
 _SPARE: Final = 1024
 """Slots beyond the used ones that stay mapped."""

@@ -9,22 +9,20 @@ compiler ever counts against the daemon's memory.
 from __future__ import annotations
 
 import argparse
-import errno
-import hashlib
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
-from licagent.kernel import attach, libbpf, migrate
+from licagent.kernel import attach, migrate
 from licagent.kernel.accounting import leave_memory_limits
+from licagent.kernel.bpf_object import BpfObject
 from licagent.kernel.bpffs import PinFolder
+from licagent.kernel.build import build_id, installed, record
 from licagent.kernel.guard import GuardTables, security_modules
+from licagent.kernel.hook_model import Hook, HookKind
 from licagent.kernel.hooks import (
     BTF_OBJECTS,
     CORE_OBJECTS,
@@ -32,79 +30,13 @@ from licagent.kernel.hooks import (
     HOOKS,
     LSM_HOOKS,
     LSM_OBJECTS,
-    Hook,
-    HookKind,
 )
 from licagent.kernel.hooks import hook as hook_named
-from licagent.kernel.interfaces import InterfaceLinks
-from licagent.kernel.layout import SeenBy
-from licagent.kernel.libbpf import BpfError, BpfObject
-from licagent.kernel.maps import Map
+from licagent.kernel.numbers import SeenBy
+from licagent.kernel.programs import HookState, LoadError, Programs, Report
 
-_BUILD_SIZE: Final = 80
 _TURN_S: Final = 60
 """How long to wait for another loader: longer than one takes, shorter than the unit's limit."""
-_PLAIN: Final = "_plain.bpf.o"
-
-
-@dataclass(slots=True)
-class HookState:
-    """What became of one hook."""
-
-    name: str
-    attached: bool = False
-    loader: str = ""
-    error: str = ""
-
-
-@dataclass(slots=True)
-class Report:
-    """What the loader did."""
-
-    loader: str
-    hooks: list[HookState] = field(default_factory=list)
-    unchanged: bool = False
-    duration_ns: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> str:
-        """As one line."""
-        return json.dumps({"schema_version": 1, **asdict(self)})
-
-
-class LoadError(Exception):
-    """The enforcement core could not be loaded."""
-
-
-def object_folder() -> Path:
-    """Where the built objects are: LICAGENT_BPF_OBJECTS, the package, or the source tree."""
-    if configured := os.environ.get("LICAGENT_BPF_OBJECTS"):
-        return Path(configured)
-    packaged = Path(__file__).parent / "bpf_objects"
-    if packaged.is_dir():
-        return packaged
-    return Path(__file__).parents[3] / "build" / "bpf"
-
-
-def source_folder() -> Path:
-    """Where the BPF sources are, for bcc: LICAGENT_BPF_SOURCES, the package, or the tree."""
-    if configured := os.environ.get("LICAGENT_BPF_SOURCES"):
-        return Path(configured)
-    packaged = Path(__file__).parent / "bpf_sources"
-    if packaged.is_dir():
-        return packaged
-    return Path(__file__).parents[3] / "bpf"
-
-
-def build_id(loader: str) -> str:
-    """What would be loaded: a digest over kernel, loader and all objects or sources."""
-    digest = hashlib.sha256(f"{platform.release()} {loader}".encode())
-    for path in sorted(object_folder().glob("*.bpf.o")):
-        digest.update(path.read_bytes())
-    if loader == "bcc":
-        for path in sorted(source_folder().rglob("*.[ch]")):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 class Loader:
@@ -113,7 +45,7 @@ class Loader:
     def __init__(self, pins: PinFolder, cgroup: Path) -> None:
         self.pins = pins
         self.cgroup = cgroup
-        self.objects = object_folder()
+        self._programs = Programs(pins, cgroup)
 
     def run(self, loader: str) -> Report:
         """Load by `loader`: "prebuilt", "bcc", or "auto" (prebuilt, else bcc).
@@ -155,16 +87,16 @@ class Loader:
 
     def _run(self, loader: str) -> Report:
         wanted = build_id(loader)
-        build, attached = self._installed()
+        build, attached = installed(self.pins)
         if build == wanted and self._all_live(attached):
             return self._unchanged(loader, attached)
         report = Report(loader)
         self._prepare_maps(report)
         if loader == "prebuilt":
             for name in CORE_OBJECTS:
-                self._load_prebuilt(name, report)
+                self._programs.load_prebuilt(name, report)
         else:
-            self._load_bcc(report)
+            self._programs.load_bcc(report)
         missing = [
             state
             for state in report.hooks
@@ -173,10 +105,10 @@ class Loader:
         if len(missing) == sum(hook.required for hook in HOOKS):
             raise LoadError("; ".join(sorted({state.error for state in missing})))
         for name in BTF_OBJECTS:
-            self._load_prebuilt(name, report)
+            self._programs.load_prebuilt(name, report)
         self._load_lsm(report)
         self._remove_former()
-        self._record(wanted, report)
+        record(self.pins, wanted, {state.name for state in report.hooks if state.attached})
         for folder in self.pins.other_maps():
             migrate.remove(folder)
         return report
@@ -196,7 +128,7 @@ class Loader:
             if report.unchanged and all(attach.link_is_live(link, None) for link in links):
                 tried.hooks += [HookState(hook.name, True, "prebuilt") for hook in hooks]
             else:
-                self._load_prebuilt(name, tried)
+                self._programs.load_prebuilt(name, tried)
         seen = guard.prepare() if guard.exist() else 0
         if modules is None and not seen:
             return  # securityfs is not mounted, and this kernel does not have it either
@@ -221,7 +153,7 @@ class Loader:
                 for hook in HOOKS
                 if hook.object == name and hook.name not in attached
             }
-            self._load_singly(self.objects / f"{name}.bpf.o", refused, report)
+            self._programs.load_singly(self._programs.objects / f"{name}.bpf.o", refused, report)
         self._load_lsm(report)
         return report
 
@@ -233,7 +165,7 @@ class Loader:
     def _prepare_maps(self, report: Report) -> None:
         """Make the maps, and fill them from an older schema's before any program sees them."""
         fresh = not (self.pins.maps / "control").exists()
-        path = self.objects / "maps.bpf.o"
+        path = self._programs.objects / "maps.bpf.o"
         if path.exists():
             with BpfObject(path, self.pins.maps) as obj:
                 obj.load()
@@ -242,126 +174,6 @@ class Loader:
             left = migrate.migrate(older[-1], self.pins.maps)
             if left:
                 report.notes.append("not carried over from the last version: " + ", ".join(left))
-
-    def _load_prebuilt(self, name: str, report: Report) -> None:
-        """Load an object whole; where that fails, program by program."""
-        hooks = {hook.program: hook for hook in (*HOOKS, *LSM_HOOKS) if hook.object == name}
-        path = self.objects / f"{name}.bpf.o"
-        if not path.exists():
-            for hook in hooks.values():
-                state = HookState(hook.name, error=f"{path.name} is not built (make -C bpf)")
-                report.hooks.append(state)
-            return
-        # The plain form reads no task struct: for kernels without BTF, or whose verifier does not
-        # let cgroup programs do so.
-        plain = self.objects / f"{name}{_PLAIN}"
-        for candidate in (path, plain):
-            try:
-                with BpfObject(candidate, self.pins.maps) as obj:
-                    if candidate == plain:
-                        obj.keep_states()
-                    obj.load()
-                    self._attach_all(obj, hooks, report)
-                return
-            except BpfError as error:
-                if error.errno in (errno.EPERM, errno.ENOMEM) and "load" not in error.action:
-                    raise LoadError(str(error)) from error
-            if not plain.exists():
-                break
-            path = plain
-        self._load_singly(path, hooks, report)
-
-    def _load_singly(self, path: Path, hooks: dict[str, Hook], report: Report) -> None:
-        for program, hook in hooks.items():
-            try:
-                with BpfObject(path, self.pins.maps) as obj:
-                    if path.name.endswith(_PLAIN):
-                        obj.keep_states()
-                    obj.select(lambda candidate, wanted=program: candidate == wanted)  # type: ignore[misc]
-                    obj.load()
-                    self._attach_all(obj, {program: hook}, report)
-            except BpfError as error:
-                report.hooks.append(
-                    HookState(hook.name, error=f"{error.strerror} {_last_words(error.log)}".strip())
-                )
-
-    def _attach_all(self, obj: BpfObject, hooks: dict[str, Hook], report: Report) -> None:
-        for program, handle in obj.programs():
-            hook = hooks.get(program)
-            if hook is None:
-                continue
-            state = HookState(hook.name, loader="prebuilt")
-            pin = self.pins.links / hook.name
-            try:
-                if hook.kind is HookKind.CGROUP:
-                    attach.attach_cgroup(hook, obj.program_fd(handle), self.cgroup, pin)
-                elif hook.kind is HookKind.INTERFACE:
-                    # The daemon attaches it: it knows the host's network namespaces.
-                    InterfaceLinks(self.pins, hook.name).install(obj.program_fd(handle))
-                else:
-                    attach.attach_tracing(obj, handle, pin, alone=hook.object == "usage")
-                state.attached = True
-            except BpfError as error:
-                state.error = str(error.strerror)
-            report.hooks.append(state)
-
-    def _load_bcc(self, report: Report) -> None:
-        # Imported here: the module is for this process only, and only when asked for.
-        from licagent.kernel.bcc_compiler import BccObject, BccUnavailable
-
-        map_fds = {path.name: libbpf.open_pin(path) for path in self.pins.maps.iterdir()}
-        try:
-            for name in CORE_OBJECTS:
-                try:
-                    compiled = BccObject(source_folder() / f"{name}.bpf.c", map_fds)
-                except BccUnavailable as error:
-                    raise LoadError(str(error)) from error
-                except Exception as error:
-                    raise LoadError(f"bcc does not compile {name}.bpf.c: {error}") from error
-                for hook in HOOKS:
-                    if hook.object != name:
-                        continue
-                    state = HookState(hook.name, loader="bcc")
-                    try:
-                        fd = compiled.program_fd(hook)
-                        pin = self.pins.links / hook.name
-                        attach.attach_cgroup(hook, fd, self.cgroup, pin)
-                        state.attached = True
-                    except Exception as error:  # noqa: BLE001 - bcc raises bare Exception
-                        state.error = str(error)
-                    report.hooks.append(state)
-        finally:
-            for fd in map_fds.values():
-                os.close(fd)
-
-    def _installed(self) -> tuple[str, frozenset[str]]:
-        """The build that is at work, and the names of those of its hooks that the kernel took."""
-        path = self.pins.maps / "build"
-        if not path.exists():
-            return "", frozenset()
-        build = Map(path)
-        try:
-            value = build.lookup(bytes(4)) or b""
-        finally:
-            build.close()
-        digest, _, mask = value.rstrip(b"\0").decode(errors="replace").partition(":")
-        try:
-            bits = int(mask, 16)
-        except ValueError:  # of an earlier version
-            return "", frozenset()
-        return digest, frozenset(hook.name for index, hook in enumerate(HOOKS) if bits >> index & 1)
-
-    def _record(self, digest: str, report: Report) -> None:
-        """Remember what is at work; nothing where something is missing that enforcement needs."""
-        attached = {state.name for state in report.hooks if state.attached}
-        mask = sum(1 << index for index, hook in enumerate(HOOKS) if hook.name in attached)
-        is_whole = all(hook.name in attached for hook in HOOKS if hook.required)
-        value = f"{digest}:{mask:x}" if is_whole else ""
-        build = Map(self.pins.maps / "build")
-        try:
-            build.update(bytes(4), value.encode().ljust(_BUILD_SIZE, b"\0"))
-        finally:
-            build.close()
 
     def _all_live(self, names: Collection[str]) -> bool:
         cgroup = attach.cgroup_id(self.cgroup)
@@ -378,15 +190,6 @@ class Loader:
 
 def _loader_of(hook: Hook, loader: str) -> str:
     return loader if hook.object in CORE_OBJECTS else "prebuilt"
-
-
-def _last_words(log: str) -> str:
-    """The verifier's reason, from libbpf's log."""
-    lines = [line for line in log.splitlines() if line and not line.startswith(("libbpf", "--"))]
-    for line in reversed(lines):
-        if not line.startswith(("processed", "verification", ";")) and line[0].isalpha():
-            return f"({line[:160]})"
-    return ""
 
 
 def main() -> int:

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 from licagent.kernel.layout import MAP_SIZES
 
 _BATCH: Final = 4096
@@ -38,7 +38,7 @@ class Map:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.fd = libbpf.open_pin(path)
-        self.info = libbpf.map_info(self.fd)
+        self.info = bpf_info.map_info(self.fd)
 
     def close(self) -> None:
         """Close the descriptor; the pin stays."""
@@ -227,7 +227,7 @@ class Queue:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = libbpf.open_pin(path)
-        self._size = libbpf.map_info(self._fd).value_size
+        self._size = bpf_info.map_info(self._fd).value_size
 
     def push(self, value: bytes) -> None:
         """Put one in. Raises BpfError: E2BIG when it is full."""

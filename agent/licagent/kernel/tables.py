@@ -21,8 +21,9 @@ from licagent.domain.tables import (
 )
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
-from licagent.kernel.layout import MAX_SHAPES, Policy, PolicyFlag
+from licagent.kernel.enforcement_structs import Policy
 from licagent.kernel.maps import Map
+from licagent.kernel.numbers import MAX_SHAPES, PolicyFlag
 from licagent.kernel.rcu import wait_for_readers
 
 _U32: Final = struct.Struct("=I")

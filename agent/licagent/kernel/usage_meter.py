@@ -12,10 +12,10 @@ from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
 from licagent.kernel.flows import FlowMeters
 from licagent.kernel.iterators import Iterators
-from licagent.kernel.layout import SheetTimes
 from licagent.kernel.maps import MappedArray
 from licagent.kernel.rcu import wait_for_readers
 from licagent.kernel.usage import FlowRow, MeterSupport, Sheet, WorkRow
+from licagent.kernel.usage_structs import SheetTimes
 from licagent.kernel.work import WorkTable
 
 _WORK_HOOKS: Final = ("usage_fork", "usage_free", "iter_task_collect")

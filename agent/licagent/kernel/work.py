@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import Owner
 from licagent.kernel.maps import Map
 from licagent.kernel.usage import Who, WorkRow, WorkRows
+from licagent.kernel.usage_structs import Owner
 
 _HEAD: Final = struct.Struct("=4x 44s")
 """Of a key, behind its sheet: the beginning of an owner."""

@@ -7,14 +7,15 @@ this table before a handler runs, so a handler reads values of the stated type a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Any, Final, Literal
 
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.local.usage_shapes import TOP_BY, USAGE_BY
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+Params = Mapping[str, Any]
+"""Checked parameters: every one of the method's, with its default if it was not given."""
 
 Kind = Literal["text", "integer", "flag", "texts", "files"]
 
@@ -74,6 +75,13 @@ METHODS: Final[Mapping[str, Method]] = {
             ),
             stream=True,
         ),
+        Method(
+            "shadow",
+            (
+                Param("since", "text"),  # RFC 3339 UTC; else all that the log has
+                Param("limit", "integer", default=1000, minimum=1, maximum=20_000),
+            ),
+        ),
         Method("license.list"),
         Method("license.show", (Param("id", "text", required=True),)),
         Method("license.add", (Param("text", "text", required=True),), write=True),
@@ -103,6 +111,7 @@ METHODS: Final[Mapping[str, Method]] = {
             (
                 Param("license", "text", required=True),
                 Param("pid", "integer", required=True, minimum=1, maximum=2**22),
+                Param("valid", "flag", default=False),  # refused unless the license is, now
             ),
             write=True,
         ),

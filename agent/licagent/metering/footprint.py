@@ -20,8 +20,8 @@ from typing import Final
 from licagent.domain.footprint import EVERY, FootprintKind, FootprintSpec
 from licagent.domain.usage import Quality
 from licagent.metering.holdings import Accounts, Instant, Key, Measured, Stretch, Totals
+from licagent.metering.inodes import ALL, WalkTask
 from licagent.metering.project_quota import FilesystemQuota, QuotaOff, QuotaType
-from licagent.metering.walk import ALL, WalkTask
 from licagent.metering.walker import WalkDone, Walker
 
 __all__ = ["FootprintRow", "FootprintSample", "FootprintState", "Footprints", "Instant"]

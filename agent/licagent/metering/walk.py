@@ -18,63 +18,15 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from licagent.metering.deleted import find_deleted
 from licagent.metering.ground import Ground, inside_filesystem, is_below, mounts
-from licagent.metering.project_quota import project_of
-
-ALL: Final = -1
-"""Owner of the sum where a walk does not tell owners apart."""
-
-LARGEST_LINKED: Final = 1_000_000
-"""So many inodes with several names are remembered (70 MB); each further one counts with its
-blocks divided by its names, and the result is estimated."""
-
+from licagent.metering.inodes import LARGEST_LINKED, InodeCounter, Walked, WalkTask
 
 _PRIVATE_TMP: Final = b"/systemd-private-"
 """In the name of the folder that systemd mounts over /tmp (systemd.exec(5), PrivateTmp=)."""
-
-
-@dataclass(frozen=True, slots=True)
-class WalkTask:
-    """What to walk."""
-
-    name: str
-    path: str
-    by: str = ""
-    """"" for the sum, "user" or "project" to tell owners apart."""
-    owner: int = ALL
-    """Only what belongs to this owner; ALL: everything."""
-    cross_devices: bool = False
-    limit_s: float = 600.0
-
-
-@dataclass(slots=True)
-class Walked:
-    """What a walk found."""
-
-    name: str
-    held: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By owner (ALL for the sum): bytes and inodes."""
-    entries: int = 0
-    skipped: int = 0
-    """Folders and files that could not be looked at, or went away while they were."""
-    deleted_bytes: int = 0
-    """The part of `held` that has no name any more."""
-    device: int = 0
-    missing: bool = False
-    """The path is not there: nothing is held."""
-    is_whole: bool = False
-    """Ended by itself, before its time was up."""
-    notes: list[str] = field(default_factory=list)
-    """Why the result is not exact; for people."""
-
-    def add(self, owner: int, size_bytes: int) -> None:
-        """Count one inode."""
-        before = self.held.get(owner, (0, 0))
-        self.held[owner] = (before[0] + size_bytes, before[1] + 1)
 
 
 @dataclass(slots=True)
@@ -103,15 +55,14 @@ class TreeWalk:
         self._task = task
         self._told = told
         self._clock = clock
-        self._largest_linked = largest_linked
         self._proc = proc
         self._deadline = clock() + task.limit_s
-        self._linked: set[tuple[int, int]] = set()
         self._devices: set[int] = set()
         self._ground = Ground(())
         self._entered: set[tuple[int, int]] = set()
         self._prefix = b""
         self.found = Walked(task.name)
+        self._counter = InodeCounter(task, self.found, largest_linked)
 
     def run(self) -> Walked:
         """Walk until done or out of time. OSError where the folder itself cannot be read."""
@@ -129,7 +80,7 @@ class TreeWalk:
             return self.found
         self.found.is_whole = self._walk(start, fd)
         self._add_deleted(start)
-        if len(self._linked) >= self._largest_linked:
+        if self._counter.is_full:
             self.found.notes.append("more files with several names than are remembered")
         if self.found.skipped:
             self.found.notes.append(f"{self.found.skipped} entries could not be read")
@@ -170,7 +121,7 @@ class TreeWalk:
     def _level(self, name: bytes, fd: int, path: bytes) -> _Level:
         """Count the folder `fd` and what is in it, except for what its folders hold."""
         own = os.fstat(fd)
-        self._count(own, fd, b"")
+        self._counter.count(own, fd, b"")
         level = _Level(name, own.st_dev, own.st_ino, [])
         covered = self._ground.covered_in(path)
         try:
@@ -204,7 +155,7 @@ class TreeWalk:
             if self._may_enter(status, level, path.rstrip(b"/") + b"/" + name):
                 level.to_do.append(name)
         elif status.st_dev == level.device and name not in covered:
-            self._count(status, fd, name)
+            self._counter.count(status, fd, name)
 
     def _may_enter(self, status: os.stat_result, level: _Level, path: bytes) -> bool:
         place = self._ground.at(path)
@@ -280,45 +231,6 @@ class TreeWalk:
             self.found.notes.append(f"{place.filesystem}: blocks that files share count in each")
         return status.st_dev
 
-    # ------------------------------------------------------------------ one inode
-
-    def _count(self, status: os.stat_result, fd: int, name: bytes) -> None:
-        size = status.st_blocks * 512
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            key = (status.st_dev, status.st_ino)
-            if key in self._linked:
-                return
-            if len(self._linked) < self._largest_linked:
-                self._linked.add(key)
-            else:
-                size //= status.st_nlink
-        if self._task.by == "project":
-            self._give(self._project(status, fd, name), size)
-        else:
-            self._give(status.st_uid if self._task.by else ALL, size)
-
-    def _give(self, owner: int, size: int) -> None:
-        if self._task.owner in (ALL, owner):
-            self.found.add(owner, size)
-
-    def _project(self, status: os.stat_result, fd: int, name: bytes) -> int:
-        if not name:
-            return project_of(fd)
-        if not stat.S_ISREG(status.st_mode):
-            # Devices and pipes must not be opened, links cannot be: they inherited the folder's.
-            return project_of(fd)
-        # O_NONBLOCK: a lease on the file must not stop the walk.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            file = os.open(name, flags, dir_fd=fd)
-        except OSError:
-            self.found.skipped += 1
-            return 0
-        try:
-            return project_of(file)
-        finally:
-            os.close(file)
-
     # ------------------------------------------------------------------ without a name
 
     def _add_deleted(self, start: bytes) -> None:
@@ -331,8 +243,7 @@ class TreeWalk:
             ):
                 continue
             self.found.deleted_bytes += deleted.size_bytes
-            owner = {"": ALL, "user": deleted.uid}.get(self._task.by)
-            self._give(_project_at(deleted.handle) if owner is None else owner, deleted.size_bytes)
+            self._counter.count_deleted(deleted)
         if found.unreadable:
             self.found.notes.append(f"open files of {found.unreadable} processes are not known")
 
@@ -344,14 +255,3 @@ class TreeWalk:
         for below in self._ground.below(start) if self._task.cross_devices else ():
             if below.device in self._devices:
                 yield below.device, b"/" + below.root.strip(b"/")
-
-
-def _project_at(path: str) -> int:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return 0
-    try:
-        return project_of(fd)
-    finally:
-        os.close(fd)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Final
 
-from licagent.metering.walk import TreeWalk, Walked, WalkTask
+from licagent.metering.inodes import Walked, WalkTask
+from licagent.metering.walk import TreeWalk
 
 PATIENCE_S: Final = 30.0
 """A walk ends itself in time; only one that hangs in the kernel takes so much longer."""

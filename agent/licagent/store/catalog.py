@@ -16,8 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from licagent.domain.lease import StoredLeases
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     CatalogObject,
     Kind,
     NackReason,
@@ -26,6 +25,7 @@ from licagent.domain.replica import (
     SignedBytes,
     StoredCatalog,
 )
+from licagent.domain.lease import StoredLeases
 from licagent.store.errors import DocumentDamaged
 
 _FORMAT: Final = 1

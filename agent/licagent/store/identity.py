@@ -11,8 +11,8 @@ import base64
 import threading
 from typing import Any, Final
 
+from licagent.domain.catalog import SignedBytes
 from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import SignedBytes
 from licagent.store.errors import StoreError
 from licagent.store.statedir import StateDir
 

@@ -14,57 +14,34 @@ not ours any more, and on request, so that what is used now need not wait behind
 from __future__ import annotations
 
 import contextlib
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
-from licagent.store.epochkeys import EpochKeys, write_all
+from licagent.store.epochkeys import EpochKeys
 from licagent.store.errors import StateWriteFailed
 from licagent.store.filelayer import FileLayer, OsFiles
-from licagent.store.frames import Head, encode
-from licagent.store.ledger_compose import compose
+from licagent.store.ledger_commits import Commits
 from licagent.store.ledger_delivery import Delivery
 from licagent.store.ledger_epochs import Epochs, Findings
 from licagent.store.ledger_reading import SegmentReader
 from licagent.store.ledger_recovery import Chain, recover
 from licagent.store.ledger_retention import Shelf
 from licagent.store.ledger_types import (
-    FRAME_RECORDS,
-    PAYLOAD_MAX_BYTES,
     Batch,
     Committed,
     EpochState,
     Gap,
     LedgerBlocked,
     LedgerBusy,
-    LedgerFull,
     LedgerLimits,
     VerifyReport,
 )
 from licagent.store.ledger_verify import verify_folder
-from licagent.store.segments import Segment
 from licagent.store.spool import SpoolWriter
-
-__all__ = [
-    "Batch",
-    "Committed",
-    "EpochState",
-    "Gap",
-    "Ledger",
-    "LedgerBlocked",
-    "LedgerBusy",
-    "LedgerFull",
-    "LedgerLimits",
-    "VerifyReport",
-]
-
-
-_NO_SPACE: Final = (errno.ENOSPC, errno.EDQUOT)
-_MARKS_MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 class Ledger:
@@ -91,9 +68,7 @@ class Ledger:
         """
         self._folder = folder
         self._boot_id = boot_id
-        self._host_id = host_id
         self._files = files = files or OsFiles()
-        self._now = now_unix_ms
         self._lock = threading.RLock()
         self._lock_handle = self._take_folder()
         try:
@@ -115,10 +90,6 @@ class Ledger:
                 f"cannot read the ledger in {folder}: {error.strerror}. Nothing is billed "
                 "until it can be read"
             ) from error
-        self._marks = found.marks
-        self._unsettled, self._torn = found.newest, found.torn
-        self._settled = False
-        self._trouble = ""
         self._writer = SpoolWriter(folder, files, found.next_serial)
         self._shelf = Shelf(
             folder,
@@ -127,6 +98,18 @@ class Ledger:
             segments=found.segments,
             epochs=self._epochs,
             findings=self._findings,
+        )
+        self._commits = Commits(
+            self._lock,
+            folder,
+            files,
+            self._writer,
+            epochs=self._epochs,
+            shelf=self._shelf,
+            found=found,
+            boot_id=boot_id,
+            host_id=host_id,
+            now_unix_ms=now_unix_ms,
         )
         self._delivery = Delivery(
             self._lock,
@@ -137,7 +120,7 @@ class Ledger:
             ),
             self._findings,
             host_id=host_id,
-            unsettled=lambda: self._unsettled,
+            unsettled=lambda: self._commits.unsettled,
         )
         with contextlib.suppress(LedgerBlocked):
             self.settle()
@@ -151,7 +134,7 @@ class Ledger:
         False after an open on a disk that refuses: discard nothing on the strength of `marks`
         until `settle` or `commit` returned.
         """
-        return self._settled
+        return self._commits.settled
 
     def settle(self) -> None:
         """Make sure of the newest frame. Raises LedgerBlocked.
@@ -160,27 +143,7 @@ class Ledger:
         returned, or the fsync failed, after which the kernel takes the pages for written. So it
         is written once more, the same bytes at the same place, and synced.
         """
-        with self._lock:
-            if self._settled:
-                return
-            try:
-                for segment in self._torn:
-                    with contextlib.suppress(FileNotFoundError):
-                        self._files.unlink(self._folder / str(segment.name))
-                if self._unsettled is not None:
-                    newest = self._unsettled
-                    handle = self._files.open(self._folder / str(newest.segment.name))
-                    try:
-                        write_all(self._files, handle, newest.data, newest.offset)
-                        self._files.fsync(handle)
-                    finally:
-                        self._files.close(handle)
-                self._files.fsync_folder(self._folder)
-            except OSError as error:
-                raise self._blocked(error) from error
-            self._unsettled, self._torn = None, []
-            self._settled = True
-            self._trouble = ""
+        self._commits.settle()
 
     @property
     def marks(self) -> Mapping[str, bytes]:
@@ -189,7 +152,7 @@ class Ledger:
         Without the ones beyond 64 bytes if that frame is damaged: take a new baseline then, what
         was used since the old one is lost (and stands in `problems`).
         """
-        return self._marks
+        return self._commits.marks
 
     @property
     def epoch(self) -> int:
@@ -231,12 +194,7 @@ class Ledger:
         Each is a stream of its own for the control plane: a client that delivers them side by
         side keeps the newest from waiting behind a backlog (see `begin_epoch`).
         """
-        current = self._epochs.current
-        return tuple(
-            chain.state(self._shelf.first_held(chain), is_current=chain is current)
-            for chain in tuple(self._epochs.chains.values())
-            if not chain.is_done or chain is current
-        )
+        return self._delivery.epochs()
 
     def past_epochs(self) -> tuple[EpochState, ...]:
         """Earlier epochs that are wholly acknowledged and of which records are still held.
@@ -244,15 +202,7 @@ class Ledger:
         A control plane that lost what it acknowledged (put back from an older copy, failed over
         to a standby that lacked it) gets them again only if it is asked.
         """
-        held = {segment.name.epoch for segment in tuple(self._shelf.segments)}
-        return tuple(
-            chain.state(self._shelf.first_held(chain), is_current=False)
-            for chain in tuple(self._epochs.chains.values())
-            if chain.is_done
-            and not chain.is_closed
-            and chain is not self._epochs.current
-            and chain.epoch in held
-        )
+        return self._delivery.past_epochs()
 
     @property
     def backlog_records(self) -> int:
@@ -272,12 +222,12 @@ class Ledger:
     @property
     def problems(self) -> Sequence[str]:
         """For `status`: what is wrong now, and what was found since the open; for people."""
-        return tuple(each for each in (self._trouble, *self._findings.notes) if each)
+        return tuple(each for each in (self._commits.trouble, *self._findings.notes) if each)
 
     @property
     def trouble(self) -> str:
         """Why the last commit was refused; "" once one was taken."""
-        return self._trouble
+        return self._commits.trouble
 
     @property
     def interval_factor(self) -> int:
@@ -302,36 +252,14 @@ class Ledger:
         (the disk refuses): nothing is taken, and the same call may be made again. ValueError for
         a record beyond PAYLOAD_MAX_BYTES or more than FRAME_RECORDS of them.
         """
-        if len(payloads) > FRAME_RECORDS or sum(map(len, marks.values())) > _MARKS_MAX_BYTES:
-            raise ValueError("too much for one commit")
-        if max(map(len, payloads), default=0) > PAYLOAD_MAX_BYTES:
-            raise ValueError(f"a record is longer than {PAYLOAD_MAX_BYTES} bytes")
-        with self._lock:
-            self.settle()
-            host_id = self._host_id()
-            try:
-                if self._epochs.follow_host(host_id):
-                    self._writer.close()
-                self._epochs.save_keys()
-            except OSError as error:
-                raise self._blocked(error) from error
-            head, body = self._compose(host_id, payloads, marks)
-            segment = self._write(head, body)
-            self._taken(head, segment, marks)
-            return Committed(head.epoch, head.first, head.next_sequence - 1)
+        return self._commits.commit(payloads, marks)
 
     def begin_epoch(self, reason: str) -> int:
         """Let further commits go to a new epoch; its number. Raises LedgerBlocked.
 
         The one before stays to be delivered. An epoch that has no records yet is kept.
         """
-        with self._lock:
-            try:
-                if self._epochs.begin(reason):
-                    self._writer.close()
-            except OSError as error:
-                raise self._blocked(error) from error
-            return self._epochs.current.epoch
+        return self._commits.begin_epoch(reason)
 
     # ---- delivering
 
@@ -417,63 +345,6 @@ class Ledger:
             raise StateWriteFailed(
                 f"cannot open the ledger's folder {self._folder}: {error.strerror}"
             ) from error
-
-    def _compose(
-        self, host_id: str, payloads: Sequence[bytes], marks: Mapping[str, bytes]
-    ) -> tuple[Head, list[bytes]]:
-        chain = self._epochs.current
-        key = self._epochs.key_of(chain.epoch)
-        if key is None:
-            raise RuntimeError("the current epoch always has a key")
-        self._epochs.prune({segment.name.epoch for segment in self._shelf.segments})
-        return compose(
-            chain,
-            key,
-            payloads,
-            marks,
-            boot_id=self._boot_id,
-            host_id=host_id,
-            now_unix_ms=self._now(),
-            chains=self._epochs.entries(),
-        )
-
-    def _write(self, head: Head, body: Sequence[bytes]) -> Segment:
-        while True:
-            marker = self._writer.prepare(
-                head.epoch, head.first, head.at_unix_ms, self._shelf.segment_bytes
-            )
-            frame = encode(marker, head, body)
-            try:
-                if self._shelf.make_room(len(frame)):
-                    head = replace(head, chains=self._epochs.entries())  # what was dropped
-                    frame = encode(marker, head, body)
-                return self._writer.append(frame, head.first)
-            except LedgerFull as error:
-                self._trouble = str(error)
-                raise
-            except OSError as error:
-                if error.errno in _NO_SPACE and self._shelf.drop_acknowledged():
-                    continue  # history yields to new usage
-                raise self._blocked(error) from error
-
-    def _taken(self, head: Head, segment: Segment, marks: Mapping[str, bytes]) -> None:
-        self._shelf.add(segment)
-        chain = self._epochs.current
-        chain.next_sequence, chain.last_hash = head.next_sequence, head.last_hash
-        chain.boot_id = head.boot_id
-        chain.host_id = head.host_id or chain.host_id
-        for entry in head.chains:
-            self._epochs.chains[entry.epoch].durable_acked = entry.acked
-        self._marks = dict(marks)
-        self._trouble = ""
-        self._shelf.expire(head.at_unix_ms)
-
-    def _blocked(self, error: OSError) -> LedgerBlocked:
-        self._trouble = (
-            f"cannot write the ledger in {self._folder}: {error.strerror or error}. Usage is kept "
-            "in the kernel meanwhile; free space or make the disk writable"
-        )
-        return LedgerBlocked(self._trouble)
 
     def _delivering(self) -> Chain:
         return self._epochs.delivering

@@ -6,7 +6,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 
-from licagent.store.frames import Block, ChainEntry, Head, pack, pack_marks, split
+from licagent.store.frame_heads import Block, ChainEntry, Head
+from licagent.store.frames import pack, pack_marks, split
 from licagent.store.ledger_recovery import Chain
 from licagent.store.usagechain import EpochKey, batch_message, chain_hash
 

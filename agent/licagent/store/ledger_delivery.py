@@ -13,7 +13,7 @@ from licagent.store.ledger_epochs import Epochs, Findings
 from licagent.store.ledger_reading import Dropped, SegmentReader
 from licagent.store.ledger_recovery import Newest
 from licagent.store.ledger_retention import Shelf, ends
-from licagent.store.ledger_types import Batch, Gap
+from licagent.store.ledger_types import Batch, EpochState, Gap
 from licagent.store.segments import Segment, frames_of, walk
 from licagent.store.usagechain import chain_hash, gap_message
 
@@ -44,6 +44,27 @@ class Delivery:
         self._unsettled = unsettled
         self._sent: dict[int, dict[int, bytes]] = {}
         """By epoch: where something ends that was given out, and the chain there."""
+
+    def epochs(self) -> tuple[EpochState, ...]:
+        """See `Ledger.epochs`."""
+        current = self._epochs.current
+        return tuple(
+            chain.state(self._shelf.first_held(chain), is_current=chain is current)
+            for chain in tuple(self._epochs.chains.values())
+            if not chain.is_done or chain is current
+        )
+
+    def past_epochs(self) -> tuple[EpochState, ...]:
+        """See `Ledger.past_epochs`."""
+        held = {segment.name.epoch for segment in tuple(self._shelf.segments)}
+        return tuple(
+            chain.state(self._shelf.first_held(chain), is_current=False)
+            for chain in tuple(self._epochs.chains.values())
+            if chain.is_done
+            and not chain.is_closed
+            and chain is not self._epochs.current
+            and chain.epoch in held
+        )
 
     def batches(self, epoch: int, after: int, limit_bytes: int) -> Iterator[Batch | Gap]:
         """See `Ledger.batches`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 from licagent.store.epochkeys import EpochKeys, new_epoch
-from licagent.store.frames import ChainEntry
+from licagent.store.frame_heads import ChainEntry
 from licagent.store.ledger_recovery import Chain
 from licagent.store.ledger_types import Gap
 from licagent.store.usagechain import EpochKey

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from licagent.store.filelayer import FileLayer
-from licagent.store.frames import ChainEntry, Frame, Head, Tail
+from licagent.store.frame_heads import ChainEntry, Head
+from licagent.store.frames import Frame, Tail
 from licagent.store.ledger_types import FRAME_RECORDS, NO_HASH, EpochState, Gap
 from licagent.store.segments import (
     TORN,

@@ -14,11 +14,12 @@ from licapi.control.v1 import admin_pb2 as pb
 from licplane.api.peers import Refused
 from licplane.api.usage_reading import RecordReader
 from licplane.service.answers import ChangeResult
-from licplane.service.money import Money, run_document
+from licplane.service.billing.answers import run_document
+from licplane.service.money import Money
 from licplane.service.plane import Plane
 from licplane.service.requests import Change, Document, PageRequest
 from licplane.service.texts import one_of
-from licplane.service.usage_query import UsageQuery
+from licplane.service.usage.query import UsageQuery
 from licplane.service.values import Actor
 
 ANSWER_MAX_BYTES: Final = 4 * 2**20 - 4096

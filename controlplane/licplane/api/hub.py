@@ -9,22 +9,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from licapi.control.v1 import sync_pb2
 from licplane.api import wire
 from licplane.api.admission import Slots
+from licplane.api.deltas import Deltas
+from licplane.api.host_states import HostStates
 from licplane.api.site import FAULTS, Site, log
 from licplane.api.stream import Ending, Sent, SyncStream
 from licplane.api.wire import EncodedDelta
-from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.authority import BACKDATE
 from licplane.service.answers import FleetChanges, HeadCheck
-from licplane.service.values import SERVED, HostStatus, View
+from licplane.service.values import View
 from licplane.store.announce import Announcer
-
-if TYPE_CHECKING:
-    from licplane.service.answers import HostState
 
 _RETRY_S: Final = 1.0
 _EMPTY_AFTER: Final = 1000
@@ -32,24 +29,6 @@ _EMPTY_AFTER: Final = 1000
 _CROWD: Final = 64
 _CROWD_LOOKS: Final = 100  # 2 s: a few that do not read hold nobody up for longer
 _CROWD_LOOK_S: Final = 0.02
-_RENEW_MIN_MS: Final = 500
-_RENEW_EACH_MS: Final = 20
-_RENEW_MAX_MS: Final = 600_000
-_BACKDATED_MS: Final = int(BACKDATE.total_seconds() * 1000)
-_CACHE_MAX: Final = 512
-_CACHE_KEPT_S: Final = 30.0
-
-NOTICES: Final = {
-    HostStatus.CLONED: (
-        sync_pb2.Notice.CODE_CLONED,
-        "Two machines speak for this host; see `licplane host split`",
-    ),
-    HostStatus.EVICTED: (
-        sync_pb2.Notice.CODE_EVICTED,
-        "The host was evicted; enrol it again with a new join token",
-    ),
-    HostStatus.BANNED: (sync_pb2.Notice.CODE_BANNED, "The host was banned"),
-}
 
 
 class Hub:
@@ -61,16 +40,15 @@ class Hub:
         self.limits = site.settings.limits
         self.revision = 0
         """The catalog's, as it is being sent."""
+        self.deltas = Deltas(site)
+        self.states = HostStates(site, self)
         self.slots = Slots(site.settings.admission.cold_syncs)
         self.streams: dict[str, SyncStream] = {}
         self._views: dict[View, set[SyncStream]] = {}
-        self._deltas: dict[tuple[View, int], asyncio.Task[EncodedDelta]] = {}
-        self._used_s: dict[tuple[View, int], float] = {}
         self._cursor: int | None = None
         self._unpublished: dict[View, int] = {}
         self._behind: set[SyncStream] = set()
         self._changed: set[str] = set()
-        self._roots_changed_ms = 0
         self._intact = True
         self._problem = ""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,7 +96,7 @@ class Hub:
         self._cursor = fleet.cursor
         self._changed |= self.streams.keys() & set(fleet.host_ids)
         for host_id in tuple(self._changed):
-            await self._host_changed(host_id)
+            await self.states.changed(host_id)
             self._changed.discard(host_id)
 
     def _longest_unanswered_s(self) -> float:
@@ -150,16 +128,13 @@ class Hub:
             before, self.revision = self.revision, revision
             for view in self._views:
                 self._unpublished.setdefault(view, before)
-            for task in self._deltas.values():
-                task.cancel()
-            self._deltas.clear()
-            self._used_s.clear()
+            self.deltas.forget_all()
         # What fails half-way (the database went away) is taken up again where it stopped.
         for view, since in tuple(self._unpublished.items()):
             await self._publish_view(view, since)
 
     async def _publish_view(self, view: View, before: int) -> None:
-        change = await self.delta(view, before)
+        change = await self.deltas.made(view, before)
         nothing = not change.count and (before == 0 or not change.reset)
         if nothing and self.revision % _EMPTY_AFTER:
             self._published(view)
@@ -173,7 +148,7 @@ class Hub:
         if change.revocations and len(streams) > _CROWD:
             await self._revocations_out(tuple(streams))
         for since in {stream.since for stream in streams if stream.takes_delta}:
-            await self.delta(view, since)
+            await self.deltas.made(view, since)
         self._published(view)
         for stream in list(self._views.get(view, ())):
             self.offer(stream)
@@ -195,34 +170,6 @@ class Hub:
 
     # ---------------------------------------------------------------------------- deltas
 
-    async def delta(self, view: View, since: int) -> EncodedDelta:
-        """From a revision to the newest one; made once, for all who ask."""
-        key = (view, since)
-        task = self._deltas.get(key)
-        if task is None:
-            if len(self._deltas) >= _CACHE_MAX:
-                # Revisions come from Hello: whoever makes them up pushes out the oldest only.
-                self._forget(next(iter(self._deltas)))
-            task = asyncio.create_task(self._site.catalog(self._encoded, view, since))
-            self._deltas[key] = task
-            self.metrics.count("licplane_deltas_encoded_total")
-        self._used_s[key] = time.monotonic()
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if not task.cancelled():
-                raise  # it is the asker who was cancelled
-            return await self.delta(view, since)  # a newer revision came in between
-        except FAULTS:
-            self._forget(key)
-            raise
-
-    def _encoded(self, view: View, since: int) -> EncodedDelta:
-        plane = self._site.plane
-        found = plane.view_changes(view, since)
-        manifest = plane.sign_manifest(view, found.to_revision, found.digest, found.count)
-        return wire.encode_delta(found, manifest, self.limits.delta_part_bytes)
-
     def offer(self, stream: SyncStream) -> None:
         """Send the stream what leads it to the newest revision, if it can take it now."""
         if not stream.takes_delta:
@@ -230,15 +177,15 @@ class Hub:
         if stream.view in self._unpublished:
             self._behind.add(stream)  # revocations come first
             return
-        task = self._deltas.get((stream.view, stream.since))
-        if task is not None and task.done() and not task.cancelled() and not task.exception():
-            self._hand_over(stream, task.result())
+        delta = self.deltas.ready(stream.view, stream.since)
+        if delta is not None:
+            self._hand_over(stream, delta)
         else:
             self._spawn(self._offer_later(stream))
 
     async def _offer_later(self, stream: SyncStream) -> None:
         try:
-            delta = await self.delta(stream.view, stream.since)
+            delta = await self.deltas.made(stream.view, stream.since)
         except FAULTS as error:
             self._site.fault("delta", error)
             return
@@ -293,6 +240,12 @@ class Hub:
             if not members:
                 del self._views[stream.view]
 
+    def show(self, stream: SyncStream, view: View) -> None:
+        """The host sees this view from now on."""
+        self._leave(stream)
+        stream.view = view
+        self._views.setdefault(view, set()).add(stream)
+
     def settled(self, stream: SyncStream) -> None:
         """A delta was answered: its slot is free, and the next one may follow."""
         if stream.cold:
@@ -326,65 +279,9 @@ class Hub:
         """Let what was begun end."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=grace_s)
-        for task in (*self._tasks, *self._deltas.values()):
+        for task in self._tasks:
             task.cancel()
-
-    async def _host_changed(self, host_id: str) -> None:
-        state: HostState | None = None
-        try:
-            state = await self._site.catalog(self._site.plane.host_state, host_id)
-        except PlaneError as error:
-            if error.code is not ExitCode.NOT_FOUND:
-                raise
-        stream = self.streams.get(host_id)
-        if stream is not None and state is not None:
-            self.take_state(stream, state)
-        elif stream is not None:
-            self.dismiss(stream, HostStatus.EVICTED)  # there is no such host any more
-
-    def take_state(self, stream: SyncStream, state: HostState) -> None:
-        """Act on what the host is now: end its stream, tell it, or show it another view."""
-        if state.status not in SERVED:
-            self.dismiss(stream, state.status)
-            return
-        if state.assignment_sequence > stream.assignment_sequence:
-            stream.assignment_sequence = state.assignment_sequence
-            stream.send(Sent.ASSIGNMENT, wire.assignment(state.assignment))
-        draining, stream.draining = stream.draining, state.status is not HostStatus.ACTIVE
-        if state.view != stream.view:
-            self._leave(stream)
-            stream.view = state.view
-            self._views.setdefault(stream.view, set()).add(stream)
-            stream.want_reset()
-            self.metrics.count("licplane_delta_resets_total", why="view")
-            self.offer(stream)
-        elif draining and not stream.draining:
-            self.offer(stream)
-
-    def dismiss(self, stream: SyncStream, status: HostStatus) -> None:
-        """Tell the host what became of it, and end its stream."""
-        if status is HostStatus.CLONED:
-            self.metrics.count("licplane_clones_total")
-        code, detail = NOTICES[status]
-        if self.detach(stream):
-            self.gone(stream.host_id)  # its handler finds it detached already
-        stream.end(Ending(status.name.lower()), wire.notice(code, detail))
-
-    def roots_changed(self, changed_ms: int) -> None:
-        """Let every host whose certificate is older take a new one, and the roots with it."""
-        if changed_ms == self._roots_changed_ms:
-            return
-        self._roots_changed_ms = changed_ms
-        for stream in self.streams.values():
-            self.ask_to_renew(stream)
-
-    def ask_to_renew(self, stream: SyncStream) -> None:
-        """Where its certificate is older than the authorities: at a random moment soon."""
-        if stream.identity.issued_unix_ms + _BACKDATED_MS > self._roots_changed_ms:
-            return
-        within_ms = min(_RENEW_MAX_MS, _RENEW_MIN_MS + _RENEW_EACH_MS * len(self.streams))
-        detail = "The control plane's certification authorities have changed"
-        stream.send(Sent.NOTICE, wire.notice(sync_pb2.Notice.CODE_RENEW, detail, within_ms))
+        self.deltas.cancel()
 
     # ------------------------------------------------------------------------- counting
 
@@ -396,19 +293,6 @@ class Hub:
     def refused(self, why: str) -> None:
         """A peer did what it must not."""
         self.metrics.count("licplane_refused_total", why=why)
-
-    def forget_unused(self) -> None:
-        """Drop deltas that nobody asked for lately: whole views may be large."""
-        now_s = time.monotonic()
-        for key, task in tuple(self._deltas.items()):
-            if task.done() and now_s - self._used_s[key] >= _CACHE_KEPT_S:
-                self._forget(key)
-
-    def _forget(self, key: tuple[View, int]) -> None:
-        task = self._deltas.pop(key, None)
-        self._used_s.pop(key, None)
-        if task is not None and task.done() and not task.cancelled():
-            task.exception()  # looked at: whoever asked was told
 
     def all_streams(self) -> Iterable[SyncStream]:
         """Those that are open now."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sync.Stream: lets a host in, and listens to it until one of the two ends it."""
+"""Sync.Stream: lets a host in, tells it what is new, and serves it until one of the two ends it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from licapi.control.v1 import common_pb2, sync_pb2
 from licapi.version import installed, why_not_served
 from licplane.api import wire
 from licplane.api.admission import TokenBucket
-from licplane.api.hub import NOTICES, Hub
+from licplane.api.host_messages import HostMessages
+from licplane.api.host_states import NOTICES
+from licplane.api.hub import Hub
 from licplane.api.peers import Refused, fingerprint, refusal
 from licplane.api.site import FAULTS, Site
 from licplane.api.stream import Ending, Sent, SyncStream
@@ -25,7 +26,6 @@ from licplane.errors import PlaneError
 from licplane.service.answers import CounterVerdict, HostState
 from licplane.service.plane import wall_clock_ms
 from licplane.service.values import SERVED, HostStatus, Identity, Role, View
-from lictoken.sealed import Seal
 
 SERVICE: Final = "licapi.control.v1.Sync"
 REFUSAL: Final = "licplane-refusal"
@@ -48,6 +48,7 @@ class SyncService:
     def __init__(self, site: Site, hub: Hub) -> None:
         self._site = site
         self._hub = hub
+        self._messages = HostMessages(site, hub)
         admission = site.settings.admission
         self._bucket = TokenBucket(
             admission.streams_a_second, admission.streams_burst, time.monotonic
@@ -104,7 +105,7 @@ class SyncService:
             self._hub.attach(stream)
             self._site.metrics.count("licplane_sync_opened_total")
             await self._begin(stream, hello, opened.counter, state)
-            await self._listen(stream, context)
+            await self._messages.take(stream, context)
         except asyncio.CancelledError:
             if stream.ending is None:
                 ending = "cancelled"
@@ -146,27 +147,12 @@ class SyncService:
             ) from error
         finally:
             self._without_hello -= 1
-        message = self._parsed(data)
+        message = self._messages.parsed(data)
         if message is None or message.WhichOneof("message") != "hello":
             raise Refused(
                 grpc.StatusCode.INVALID_ARGUMENT, "A stream begins with Hello", "malformed"
             )
         return message.hello
-
-    def _parsed(self, data: Any) -> sync_pb2.AgentMessage | None:
-        """None at the stream's end."""
-        if data is grpc.aio.EOF:
-            return None
-        if len(data) > self._site.settings.limits.sync_message_bytes:
-            raise Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, "The message is too long", "oversized"
-            )
-        try:
-            return sync_pb2.AgentMessage.FromString(data)
-        except DecodeError as error:
-            raise Refused(
-                grpc.StatusCode.INVALID_ARGUMENT, "The message is malformed", "malformed"
-            ) from error
 
     async def _open(self, shown: str, counter: bytes) -> _Opened:
         try:
@@ -206,7 +192,7 @@ class SyncService:
             self._site.metrics.count("licplane_clones_total")
         other = self._hub.streams.get(opened.identity.host_id)
         if other is not None:
-            self._hub.dismiss(other, status)
+            self._hub.states.dismiss(other, status)
         code, detail = NOTICES[status]
         await self._say_goodbye(context, wire.notice(code, detail))
 
@@ -231,8 +217,8 @@ class SyncService:
                 report_interval_s=settings.report_interval_s,
             ),
         )
-        hub.take_state(stream, state)
-        hub.ask_to_renew(stream)
+        hub.states.take(stream, state)
+        hub.states.ask_to_renew(stream)
         if hello.revision and _view(hello.view) != stream.view:
             stream.want_reset()
         delta = await self._delta(stream)
@@ -263,83 +249,12 @@ class SyncService:
 
     async def _delta(self, stream: SyncStream) -> wire.EncodedDelta:
         try:
-            return await self._hub.delta(stream.view, stream.since)
+            return await self._hub.deltas.made(stream.view, stream.since)
         except FAULTS as error:
             self._site.fault("delta", error)
             raise Refused(
                 grpc.StatusCode.UNAVAILABLE, "The catalog is not to be had now", "catalog"
             ) from error
-
-    # ---------------------------------------------------------------------------- listening
-
-    async def _listen(self, stream: SyncStream, context: Any) -> None:
-        while (message := self._parsed(await context.read())) is not None:
-            if not stream.counts(time.monotonic()):
-                raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many messages", "messages")
-            match message.WhichOneof("message"):
-                case "ack":
-                    stream.acked(message.ack)
-                case "nack":
-                    stream.nacked(message.nack)
-                case "lease_request":
-                    await self._lease(stream, message.lease_request)
-                case "counter_kept":
-                    await self._counter_kept(stream, message.counter_kept.counter)
-                case "remembered":
-                    await self._remembered(stream, message.remembered)
-                case "hello":
-                    raise Refused(
-                        grpc.StatusCode.INVALID_ARGUMENT, "There is one Hello", "malformed"
-                    )
-                case _:
-                    self._hub.refused("unknown_message")
-
-    async def _lease(self, stream: SyncStream, request: sync_pb2.LeaseRequest) -> None:
-        metrics = self._site.metrics
-        try:
-            bundle = await self._site.call(
-                self._site.plane.lease,
-                stream.host_id,
-                stream.identity.key_fingerprint,
-                request.boot_id,
-                request.nonce,
-            )
-        except PlaneError:
-            metrics.count("licplane_leases_total", result="refused")
-        except FAULTS as error:
-            self._site.fault("lease", error)
-            metrics.count("licplane_leases_total", result="failed")
-        else:
-            metrics.count("licplane_leases_total", result="given")
-            stream.send(Sent.LEASES, wire.leases(bundle))
-
-    async def _remembered(self, stream: SyncStream, told: sync_pb2.Remembered) -> None:
-        if not stream.may_remember():
-            self._hub.refused("remembered")
-            return
-        assignment = told.assignment if told.HasField("assignment") else None
-        try:
-            found = await self._site.call(
-                self._site.plane.take_remembered,
-                stream.host_id,
-                tuple(told.statements),
-                Seal(assignment.payload, assignment.kid, assignment.signature)
-                if assignment is not None
-                else None,
-            )
-        except FAULTS as error:
-            self._site.fault("remembered", error)
-            return
-        self._site.metrics.count("licplane_remembered_total", found.statements)
-
-    async def _counter_kept(self, stream: SyncStream, counter: bytes) -> None:
-        try:
-            verdict = await self._site.call(self._site.plane.keep_counter, stream.host_id, counter)
-        except FAULTS as error:
-            self._site.fault("counter", error)
-            return
-        if verdict is CounterVerdict.CLONED:
-            self._hub.dismiss(stream, HostStatus.CLONED)
 
     def _retry(self, refused: Refused) -> tuple[tuple[str, str], ...]:
         if refused.why == "version":

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from licapi.control.v1 import telemetry_pb2
 from licplane.service.remembering import Remembered
-from licplane.service.usage_values import ReadRecords
+from licplane.service.usage.values import ReadRecords
 from licplane.store.usage_model import METER_FIRST, METERS, Owner, SetAside, UsageKind, UsageRow
 from lictoken.claims import I64_MAX
 

@@ -62,7 +62,9 @@ class Worker:
         memory.limit_arenas()
         await self.hub.start()
         names = server_names(self._settings, self._addresses)
-        self.certificate = certificate = ServerCertificate(self.site, names, self.hub.roots_changed)
+        self.certificate = certificate = ServerCertificate(
+            self.site, names, self.hub.states.roots_changed
+        )
         await certificate.renew()
         if await self.site.catalog(lambda: self._opened.plane.is_put_back):
             log.warning(
@@ -148,7 +150,7 @@ class Worker:
             if time.monotonic() - looked_s >= _CERTIFICATES_S:
                 looked_s = time.monotonic()
                 self.end_old_certificates()
-                self.hub.forget_unused()
+                self.hub.deltas.forget_unused()
             if time.monotonic() >= tidy_s:
                 tidy_s = time.monotonic() + _TIDY_S * random.uniform(0.75, 1.25)  # noqa: S311
                 with contextlib.suppress(*FAULTS):  # the next one comes within the hour

@@ -32,7 +32,7 @@ def _complete(context: click.Context, incomplete: str, names: Names) -> list[str
 
 def complete_kid(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Ids of signing keys."""
-    from licplane.store.model import KeyKind
+    from licplane.store.record_model import KeyKind
 
     return _complete(
         context, incomplete, lambda reader: [key.key_id for key in reader.keys(KeyKind.ISSUER)]
@@ -71,7 +71,7 @@ def complete_admin(context: click.Context, _: click.Parameter, incomplete: str) 
 
 def complete_resource(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Names of resources."""
-    from licplane.store.model import Kind
+    from licplane.store.catalog_model import Kind
 
     return _complete(
         context,
@@ -82,7 +82,7 @@ def complete_resource(context: click.Context, _: click.Parameter, incomplete: st
 
 def complete_binding(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
     """Names of bindings."""
-    from licplane.store.model import Kind
+    from licplane.store.catalog_model import Kind
 
     return _complete(
         context,

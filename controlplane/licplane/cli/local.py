@@ -34,7 +34,7 @@ from licplane.service.requests import Change, Document, PageRequest, PlaneSettin
 from licplane.service.values import Actor, HostStatus, Role
 from licplane.store.database import Reader, Store
 from licplane.store.folder import StateFolder
-from licplane.store.model import KeyKind
+from licplane.store.record_model import KeyKind
 
 ADDRESSES_SETTING: Final = "server.addresses"
 """JSON object with `public` and `control`: host:port as hosts reach the listeners."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from licplane.cli.local import local_actor
 from licplane.cli.money import FIRST_PAGE, Json
 from licplane.service.answers import ChangeResult
-from licplane.service.money import run_document
+from licplane.service.billing.answers import run_document
 from licplane.service.plane import Plane
 from licplane.service.requests import Change, Document, PageRequest
-from licplane.service.usage_query import UsageQuery
+from licplane.service.usage.query import UsageQuery
 
 
 class LocalMoney:

@@ -26,7 +26,7 @@ def prepare(where: Place, *, issuer: str, words: str | None, unencrypted: bool) 
     from licplane.cli.local import local_actor, server_store
     from licplane.issuer.keyring import open_keys
     from licplane.service.plane import Plane
-    from licplane.store.model import KeyKind
+    from licplane.store.record_model import KeyKind
 
     if words is None and not unencrypted and where.database is None and not _has_state(where):
         raise _no_passphrase()  # before anything is made

@@ -19,8 +19,9 @@ from licplane.issuer.sealedkey import (
     read_sealed,
     seal_secret,
 )
-from licplane.store.model import EVERYWHERE, KeyKind, Kind, ObjectDraft, SealedKey
+from licplane.store.catalog_model import EVERYWHERE, Kind, ObjectDraft
 from licplane.store.reader import Reader
+from licplane.store.record_model import KeyKind, SealedKey
 from licplane.store.transaction import Transaction
 from lictoken.errors import TokenError
 from lictoken.fields import check_text

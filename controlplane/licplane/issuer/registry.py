@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.store.model import LicenseIssue, LicenseRecord, LicenseStatement
 from licplane.store.reader import Reader
+from licplane.store.record_model import LicenseIssue, LicenseRecord, LicenseStatement
 from licplane.store.transaction import Transaction
 from lictoken.claims import AUDIENCE, License
 from lictoken.errors import TokenError

@@ -9,8 +9,8 @@ from licplane.errors import Conflict, ExitCode, PlaneError
 from licplane.issuer.authority import open_authority
 from licplane.issuer.keyring import load_key
 from licplane.issuer.sealedkey import Cost, is_encrypted, reseal_secret
-from licplane.store.model import KeyKind, SealedKey
 from licplane.store.reader import Reader
+from licplane.store.record_model import KeyKind, SealedKey
 from licplane.store.transaction import Transaction
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.authority import new_private_key, pem_of, private_key_pem
+from licplane.issuer.authority import pem_of
+from licplane.issuer.peerkeys import new_private_key, private_key_pem
 from licplane.service.access import Permission, require
 from licplane.service.answers import AdminCreated, AdminView, ChangeResult, Difference
 from licplane.service.core import Core
@@ -20,7 +21,7 @@ from licplane.service.results import change_from, change_to
 from licplane.service.texts import ADMIN_NAME, check_pattern, one_of, refuse
 from licplane.service.values import Actor, Role
 from licplane.service.work import Work, perform
-from licplane.store.model import AdminIdentity, Credential
+from licplane.store.identity_model import AdminIdentity, Credential
 
 TTL_MAX_S: Final = 366 * 86_400
 _TOKEN_BYTES: Final = 32

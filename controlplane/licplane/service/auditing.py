@@ -16,8 +16,8 @@ from licplane.service.core import Core
 from licplane.service.values import Actor
 from licplane.service.work import canonical
 from licplane.store.audit import verify_log
-from licplane.store.model import AuditHead, AuditRecord
 from licplane.store.reader import Reader
+from licplane.store.record_model import AuditHead, AuditRecord
 from lictoken import base64url
 from lictoken.claims import I64_MAX
 from lictoken.errors import TokenError

@@ -30,8 +30,10 @@ from licplane.service.reports import kept
 from licplane.service.requests import Change
 from licplane.service.values import SERVED, Actor
 from licplane.service.work import Work, run_once
-from licplane.store.model import AdminIdentity, Host, KeyKind
+from licplane.store.host_model import Host
+from licplane.store.identity_model import AdminIdentity
 from licplane.store.reader import Reader
+from licplane.store.record_model import KeyKind
 
 _STALE_MS: Final = 6_000
 """So long after a change another process may still give out what was before."""

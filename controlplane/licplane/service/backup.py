@@ -20,8 +20,8 @@ from licplane.errors import ExitCode, PlaneError
 from licplane.service.core import PUT_BACK_SETTING
 from licplane.store.backup_file import BackupReader, write_backup
 from licplane.store.database import Recorder, Store
-from licplane.store.model import KeyKind
 from licplane.store.reader import Reader
+from licplane.store.record_model import KeyKind
 from lictoken.claims import U32_MAX
 
 NUMBERS_BEYOND: Final = 100_000

@@ -24,7 +24,7 @@ from licplane.service.requests import Document
 from licplane.service.texts import shown
 from licplane.service.values import Kind
 from licplane.service.work import Work
-from licplane.store.model import CatalogObject
+from licplane.store.catalog_model import CatalogObject
 from lictoken.armour import Label
 from lictoken.errors import TokenError
 from lictoken.fields import ID

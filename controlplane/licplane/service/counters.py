@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from licplane.issuer.authority import Authority
-from licplane.store.model import HostCounters
+from licplane.store.host_model import HostCounters
 
 COUNTER_BYTES: Final = 32
 _NUMBER_BYTES: Final = 8

@@ -9,7 +9,8 @@ from typing import Any, cast
 from licplane.service.impact import Cut, Ends
 from licplane.service.reports import Use
 from licplane.service.values import Kind
-from licplane.store.model import CatalogObject, Host
+from licplane.store.catalog_model import CatalogObject
+from licplane.store.host_model import Host
 from licplane.store.reader import Reader
 
 

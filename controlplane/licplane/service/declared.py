@@ -15,7 +15,7 @@ from licplane.service.reading import Problems, Table, read_table
 from licplane.service.requests import Document
 from licplane.service.texts import shown
 from licplane.service.values import Kind
-from licplane.store.model import ObjectDraft
+from licplane.store.catalog_model import ObjectDraft
 
 KINDS: Final = {"resource": Kind.RESOURCE, "binding": Kind.BINDING, "license": Kind.LICENSE}
 DOCUMENTS_MAX: Final = 200_000

@@ -7,7 +7,7 @@ from typing import Final
 
 from licplane.service.reports import KeptReport, kept
 from licplane.service.values import HostStatus
-from licplane.store.model import Host, HostPresence, HostReport
+from licplane.store.host_model import Host, HostPresence, HostReport
 from lictoken.claims import TIME_MAX_S
 from lictoken.validity import rfc3339
 

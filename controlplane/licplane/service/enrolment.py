@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
-import uuid
 from dataclasses import replace
 from typing import Final
 
-from licapi.version import installed, why_not_served
 from licplane.errors import Conflict, ExitCode, PlaneError, Unauthenticated
-from licplane.issuer.authority import Issued, key_fingerprint, read_csr, signed_by
+from licplane.issuer.authority import Issued
 from licplane.issuer.keyring import Keyring
+from licplane.issuer.peerkeys import key_fingerprint, read_csr, signed_by
 from licplane.service.answers import Enrolled
 from licplane.service.core import Core
 from licplane.service.counters import holds
+from licplane.service.machines import checked, new_host
 from licplane.service.requests import EnrollRequest, Machine, ReenrollRequest
 from licplane.service.streams import assignment, host_of, mark_cloned
-from licplane.service.texts import MACHINE_ID, TOKEN_ID, check_pattern, host_id_of, tidy
+from licplane.service.texts import TOKEN_ID, host_id_of
 from licplane.service.values import SERVED, Actor, HostStatus, Identity, Role
 from licplane.service.work import Work, perform_once
-from licplane.store.model import Certificate, Host, HostCounters, JoinToken
+from licplane.store.host_model import Host, HostCounters
+from licplane.store.identity_model import Certificate, JoinToken
 from licplane.store.reader import Reader
 from licplane.store.recorder import Recorder
 
@@ -30,13 +30,6 @@ CLOCK_TOLERANCE_MS: Final = 5 * 60_000
 MENDING_MS: Final = 3_600_000
 """So long after a host came in, an old counter at re-enrolment is refused and proves nothing:
 a clone that was told to enrol anew goes on trying until somebody does it."""
-_HOSTNAME_MAX: Final = 253
-_HOSTNAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", re.ASCII)
-"""RFC 1123 with the underscores that hosts do have. Names become arguments of other programs (ssh,
-Ansible), so none starts with a dash."""
-_UNNAMED: Final = "(none)"
-"""What Linux calls a host that was given no name."""
-_WORD_MAX: Final = 128
 _SECRET_MAX: Final = 128
 _NEW_KEY: Final = "Make a key of its own with `licagent enroll --new JOIN`"
 
@@ -269,51 +262,6 @@ def _newest(known: HostCounters | None, shown: bytes) -> bytes:
     if known is None:
         return b""
     return (known.pending or known.current) if holds(known, shown) else shown
-
-
-def new_host(
-    machine: Machine, fingerprint: bytes, labels: dict[str, str], now_ms: int, token_id: str
-) -> Host:
-    """A host that was never here."""
-    return Host(
-        host_id=str(uuid.uuid4()),
-        hostname=machine.hostname,
-        status=HostStatus.ACTIVE,
-        labels=labels,
-        machine_id=machine.machine_id,
-        key_fingerprint=fingerprint,
-        assignment_sequence=1,
-        enrolled_at_unix_ms=now_ms,
-        join_token=token_id,
-        agent_version=machine.agent_version,
-        kernel_release=machine.kernel_release,
-    )
-
-
-def checked(machine: Machine) -> Machine:
-    """What a machine says of itself, cut to what is kept.
-
-    Raises PlaneError for a version that is not served, a machine id or a host name that is none; a
-    host without a name is let in.
-    """
-    if not_served := why_not_served(tidy(machine.agent_version, _WORD_MAX), installed()):
-        raise PlaneError(ExitCode.REFUSED, not_served, "The host was not enrolled")
-    if machine.machine_id:
-        check_pattern(machine.machine_id, "The machine id", MACHINE_ID, "32 hexadecimal digits")
-    hostname = "" if machine.hostname == _UNNAMED else machine.hostname
-    if hostname:
-        check_pattern(
-            hostname, "The host name", _HOSTNAME,
-            f"letters, digits and _, after the first also . and -, at most {_HOSTNAME_MAX};"
-            " `hostnamectl hostname NAME` names a host",
-        )  # fmt: skip
-    return Machine(
-        hostname,
-        machine.machine_id,
-        tidy(machine.boot_id, _WORD_MAX),
-        tidy(machine.agent_version, _WORD_MAX),
-        tidy(machine.kernel_release, _WORD_MAX),
-    )
 
 
 def certificate_row(issued: Issued, host_id: str = "") -> Certificate:

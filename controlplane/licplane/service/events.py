@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from licplane.service.billing_reading import Notify, document_text
+from licplane.service.billing.reading import Notify, document_text
 from licplane.store.deliveries import Delivery
 from lictoken.validity import rfc3339
 

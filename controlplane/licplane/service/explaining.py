@@ -11,16 +11,17 @@ from typing import Any, Final
 from licplane.errors import ExitCode, PlaneError
 from licplane.service import paging
 from licplane.service.access import Permission, require
-from licplane.service.billing import plan_version
+from licplane.service.billing.bills import plan_version
+from licplane.service.billing.pricing import MINIMUM, Item, Plan, Subject
 from licplane.service.core import Core
-from licplane.service.pricing import MINIMUM, Item, Plan, Subject
 from licplane.service.reports import kept
 from licplane.service.requests import PageRequest
-from licplane.service.usage_query import kind_word, meters_in
+from licplane.service.usage.query import kind_word, meters_in
 from licplane.service.values import Actor, Kind
+from licplane.store.billed_usage import Span
 from licplane.store.billing_records import BillingEntry, ClosedPeriod
 from licplane.store.reader import Reader
-from licplane.store.usage_evidence import Evidence, Span
+from licplane.store.usage_evidence import Evidence
 from licplane.store.usage_sums import Window
 
 _AUDIT_PAGE: Final = 1_000

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from licplane.errors import PlaneError
-from licplane.service.billing_reading import parsed, read_budget
-from licplane.service.budgets import state_of
+from licplane.service.billing.budgets import state_of
+from licplane.service.billing.reading import parsed, read_budget
 from licplane.service.core import Core
 from licplane.service.drift import SILENT_AFTER_MS
 from licplane.service.replica import Replica

@@ -10,7 +10,8 @@ from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer import keyring
-from licplane.issuer.authority import create_authority, new_private_key, pem_of, private_key_pem
+from licplane.issuer.authority import create_authority, pem_of
+from licplane.issuer.peerkeys import new_private_key, private_key_pem
 from licplane.issuer.resealing import resealed
 from licplane.issuer.sealedkey import Cost, check_passphrase
 from licplane.service.access import Permission, require
@@ -21,7 +22,7 @@ from licplane.service.protection import check_protection
 from licplane.service.requests import Change
 from licplane.service.values import Actor
 from licplane.service.work import Work, perform_once, run_once
-from licplane.store.model import KeyKind
+from licplane.store.record_model import KeyKind
 from lictoken.trust import KeyStatus, TrustedKey
 
 ADVANCE_MAX: Final = 100_000

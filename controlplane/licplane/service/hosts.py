@@ -21,7 +21,7 @@ from licplane.service.results import change_from, change_to
 from licplane.service.texts import check_labels, host_id_of, shown
 from licplane.service.values import Actor, HostStatus, Kind, View
 from licplane.service.work import Work, canonical, perform
-from licplane.store.model import Host, HostPresence
+from licplane.store.host_model import Host, HostPresence
 from licplane.store.reader import Reader
 
 _OUT = (HostStatus.EVICTED, HostStatus.BANNED)

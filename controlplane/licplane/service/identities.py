@@ -10,7 +10,7 @@ from typing import Final
 from licplane.errors import Unauthenticated
 from licplane.service.core import Core
 from licplane.service.values import SERVED, Identity, Role
-from licplane.store.model import AdminIdentity, Certificate, Credential
+from licplane.store.identity_model import AdminIdentity, Certificate, Credential
 
 TOKEN_PREFIX: Final = "licadmin1."
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)

@@ -9,7 +9,7 @@ from typing import Final
 
 from licplane.service.answers import Impact
 from licplane.service.reports import Use, kept, names_license
-from licplane.store.model import Host, HostReport
+from licplane.store.host_model import Host, HostReport
 from licplane.store.reader import Reader
 
 IMPACTS_MAX: Final = 10_000

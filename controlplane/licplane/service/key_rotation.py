@@ -13,7 +13,7 @@ from licplane.service import licensing
 from licplane.service.publishing import publish_license, publish_statement
 from licplane.service.values import SERVED, Kind
 from licplane.service.work import Work
-from licplane.store.model import Host
+from licplane.store.host_model import Host
 from lictoken.keys import SigningKey
 from lictoken.revocation import RevocationAction
 from lictoken.trust import KeyStatus, TrustedKey

@@ -14,7 +14,7 @@ from licplane.service.license_documents import license_scope
 from licplane.service.publishing import publish_license, publish_statement
 from licplane.service.reports import Use
 from licplane.service.work import Work
-from licplane.store.model import Host
+from licplane.store.host_model import Host
 from lictoken.claims import License
 from lictoken.keys import SigningKey
 from lictoken.revocation import RevocationAction

@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from typing import Final
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.authority import Issued, key_fingerprint, read_csr
+from licplane.issuer.authority import Issued
 from licplane.issuer.keyring import Keyring
+from licplane.issuer.peerkeys import key_fingerprint, read_csr
 from licplane.service import payloads
 from licplane.service.access import Permission, require
 from licplane.service.answers import OfflineAdmission, ViewState
 from licplane.service.core import Core
-from licplane.service.enrolment import certificate_row, checked, new_host
+from licplane.service.enrolment import certificate_row
+from licplane.service.machines import checked, new_host
 from licplane.service.replica import Replica
 from licplane.service.requests import Change, Machine
 from licplane.service.streams import Streams, assignment
 from licplane.service.texts import check_labels, refuse
 from licplane.service.values import SERVED, Actor, HostStatus
 from licplane.service.work import Work, canonical, run_once
-from licplane.store.model import Host, HostCounters
+from licplane.store.host_model import Host, HostCounters
 from lictoken import base64url
 from lictoken.sealed import Seal, SealPurpose
 

@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from licplane.service.billing_reading import READERS, Notify, parsed
+from licplane.service.billing.reading import READERS, Notify, parsed
 from licplane.service.core import Core
 from licplane.store.database import Store
 from licplane.store.deliveries import Delivery

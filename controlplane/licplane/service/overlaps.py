@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.values import Scope
-from licplane.store.model import CatalogObject
+from licplane.store.catalog_model import CatalogObject
 
 _PORTED: Final = ("tcp", "udp", "sctp")
 _ALL: Final = (*_PORTED, "icmp", "other")

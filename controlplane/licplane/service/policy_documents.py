@@ -14,7 +14,7 @@ from licplane.service.reading import Table, canonical_payload, kind_of
 from licplane.service.selectors import SelectorProblem, check_selector
 from licplane.service.texts import shown
 from licplane.service.values import Kind, Scope
-from licplane.store.model import ObjectDraft
+from licplane.store.catalog_model import ObjectDraft
 from lictoken.fields import ID
 from lictoken.fields import NAME as SCOPE_NAME
 

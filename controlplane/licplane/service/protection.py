@@ -7,7 +7,7 @@ from licplane.errors import ExitCode, PlaneError
 from licplane.issuer import keyring
 from licplane.issuer.sealedkey import is_encrypted
 from licplane.service.work import Work
-from licplane.store.model import KeyKind
+from licplane.store.record_model import KeyKind
 
 
 def check_protection(work: Work, passphrase: str | None) -> None:

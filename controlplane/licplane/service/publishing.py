@@ -6,7 +6,7 @@ from __future__ import annotations
 from licplane.issuer.registry import Issue, Registry, Statement
 from licplane.service.license_documents import license_document, license_scope
 from licplane.service.values import Kind
-from licplane.store.model import ObjectDraft
+from licplane.store.catalog_model import ObjectDraft
 from licplane.store.transaction import Transaction
 from lictoken.armour import Label, unarmour
 from lictoken.claims import License

@@ -23,7 +23,7 @@ from licplane.service.streams import host_of
 from licplane.service.texts import check_labels
 from licplane.service.values import SERVED, Actor, HostStatus, Role
 from licplane.service.work import Work, perform_once
-from licplane.store.model import Host
+from licplane.store.host_model import Host
 from lictoken.armour import Label, armour
 from lictoken.errors import TokenError
 from lictoken.revocation import Revocation, RevocationAction, verify_revocation

@@ -19,8 +19,8 @@ from licplane.service.core import Core
 from licplane.service.standings import Standings
 from licplane.service.values import CatalogObject, Kind, View
 from licplane.service.work import head_problem
+from licplane.store.catalog_model import CatalogChange, Head
 from licplane.store.digest import CatalogDigest
-from licplane.store.model import CatalogChange, Head
 from licplane.store.reader import Reader
 from lictoken.digest import DigestTree
 from lictoken.errors import TokenError

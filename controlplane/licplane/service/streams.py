@@ -18,7 +18,7 @@ from licplane.service.requests import Progress
 from licplane.service.texts import tidy
 from licplane.service.values import SERVED, Actor, HostStatus, Role, View
 from licplane.service.work import Work, perform_once
-from licplane.store.model import Host, HostCounters, HostPresence
+from licplane.store.host_model import Host, HostCounters, HostPresence
 from licplane.store.reader import Reader
 from lictoken.claims import I64_MAX
 from lictoken.sealed import Seal, SealPurpose

@@ -18,7 +18,7 @@ from licplane.service.requests import PageRequest, Report, ShadowReport
 from licplane.service.standings import Standings
 from licplane.service.texts import tidy
 from licplane.service.values import Actor, Kind
-from licplane.store.model import FleetShadow, HostReport, ShadowRow
+from licplane.store.host_model import FleetShadow, HostReport, ShadowRow
 from licplane.store.reader import Reader
 from lictoken.claims import I64_MAX
 

@@ -20,7 +20,7 @@ from licplane.service.results import change_from, change_to
 from licplane.service.texts import TOKEN_ID, check_labels, check_pattern, refuse
 from licplane.service.values import Actor
 from licplane.service.work import Work, perform
-from licplane.store.model import JoinToken
+from licplane.store.identity_model import JoinToken
 from lictoken import base64url
 
 JOIN_PREFIX: Final = "licjoin1."

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from licplane.issuer.keyring import TRUST_NAME
-from licplane.store.model import EVERYWHERE, HostStatus, Kind, Role, Scope, View
+from licplane.store.catalog_model import EVERYWHERE, Kind, Scope, View
+from licplane.store.host_model import HostStatus
+from licplane.store.identity_model import Role
 
 __all__ = [
     "SERVED",

@@ -16,9 +16,10 @@ from licplane.service.requests import Change
 from licplane.service.texts import check_words
 from licplane.service.values import Actor, Kind
 from licplane.store.audit import audit_head_payload
+from licplane.store.catalog_model import Head
 from licplane.store.database import Transaction
 from licplane.store.digest import catalog_head_payload, parse_catalog_head
-from licplane.store.model import AuditDraft, AuditHead, AuditRecord, Head, RequestResult
+from licplane.store.record_model import AuditDraft, AuditHead, AuditRecord, RequestResult
 from lictoken.errors import Refusal, TokenError
 from lictoken.keys import SigningKey
 from lictoken.sealed import SealPurpose, unseal

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from licplane.store.announce import Bell, Subscription
+from licplane.store.history import History
 from licplane.store.postgres_answers import connect_words, cut_after
-from licplane.store.postgres_servers import History, history_of_async, is_left_behind
+from licplane.store.postgres_servers import history_of_async, is_left_behind
 
 POLL_S: Final = 1.0
 CHANNEL: Final = "licplane_changes"

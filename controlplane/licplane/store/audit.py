@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Final
 
 from licplane.errors import PlaneError
-from licplane.store.model import AuditDraft, AuditHead, AuditRecord
+from licplane.store.record_model import AuditDraft, AuditHead, AuditRecord
 from licplane.store.session import canonical, inconsistent
 from lictoken.errors import TokenError
 from lictoken.sealed import Seal

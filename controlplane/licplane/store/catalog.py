@@ -8,11 +8,11 @@ from typing import Any, Final
 
 from sqlalchemy import Row, func, select, tuple_
 
+from licplane.store.catalog_model import CatalogChange, CatalogObject, Head, Kind
 from licplane.store.digest import (
     CatalogDigest,
     root_of,
 )
-from licplane.store.model import CatalogChange, CatalogObject, Head, Kind
 from licplane.store.schema import catalog_digest, changes, head, objects
 from licplane.store.session import (
     Session,

@@ -10,6 +10,7 @@ from typing import Final
 from sqlalchemy import and_, delete, exists, select, tuple_
 
 from licplane.store.catalog import CatalogReads
+from licplane.store.catalog_model import CatalogObject, Head, Kind, ObjectDraft, Scope
 from licplane.store.digest import (
     HASH_BYTES,
     bucket_hash,
@@ -18,7 +19,6 @@ from licplane.store.digest import (
     object_key,
     root_of,
 )
-from licplane.store.model import CatalogObject, Head, Kind, ObjectDraft, Scope
 from licplane.store.schema import catalog_digest, changes, objects
 from licplane.store.session import (
     CHUNK,

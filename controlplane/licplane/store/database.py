@@ -14,7 +14,6 @@ from sqlalchemy import URL, Connection, Engine
 from licplane.errors import ExitCode, PlaneError
 from licplane.store import upgrading
 from licplane.store.announce import Announcer
-from licplane.store.announce_postgres import PostgresAnnouncer
 from licplane.store.announce_sqlite import SqliteAnnouncer
 from licplane.store.engine import LOCK_WAIT_S, Mode, make_engine, options, parse_url
 from licplane.store.faults import in_our_words
@@ -37,7 +36,7 @@ class Store:
         self.folder: Final = _folder_of(url)
         """The state folder of a SQLite database; None for PostgreSQL."""
         self.announcer: Final[Announcer] = (
-            PostgresAnnouncer(engine)
+            _postgres_announcer(engine)
             if url.database is None or self.folder is None
             else SqliteAnnouncer(Path(url.database))
         )
@@ -224,3 +223,9 @@ def _folder_of(url: URL) -> Path | None:
     if url.drivername != "sqlite" or url.database is None:
         return None
     return Path(url.database).parent
+
+
+def _postgres_announcer(engine: Engine) -> Announcer:
+    from licplane.store.announce_postgres import PostgresAnnouncer  # with the driver
+
+    return PostgresAnnouncer(engine)

@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from licplane.store.model import CatalogChange, CatalogObject, Scope
+from licplane.store.catalog_model import CatalogChange, CatalogObject, Scope
 from licplane.store.session import canonical, inconsistent, scope_text
 
 BUCKETS: Final = 4096

@@ -34,7 +34,7 @@ def in_our_words() -> Iterator[None]:
             ExitCode.BUSY, "All connections to the database are in use", "Try again shortly"
         ) from error
     except StatementError as error:
-        if isinstance(error.orig, PlaneError):  # a value that a column refused (schema.Words)
+        if isinstance(error.orig, PlaneError):  # a value that a column refused (columns.Words)
             raise error.orig from None
         raise _translated(error) from error
     except SQLAlchemyError as error:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sqlalchemy import Select, case, distinct, func, or_, select
 
-from licplane.store.model import HostStatus
+from licplane.store.host_model import HostStatus
 from licplane.store.money_schema import host_drift, trigger_deliveries
 from licplane.store.schema import head, host_presence, host_reports, hosts, shadow
 from licplane.store.session import Session

@@ -17,14 +17,14 @@ from typing import Final, cast
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.folder import StateFolder, damaged, read_document, sync_folder
-from licplane.store.model import (
+from licplane.store.reader import Reader
+from licplane.store.record_model import (
     KeyKind,
     LicenseIssue,
     LicenseRecord,
     LicenseStatement,
     SealedKey,
 )
-from licplane.store.reader import Reader
 from licplane.store.session import canonical
 from licplane.store.transaction import Transaction
 from lictoken.claims import U32_MAX

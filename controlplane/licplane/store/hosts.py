@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import Row, delete, select, update
 
-from licplane.store.model import (
+from licplane.store.catalog_model import Head
+from licplane.store.host_model import (
     NO_LABELS,
-    Head,
     Host,
     HostCounters,
     HostPresence,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Row, delete, select, update
 
-from licplane.store.model import AdminIdentity, Certificate, Credential, JoinToken, Role
+from licplane.store.identity_model import AdminIdentity, Certificate, Credential, JoinToken, Role
 from licplane.store.schema import admins, certificates, join_tokens, requests, spent
 from licplane.store.session import Session, blob, canonical, checked, labels_from, paged
 

@@ -8,13 +8,7 @@ from typing import Any
 from sqlalchemy import Row, delete, insert, select
 
 from licplane.store.audit import chained
-from licplane.store.model import (
-    AuditDraft,
-    AuditHead,
-    AuditRecord,
-    RequestResult,
-    Setting,
-)
+from licplane.store.record_model import AuditDraft, AuditHead, AuditRecord, RequestResult, Setting
 from licplane.store.schema import audit, audit_heads, requests, settings
 from licplane.store.session import Session, blob, checked, paged
 from lictoken.sealed import Seal

@@ -13,7 +13,8 @@ from typing import Final
 from sqlalchemy import Column, Index, LargeBinary, String, Table
 
 from licplane.store import usage_model
-from licplane.store.schema import NAME_MAX_BYTES, Whole, Words, metadata
+from licplane.store.columns import NAME_MAX_BYTES, Whole, Words
+from licplane.store.schema import metadata
 
 METERS: Final = tuple(name for name, _ in usage_model.METERS)
 """Names of the meters, which are the names of columns."""

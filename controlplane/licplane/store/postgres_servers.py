@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable
+from typing import Any, Final
 
 import psycopg
-from sqlalchemy import URL, Engine, event
-from sqlalchemy.engine import make_url
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DisconnectionError
 
+from licplane.store.history import HISTORY, History, Lineage, Unnamed, history_of
 from licplane.store.postgres_answers import Unanswered, answer
 
 _TIMELINE: Final = (
@@ -32,79 +32,11 @@ _UNKNOWN: Final = frozenset({"42883", "0A000"})
 _HIDDEN: Final = _UNKNOWN | {"42501"}
 """And insufficient_privilege: the server does not tell this, today or tomorrow. Any other error
 says nothing of the server."""
-_HISTORY: Final = "history"
-_WRITABLE: Final = "target_session_attrs"
 
 _log = logging.getLogger(__name__)
 _Connection = psycopg.Connection[Any]
 _Connect = Callable[..., _Connection]
 _followed: Final[weakref.WeakKeyDictionary[Engine, Servers]] = weakref.WeakKeyDictionary()
-
-
-class Lineage(NamedTuple):
-    """Which history of a database a server writes."""
-
-    system: int
-    """Of the cluster; a physical standby has its primary's."""
-    timeline: int
-    """From 1; a promotion takes the next one."""
-
-    def is_behind(self, other: Lineage | None) -> bool:
-        """Whether the same cluster has gone on without this one."""
-        return other is not None and self.system == other.system and self.timeline < other.timeline
-
-
-class Unnamed(NamedTuple):
-    """A server that hides its timeline: which one of several it is, and not which one counts.
-
-    A history goes on where another one began only with another postmaster (a standby's, or the
-    same one's after a recovery), so what is remembered of one of them is true of it alone.
-    """
-
-    began: str
-    """When its postmaster did: seconds since 1970, to the microsecond."""
-
-
-History = Lineage | Unnamed | None
-"""What a connection is to; None for SQLite, and what is not quite PostgreSQL."""
-
-
-def several_hosts(text: str) -> URL:
-    """A URL; also in libpq's form with several hosts, HOST:PORT,HOST:PORT.
-
-    Raises ArgumentError or ValueError for what is none.
-    """
-    scheme, separator, rest = text.partition("://")
-    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
-    user, at_sign, hosts = rest[:end].rpartition("@")
-    if not scheme.startswith("postgresql") or "," not in hosts:
-        return make_url(text)
-    names, ports = zip(*map(_host_port, hosts.split(",")), strict=True)
-    url = make_url(f"{scheme}{separator}{user}{at_sign}{rest[end:]}")
-    if "host" in url.query or "port" in url.query:
-        raise ValueError("hosts are named twice")
-    where = {"host": ",".join(names)}
-    if any(ports):
-        where["port"] = ",".join(ports)
-    return url.update_query_dict(where)
-
-
-def _host_port(text: str) -> tuple[str, str]:
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        port = port.removeprefix(":")
-    else:
-        host, _, port = text.partition(":")
-    if port and not port.isdecimal():
-        raise ValueError("a port is a number")
-    return host, port
-
-
-def writable(url: URL) -> URL:
-    """`url` with the demand that the server takes changes, unless it says what it wants."""
-    if _WRITABLE in url.query:
-        return url
-    return url.update_query_dict({_WRITABLE: "read-write"})
 
 
 def follow(engine: Engine) -> None:
@@ -117,19 +49,13 @@ def follow(engine: Engine) -> None:
     def _connect(_dialect: Any, record: Any, _words: Any, arguments: Any) -> _Connection:
         connection, history = servers.connect(arguments)
         if record is not None:
-            record.info[_HISTORY] = history
+            record.info[HISTORY] = history
         return connection
 
     @event.listens_for(engine, "checkout")
     def _check(_connection: Any, record: Any, _proxy: Any) -> None:
         if servers.has_left(history_of(record.info)):
             raise DisconnectionError("a standby was promoted since")  # the pool makes another one
-
-
-def history_of(info: Mapping[str, Any]) -> History:
-    """The history that a connection of an engine writes, by the connection's `info`."""
-    found = info.get(_HISTORY)
-    return found if isinstance(found, Lineage | Unnamed) else None
 
 
 def is_left_behind(engine: Engine, history: History) -> bool:

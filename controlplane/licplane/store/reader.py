@@ -7,6 +7,7 @@ of 0 is none. Text that no database could hold raises PlaneError USAGE, also in 
 
 from __future__ import annotations
 
+from licplane.store.billed_usage import BilledReads
 from licplane.store.billing_records import BillingReads
 from licplane.store.catalog import CatalogReads
 from licplane.store.copying import CopyReads
@@ -17,7 +18,6 @@ from licplane.store.identities import IdentityReads
 from licplane.store.journal import JournalReads
 from licplane.store.shadow_use import ShadowReads
 from licplane.store.signing import SigningReads
-from licplane.store.usage_evidence import EvidenceReads
 from licplane.store.usage_reading import UsageReads
 from licplane.store.usage_retention import RetentionReads
 from licplane.store.usage_sums import SumReads
@@ -33,7 +33,7 @@ class Reader(
     JournalReads,
     UsageReads,
     SumReads,
-    EvidenceReads,
+    BilledReads,
     DeliveryReads,
     RetentionReads,
     BillingReads,

@@ -12,8 +12,8 @@ from sqlalchemy import Column, Connection, Executable, Row, Select, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.store.model import Scope
-from licplane.store.postgres_servers import History, history_of
+from licplane.store.catalog_model import Scope
+from licplane.store.history import History, history_of
 from lictoken.sealed import Seal
 
 CHUNK: Final = 500

@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import Double, Row, cast, delete, func, select, tuple_
 
+from licplane.store.columns import I64_MAX
+from licplane.store.host_model import FleetShadow, ShadowRow
 from licplane.store.hosts import HostRecords
-from licplane.store.model import FleetShadow, ShadowRow
-from licplane.store.schema import I64_MAX, shadow
+from licplane.store.schema import shadow
 from licplane.store.session import Session, Values, canonical, checked
 
 

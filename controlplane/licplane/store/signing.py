@@ -10,7 +10,7 @@ from typing import Any, Final
 from sqlalchemy import Row, delete, select
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.store.model import (
+from licplane.store.record_model import (
     KeyKind,
     LicenseIssue,
     LicenseRecord,

@@ -14,10 +14,10 @@ from dataclasses import replace
 from sqlalchemy import Connection, select, update
 
 from licplane.store.catalog_changes import CatalogWrites
+from licplane.store.catalog_model import Head
 from licplane.store.hosts import HostWrites
 from licplane.store.identities import IdentityWrites
 from licplane.store.journal import JournalWrites
-from licplane.store.model import Head
 from licplane.store.recorder import Recorder
 from licplane.store.schema import head
 from licplane.store.session import inconsistent

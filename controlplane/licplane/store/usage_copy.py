@@ -10,7 +10,6 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-import psycopg
 from sqlalchemy import Connection, insert
 from sqlalchemy.exc import DBAPIError
 
@@ -140,6 +139,8 @@ def _field(text: str) -> bytes:
 
 
 def _copy(connection: Connection, rows: Sequence[bytes]) -> None:
+    import psycopg  # with SQLite nobody needs it
+
     raw = connection.connection.driver_connection
     assert isinstance(raw, psycopg.Connection)  # noqa: S101 -- the engine has no other driver
     try:

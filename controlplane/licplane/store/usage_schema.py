@@ -15,7 +15,8 @@ from typing import Final
 
 from sqlalchemy import Column, Index, LargeBinary, Table, UniqueConstraint
 
-from licplane.store.schema import NAME_MAX_BYTES, Whole, Words, metadata
+from licplane.store.columns import NAME_MAX_BYTES, Whole, Words
+from licplane.store.schema import metadata
 from licplane.store.usage_model import METERS
 
 

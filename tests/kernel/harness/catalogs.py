@@ -13,19 +13,19 @@ from tests.kernel.harness.agent import ISSUER, AgentUnderTest
 
 from licagent.control.interface import Assignment, HostStatus
 from licagent.daemon.agent import Agent
-from licagent.domain.config import read_config
-from licagent.domain.lease import Lease, LeaseSet
-from licagent.domain.replica import (
+from licagent.domain.catalog import (
     TRUST_NAME,
     Delta,
     Kind,
     Manifest,
     ObjectChange,
     Refused,
-    Replica,
     SignedBytes,
     ViewKey,
 )
+from licagent.domain.config_reader import read_config
+from licagent.domain.lease import Lease, LeaseSet
+from licagent.domain.replica import Replica
 from lictoken.digest import DigestTree
 from lictoken.trust import TrustedKey, TrustStore
 
@@ -130,11 +130,11 @@ class ManagedHost:
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         held = {jti: self.agent.licensing.held[jti].license for jti in jtis}
         leases = {jti: Lease(jti, each.number, each.generation) for jti, each in held.items()}
-        self.agent.control.set_leases(LeaseSet(leases, now_ns, now_ns + lasts_ns))
+        self.agent.membership.set_leases(LeaseSet(leases, now_ns, now_ns + lasts_ns))
 
     def assign(self, status: HostStatus = HostStatus.ACTIVE, **labels: str) -> None:
         """Give the host these labels."""
-        self.agent.control.assign(Assignment("host", labels, 1, status, 0))
+        self.agent.membership.assign(Assignment("host", labels, 1, status, 0))
 
     def kernel_tables(self) -> dict[str, list[tuple[bytes, bytes]]]:
         """What the kernel holds of the generation in force.

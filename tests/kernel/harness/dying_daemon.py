@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from licagent.daemon import main
-from licagent.daemon.metering_spool import LedgerSpool
-from licagent.domain.config import read_config
+from licagent.daemon.metering.spool import LedgerSpool
+from licagent.domain.config_reader import read_config
 from licagent.kernel.usage_meter import UsageMeter
 
 PLACES: dict[str, tuple[type[Any], str]] = {

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 from licagent.kernel.libbpf import AttachType, check, library
 
 _PROG_TYPE_CGROUP_SKB: Final = 8  # enum bpf_prog_type
@@ -85,7 +85,7 @@ class Foreign:
             link = libbpf.link_cgroup(linked, folder, attach_type)
             libbpf.pin_fd(link, pin)
             os.close(link)
-            ids = libbpf.program_info(legacy).id, libbpf.program_info(linked).id
+            ids = bpf_info.program_info(legacy).id, bpf_info.program_info(linked).id
         finally:
             for fd in (legacy, linked, folder):
                 os.close(fd)

@@ -12,7 +12,7 @@ from tests.kernel.harness.agent import AgentUnderTest
 
 from licagent.daemon.agent import Agent
 from licagent.daemon.decisions import Record
-from licagent.domain.config import read_config
+from licagent.domain.config_reader import read_config
 from licagent.kernel.licenses import Slot
 
 

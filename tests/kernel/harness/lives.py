@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 
 from licagent.daemon.main import run
-from licagent.domain.config import AgentConfig, read_config
+from licagent.domain.config import AgentConfig
+from licagent.domain.config_reader import read_config
 
 LIMIT_S = 60.0
 FIRST_GUESS_S = 0.1

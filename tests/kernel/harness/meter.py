@@ -23,9 +23,9 @@ from tests.kernel.harness.cgroups import CgroupTree, mount_point
 from licagent.kernel.attach import cgroup_id
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
-from licagent.kernel.layout import Owner
 from licagent.kernel.maps import Map
 from licagent.kernel.usage import FlowRow, MeterSupport, Sheet, Who, WorkRow
+from licagent.kernel.usage_structs import Owner
 
 if TYPE_CHECKING:
     from licagent.kernel.usage_meter import UsageMeter

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
@@ -30,7 +31,10 @@ def accuracy() -> Iterator[Accuracy]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Measure once more where the mark `measured_again` allows it; see pyproject.toml."""
+    """Measure once more where the mark `measured_again` allows it; see pyproject.toml.
+
+    In a cgroup of its own: the books of the first one hold what was done there before.
+    """
     if pyfuncitem.get_closest_marker("measured_again") is None:
         return None
     fixtures = pyfuncitem._fixtureinfo.argnames
@@ -41,7 +45,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     except Inaccurate as error:
         del ALL.rows[noted:]
         sys.stderr.write(f"measured again: {error}\n")
-        pyfuncitem.obj(**arguments)
+        with ExitStack() as stack:
+            if "place" in arguments:
+                tree = stack.enter_context(CgroupTree(arguments["place"]))
+                arguments["place"] = tree.root
+            pyfuncitem.obj(**arguments)
     return True
 
 

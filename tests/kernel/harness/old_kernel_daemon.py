@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from licagent.daemon import main
-from licagent.domain.config import read_config
+from licagent.domain.config_reader import read_config
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.usage_meter import UsageMeter
 

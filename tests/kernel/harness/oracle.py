@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from licagent.domain.compiler import FailsafeEntry, compile_policy
+from licagent.domain.compiler import compile_policy
 from licagent.domain.decision import Decision, Direction, PolicyIndex, Subject, decide
+from licagent.domain.failsafe import FailsafeEntry
 from licagent.domain.license import LicenseState
 from licagent.domain.policy import parse_policy
 from licagent.domain.reason import REASON_ERRNO, Reason, Verdict

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.kernel.harness.dial import binding
 from tests.kernel.harness.oracle import Flow, Who
 
-from licagent.domain.compiler import FailsafeEntry
+from licagent.domain.failsafe import FailsafeEntry
 from licagent.domain.license import LicenseState
 from licagent.domain.ports import PortRange
 from licagent.domain.tables import Protocol

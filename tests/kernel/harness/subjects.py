@@ -18,7 +18,7 @@ from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.dial import LIMIT_S, Destination, answer_of, binding
 
 from licagent.kernel.bpffs import PinFolder
-from licagent.kernel.layout import Process
+from licagent.kernel.enforcement_structs import Process
 from licagent.kernel.maps import Map
 
 NO_LICENSE: Final = "ENOKEY"

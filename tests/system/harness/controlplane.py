@@ -358,6 +358,8 @@ class Host(Scene):
     def licensed(self) -> None:
         """Resource, binding and license for `HOLDER`, in the kernel."""
         self.plane.apply(self.resource(), binding(), license())
+        # Before that anybody may.
+        eventually(lambda: self.agent.call("status")["policy"]["resources"], "a resource")
         self.until("ok")
 
     def until(self, outcome: str, uid: int = HOLDER) -> None:

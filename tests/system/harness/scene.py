@@ -26,16 +26,16 @@ CLIENT: Final = (*PYTHON, str(REPOSITORY / "tests/system/harness/client.py"))
 HOLDER: Final = 61234
 """The uid that the license's binding names; nobody's on this machine."""
 STRANGER: Final = 61235
-WAIT_S: Final = 30.0
+WAIT_S: Final = 90.0
 
 Value = TypeVar("Value")
 
 
-def eventually(question: Callable[[], Value], what: str = "") -> Value:
+def eventually(question: Callable[[], Value], what: str = "", *, within_s: float = WAIT_S) -> Value:
     """The first answer that is true; AssertionError after a generous while."""
-    limit = time.monotonic() + WAIT_S
+    limit = time.monotonic() + within_s
     while not (answer := question()):
-        assert time.monotonic() < limit, f"not within {WAIT_S} s: {what or question}"
+        assert time.monotonic() < limit, f"not within {within_s:.0f} s: {what or question}"
         time.sleep(0.05)
     return answer
 

@@ -16,6 +16,7 @@ from licagent.local.methods import METHODS
 EVERY_READ = [
     (["status"], "status"),
     (["explain", "4242"], "explain"),
+    (["shadow"], "shadow"),
     (["usage"], "usage"),
     (["usage", "verify"], "usage-verify"),
     (["license", "list"], "license-list"),
@@ -52,6 +53,9 @@ def test_json_is_the_daemons_answer(daemon, run, examples, arguments, name):
         (["events"], [("2026-03-02T11:41:07.000Z DENY   curl[5120] (user alice, unit"
                       " session-4.scope) was refused orders-db at tcp 10.0.5.7:5432:"
                       " no binding gives it a license, 12 times")]),
+        (["shadow"], ["1 deny, 0 unknown, 1 allow", "/usr/bin/psql", "alice", "session-4.scope",
+                      "no binding gives it a license: binding acme-orders-2026/1 asks for",
+                      "nothing: license acme-orders-2026", "10d01h"]),
         (["usage"], ["acme-orders-2026", "3405", "1.0M", "7.0M", "~4.0Gh", "12m15s",
                      "(unattributed)", "(no license)", "records 1201 to 1216"]),
         (["usage", "verify"], ["does NOT hold: 1 problem", "000004.seg", "1 to 28914",

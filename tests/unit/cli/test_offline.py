@@ -155,7 +155,7 @@ def test_daemon_gets_the_settings_and_its_status_is_the_commands(run, monkeypatc
     import sys
     import types
 
-    from licagent.domain.config import read_config
+    from licagent.domain.config_reader import read_config
 
     calls = []
     module = types.ModuleType("licagent.daemon.main")
@@ -178,6 +178,6 @@ def test_detach_does_it_itself_when_there_is_no_daemon(run, monkeypatch):
 
     module = types.ModuleType("licagent.daemon.detach")
     found = {"changed": True, "detached": [{"hook": "cgroup/connect4", "link_id": 4}]}
-    module.main = lambda config: found  # type: ignore[attr-defined]
+    module.main = lambda environment, path: found  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "licagent.daemon.detach", module)
     assert json.loads(run("detach", "--yes", "--json").stdout) == {"schema_version": 1, **found}

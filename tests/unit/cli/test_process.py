@@ -253,7 +253,8 @@ def test_run_puts_the_command_into_the_scope_in_its_own_place(daemon, command, s
     assert process.returncode == 42
     assert output.splitlines()[0] == f"{process.pid} kept"
     assert output.splitlines()[1].endswith("/" + Path(scope).name)
-    assert daemon.calls == [("run.prepare", {"license": "acme", "pid": process.pid})]
+    given = {"license": "acme", "pid": process.pid, "valid": False}
+    assert daemon.calls == [("run.prepare", given)]
 
 
 def test_run_starts_nothing_outside_its_scope(daemon, spawn, tmp_path):

@@ -29,9 +29,9 @@ from licagent.control.interface import (
 )
 from licagent.control.report import HostReport, HostState
 from licagent.control.session import ControlSession
+from licagent.domain.catalog import CatalogView, SignedBytes, ViewKey
 from licagent.domain.hostidentity import Identity
 from licagent.domain.lease import LeaseSet
-from licagent.domain.replica import CatalogView, SignedBytes, ViewKey
 from licagent.store.catalog import CatalogStore
 from licagent.store.identity import IdentityStore
 from licagent.store.statedir import StateDir

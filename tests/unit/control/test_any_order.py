@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from licagent.control.boot import read_kept
 from licagent.control.catalog import CatalogKeeper
 from licagent.control.wire import delta_part, signed
+from licagent.domain.catalog import NackReason, Refused
 from licagent.domain.delta_parts import DeltaParts
 from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import NackReason, Refused
 from licagent.store.catalog import CatalogStore
 
 HOST = "a-host"

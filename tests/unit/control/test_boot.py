@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from licagent.control.session import ControlPhase, ControlSession
+from licagent.domain.catalog import CatalogObject, Kind, SignedBytes
 from licagent.domain.lease import StoredLeases
-from licagent.domain.replica import CatalogObject, Kind, SignedBytes
 
 
 def signed(message):

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from licagent.control.interface import ControlPhase, NackReason, NoticeCode, Refused
-from licagent.domain.replica import ViewKey
+from licagent.domain.catalog import ViewKey
 from licapi.control.v1 import common_pb2, sync_pb2
 from lictoken.keys import SigningKey
 from lictoken.revocation import Revocation, RevocationAction, sign_revocation

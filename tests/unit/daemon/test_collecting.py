@@ -7,7 +7,7 @@ import gc
 
 import pytest
 
-from licagent.daemon.policy_keeper import no_garbage_collection
+from licagent.daemon.policy.keeper import no_garbage_collection
 
 
 def test_no_collection_inside_and_some_after() -> None:

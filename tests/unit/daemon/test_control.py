@@ -20,13 +20,11 @@ from licagent.control.interface import (
     HostStatus,
     NoticeCode,
 )
-from licagent.daemon import control_status
-from licagent.daemon.control_reach import Reach
-from licagent.daemon.control_report import selector_of
-from licagent.daemon.managed import Managed, step
-from licagent.domain.failsafe import failsafe_entries
-from licagent.domain.lease import NO_LEASES, Lease, LeaseSet
-from licagent.domain.replica import (
+from licagent.daemon.control import status as control_status
+from licagent.daemon.control.managed import Managed, step
+from licagent.daemon.control.reach import Reach
+from licagent.daemon.control.report import selector_of
+from licagent.domain.catalog import (
     CatalogObject,
     CatalogView,
     Kind,
@@ -35,6 +33,8 @@ from licagent.domain.replica import (
     Refused,
     ViewKey,
 )
+from licagent.domain.failsafe import failsafe_entries
+from licagent.domain.lease import NO_LEASES, Lease, LeaseSet
 from licagent.store.statedir import StateDir
 
 BINDING = {"license": "l", "selectors": ["host"]}
@@ -173,9 +173,8 @@ def agent(
     license_ = SimpleNamespace(failure_mode=failure_mode)
     return SimpleNamespace(
         link=SimpleNamespace(state=state or ControlState()),
-        control=SimpleNamespace(
-            problems=problems, leases=leases, assignment=Assignment("h", {}, 1, status, 0)
-        ),
+        control=SimpleNamespace(problems=problems),
+        membership=SimpleNamespace(leases=leases, assignment=Assignment("h", {}, 1, status, 0)),
         licensing=SimpleNamespace(held={"l": SimpleNamespace(managed=True, license=license_)}),
     )
 

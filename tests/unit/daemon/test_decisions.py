@@ -8,7 +8,7 @@ from pathlib import Path
 from licagent.daemon.decisions import DecisionBook, NameBook
 from licagent.host.cgroups import CgroupTree
 from licagent.host.users import Users
-from licagent.kernel.layout import Event
+from licagent.kernel.enforcement_structs import Event
 
 
 class _Tree(CgroupTree):

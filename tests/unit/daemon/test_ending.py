@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from licagent.daemon import link_watch
+from licagent.daemon.control import link_watch
 from licagent.daemon.life_signs import LifeSigns
 from licagent.daemon.main import Daemon
 from licagent.observability.systemd import Notifier

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from licagent.daemon.exec_times import ExecTimes
-from licagent.host.digests import FRESH_NS
+from licagent.host.measurable import FRESH_NS
 
 S: Final = 1_000_000_000
 HOUR: Final = 3600 * S

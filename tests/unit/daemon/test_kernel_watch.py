@@ -9,7 +9,8 @@ from licagent.daemon.decisions import DecisionBook, NameBook
 from licagent.daemon.kernel_side import HookReport
 from licagent.daemon.kernel_watch import KIND, KernelWatch
 from licagent.domain.tables import FAMILY_RESOURCE
-from licagent.kernel.layout import Event, EventKind, Guarded, Hook
+from licagent.kernel.enforcement_structs import Event
+from licagent.kernel.numbers import EventKind, Guarded, Hook
 
 
 class Guard:

@@ -36,7 +36,7 @@ def kinds(file: Path) -> Iterator[str]:
 def test_every_kind_of_event_is_in_the_reference() -> None:
     row = next(line for line in PAGE.splitlines() if line.startswith("| `kind` |"))
     documented = set(re.findall(r"`([a-z-]+)`", row)) - {"kind"}
-    made = {kind for file in DAEMON.glob("*.py") for kind in kinds(file)}
+    made = {kind for file in DAEMON.rglob("*.py") for kind in kinds(file)}
     assert {"policy", "settings", "break-glass"} <= made
     assert made <= documented, made - documented
     assert documented - made <= {"decision", "missed"}

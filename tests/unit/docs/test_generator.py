@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from licagent.domain.config import SETTINGS
+from licagent.domain.config_reader import SETTINGS
 from licagent.domain.reason import Reason
 from licagent.kernel import layout
 from licagent.kernel.hooks import HOOKS
@@ -27,8 +27,7 @@ def test_struct_sizes_are_those_that_the_daemon_uses() -> None:
 
     compared = 0
     for name, size in struct_sizes().items():
-        mirror = "".join(word.capitalize() for word in name.removeprefix("lic_").split("_"))
-        if kind := getattr(layout, mirror, None):
+        if kind := layout.STRUCTS.get(name):
             assert size == ctypes.sizeof(kind), name
             compared += 1
     assert compared > 10

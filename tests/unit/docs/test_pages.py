@@ -20,12 +20,12 @@ import yaml
 from tests.support.pages import ROOT, Block, anchors, blocks, links, name_of, pages, prose
 
 from licagent.cli.main import cli
-from licagent.domain.config import SETTINGS, parse_config
+from licagent.domain.config_reader import SETTINGS, parse_config
 from licagent.domain.policy import parse_policy
 from licplane.cli.billing_documents import read_billing
 from licplane.cli.declared import read_declared
 from licplane.cli.main import cli as licplane
-from licplane.service.billing_reading import READERS, parsed
+from licplane.service.billing.reading import READERS, parsed
 from licplane.service.declared import read_documents
 from licplane.service.requests import Document
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from licagent.domain import networks
-from licagent.domain.compiler import FailsafeEntry, compile_policy
+from licagent.domain.compiler import compile_policy
 from licagent.domain.config import RESOLVERS, FailsafeSetting
 from licagent.domain.decision import Decision, Subject, decide
-from licagent.domain.failsafe import failsafe_entries
+from licagent.domain.failsafe import FailsafeEntry, failsafe_entries
 from licagent.domain.license import LicenseState
 from licagent.domain.policy import PolicyError, PolicyProblem, parse_policy
 from licagent.domain.ports import PortRange

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from licagent.domain.config import (
-    DEFAULT_FAILSAFE,
+from licagent.domain.config import DEFAULT_FAILSAFE, AgentConfig, FailsafeSetting
+from licagent.domain.config_reader import (
     SETTINGS,
-    AgentConfig,
     ConfigError,
-    FailsafeSetting,
     describe,
     parse_config,
     read_config,

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
-from licagent.domain.compiler import FailsafeEntry, compile_policy
+from licagent.domain.compiler import compile_policy
 from licagent.domain.decision import Subject, decide, normalised
+from licagent.domain.failsafe import FailsafeEntry
 from licagent.domain.license import LicenseState
 from licagent.domain.policy_model import (
     ALL_PROTOCOLS,

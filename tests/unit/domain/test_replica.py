@@ -5,6 +5,16 @@ from __future__ import annotations
 
 import pytest
 
+from licagent.domain.catalog import (
+    Delta,
+    Kind,
+    Manifest,
+    NackReason,
+    ObjectChange,
+    Refused,
+    SignedBytes,
+    ViewKey,
+)
 from licagent.domain.delta_parts import DeltaPart, DeltaParts
 from licagent.domain.lease import (
     Lease,
@@ -13,17 +23,7 @@ from licagent.domain.lease import (
     LeaseRequest,
     accept,
 )
-from licagent.domain.replica import (
-    Delta,
-    Kind,
-    Manifest,
-    NackReason,
-    ObjectChange,
-    Refused,
-    Replica,
-    SignedBytes,
-    ViewKey,
-)
+from licagent.domain.replica import Replica
 from lictoken.digest import DigestTree, digest_of
 
 SIGNED = SignedBytes(b"", "", b"")

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from licagent.host import digests as module
 from licagent.host import hashing
+from licagent.host import measurable as module
 from licagent.host.digests import DigestCache
 from licagent.host.executables import NoSuchExecutable, identify
 from licagent.host.hashing import NotMeasured
@@ -318,7 +318,7 @@ def test_a_filesystem_that_goes_while_a_file_of_it_is_read(
 ) -> None:
     """Its number may be given to another one as soon as nobody holds it open."""
     first = cache.measure(write_aged(memory / "first", b"1"))
-    found = cache.find(write_aged(memory / "program", b"x"))
+    found = cache.files.find(write_aged(memory / "program", b"x"))
     reading = cache.begin(found)
     try:
         subprocess.run(["umount", "-l", memory], check=True)
@@ -361,18 +361,18 @@ def test_a_file_that_waited_is_opened_again_only_as_it_was(
     cache: DigestCache, tmp_path: Path
 ) -> None:
     program = write_aged(tmp_path / "program", b"x")
-    found = cache.find(program)
+    found = cache.files.find(program)
     found.close()
     found.close()
-    cache.open_again(found)
+    cache.files.open_again(found)
     assert os.fstat(found.fd).st_ino == program.stat().st_ino
     found.close()
     program.rename(tmp_path / "moved")
     with pytest.raises(NoSuchExecutable):
-        cache.open_again(found)
+        cache.files.open_again(found)
     found.name = str(tmp_path / "moved")
     with pytest.raises(NotMeasured, match="changed") as caught:  # a rename moves the change time
-        cache.open_again(found)
+        cache.files.open_again(found)
     assert caught.value.retry
     assert found.fd == -1
 

@@ -53,7 +53,7 @@ from pathlib import Path
 from licagent.host.digests import DigestCache
 from licagent.host.hashing import NotMeasured
 try:
-    DigestCache(Path(sys.argv[2]), "boot").find(sys.argv[1])
+    DigestCache(Path(sys.argv[2]), "boot").files.find(sys.argv[1])
     print("found")
 except NotMeasured as error:
     print(error.retry, error)

@@ -10,9 +10,9 @@ from itertools import count
 
 import pytest
 
-from licagent.host.digests import Found
 from licagent.host.executables import FileIdentity
 from licagent.host.lanes import JOBS_MAX, LANE_MAX, LARGE_BYTES, WAITERS_MAX, Job, Lanes, Started
+from licagent.host.measurable import Found
 
 _NUMBERS = count(1)
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from licagent.host import digests as digests_module
+from licagent.host import exec_search, measuring
 from licagent.host import measurer as module
-from licagent.host import measuring
-from licagent.host.digests import FRESH_NS, DigestCache
+from licagent.host.digests import DigestCache
 from licagent.host.executables import identify
 from licagent.host.hashing import Reading
 from licagent.host.lanes import Started
+from licagent.host.measurable import FRESH_NS, Found, MeasurableFiles
 from licagent.host.measurer import Measurer
 from licagent.host.measuring import Outcome
 
@@ -205,14 +205,15 @@ def test_the_process_that_asked_is_gone(
     """Before its file's turn the file is found by its name; in its turn it is held."""
     path = program(tmp_path / "program")
     process = run(start, path)
-    real = getattr(DigestCache, moment)
+    owner: type = MeasurableFiles if moment == "open_again" else DigestCache
+    real = getattr(owner, moment)
 
-    def kill_first(self: DigestCache, found: digests_module.Found) -> Any:
+    def kill_first(self: object, found: Found) -> Any:
         process.kill()
         process.wait()
         return real(self, found)
 
-    monkeypatch.setattr(DigestCache, moment, kill_first)
+    monkeypatch.setattr(owner, moment, kill_first)
     watched.measurer.ask(Started(process.pid, 1))
 
     found = watched.outcome(digest(path))
@@ -254,7 +255,7 @@ def test_a_file_that_changes_while_it_waits_is_measured_as_it_is_then(
     before, sha256 = identify(path), digest(path)
     real = DigestCache.begin
 
-    def change_first(self: DigestCache, found: digests_module.Found) -> object:
+    def change_first(self: DigestCache, found: Found) -> object:
         monkeypatch.setattr(DigestCache, "begin", real)
         path.chmod(0o700)
         return real(self, found)
@@ -455,7 +456,7 @@ def test_a_process_whose_path_is_too_long_to_be_told_costs_nobody_anything(
 def test_a_folder_that_becomes_a_chain_of_links_ends_nothing(
     watched: Watched, tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measuring, "standard_directories", lambda: ())
+    monkeypatch.setattr(exec_search, "standard_directories", lambda: ())
     folder = tmp_path / "bin"
     folder.mkdir()
     path = program(folder / "program")
@@ -472,7 +473,9 @@ def test_a_folder_that_becomes_a_chain_of_links_ends_nothing(
 
     watched.measurer.ask(Started(process.pid, 1))  # it is gone: looked for in folders
 
-    watched.until(lambda: not watched.measurer._measuring._folders, "the folder is forgotten")
+    watched.until(
+        lambda: not watched.measurer._measuring._search._folders, "the folder is forgotten"
+    )
     other = program(tmp_path / "other")
     watched.measurer.ask(Started(run(start, other).pid, 1))
     watched.outcome(digest(other))
@@ -489,16 +492,17 @@ def test_a_fault_of_ours_costs_one_name(  # noqa: PLR0917 - fixtures
 ) -> None:
     broken, whole = program(tmp_path / "broken"), program(tmp_path / "whole")
     asked = [run(start, path) for path in (broken, whole)]
-    real = getattr(DigestCache, where)
+    owner: type = MeasurableFiles if where == "find" else DigestCache
+    real = getattr(owner, where)
 
-    def fail(self: DigestCache, of: object, *more: object) -> object:
-        path = of.path if isinstance(of, digests_module.Found) else of
+    def fail(self: object, of: object, *more: object) -> object:
+        path = of.path if isinstance(of, Found) else of
         if path == f"/proc/{asked[0].pid}/exe":
             raise RecursionError("too deep")
         return real(self, of, *more)
 
     with caplog.at_level(logging.ERROR):
-        monkeypatch.setattr(DigestCache, where, fail)
+        monkeypatch.setattr(owner, where, fail)
         for _ in range(3):
             for process in asked:
                 watched.measurer.ask(Started(process.pid, 1))

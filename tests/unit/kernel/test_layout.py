@@ -22,11 +22,14 @@ from tests.kernel.harness.btf import Btf, BtfStruct
 
 from licagent.domain import tables as domain
 from licagent.domain.reason import REASON_ERRNO, Reason, Verdict
-from licagent.kernel import layout, tables
+from licagent.kernel import layout, numbers, tables
+from licagent.kernel.build import object_folder, source_folder
 from licagent.kernel.hooks import BTF_OBJECTS, CORE_OBJECTS, HOOKS, LSM_HOOKS, LSM_OBJECTS
-from licagent.kernel.loader import object_folder, source_folder
 
-HEADER: Final = (source_folder() / "licagent.h").read_text(encoding="utf-8")
+HEADER: Final = "".join(
+    path.read_text(encoding="utf-8")
+    for path in (source_folder() / "licagent.h", *sorted(source_folder().glob("layout/*.h")))
+)
 STRUCT_NAMES: Final = re.findall(r"^struct (lic_\w+) \{", HEADER, re.MULTILINE)
 ENUM_NAMES: Final = re.findall(r"^enum (lic_\w+) \{", HEADER, re.MULTILINE)
 DEFINES: Final = dict(re.findall(r"^#define (LIC_\w+) (\w+)", HEADER, re.MULTILINE))
@@ -45,14 +48,14 @@ ENUMS: Final[dict[str, tuple[type[IntEnum | domain.Shape], str]]] = {
     "lic_verdict": (Verdict, "LIC_VERDICT_"),
     "lic_reason": (Reason, "LIC_REASON_"),
     "lic_port_flag": (domain.PortFlag, "LIC_PORT_"),
-    "lic_policy_flag": (layout.PolicyFlag, "LIC_POLICY_"),
+    "lic_policy_flag": (numbers.PolicyFlag, "LIC_POLICY_"),
     "lic_scope_kind": (domain.ScopeKind, "LIC_SCOPE_"),
-    "lic_tag_kind": (layout.TagKind, "LIC_TAG_"),
-    "lic_event_kind": (layout.EventKind, "LIC_EVENT_"),
-    "lic_hook": (layout.Hook, "LIC_HOOK_"),
-    "lic_guarded": (layout.Guarded, "LIC_GUARDED_"),
-    "lic_fault": (layout.Fault, "LIC_FAULT_"),
-    "lic_direction": (layout.Direction, "LIC_DIRECTION_"),
+    "lic_tag_kind": (numbers.TagKind, "LIC_TAG_"),
+    "lic_event_kind": (numbers.EventKind, "LIC_EVENT_"),
+    "lic_hook": (numbers.Hook, "LIC_HOOK_"),
+    "lic_guarded": (numbers.Guarded, "LIC_GUARDED_"),
+    "lic_fault": (numbers.Fault, "LIC_FAULT_"),
+    "lic_direction": (numbers.Direction, "LIC_DIRECTION_"),
 }
 
 NOT_NUMBERS: Final = {"LIC_FAULT_COUNT"}
@@ -144,14 +147,14 @@ def test_the_lengths_and_wildcards_of_the_header() -> None:
     assert found["LIC_FAILSAFE_RESOURCE"] == domain.FAILSAFE_RESOURCE
     assert found["LIC_SERVICE_CLASS"] == domain.SERVICE_CLASS
     assert found["LIC_RULE_LICENSES"] == domain.MAX_LICENSES_PER_RULE
-    assert found["LIC_MAX_SHAPES"] == layout.MAX_SHAPES
-    assert found["LIC_MAX_SCOPES"] == layout.MAX_SCOPES
-    assert found["LIC_NAME_LEN"] == layout.NAME_LEN
-    assert found["LIC_SCOPE_NAME_LEN"] == layout.SCOPE_NAME_LEN
+    assert found["LIC_MAX_SHAPES"] == numbers.MAX_SHAPES
+    assert found["LIC_MAX_SCOPES"] == numbers.MAX_SCOPES
+    assert found["LIC_NAME_LEN"] == numbers.NAME_LEN
+    assert found["LIC_SCOPE_NAME_LEN"] == numbers.SCOPE_NAME_LEN
 
 
 def test_every_combination_of_selectors_has_a_place_in_the_kernel() -> None:
-    assert max(shape.value for shape in domain.Shape) * 2 <= layout.MAX_SHAPES
+    assert max(shape.value for shape in domain.Shape) * 2 <= numbers.MAX_SHAPES
 
 
 def test_the_errno_of_a_reason_is_the_same_in_c_and_python() -> None:

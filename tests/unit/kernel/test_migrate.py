@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from licagent.kernel import migrate
-from licagent.kernel.layout import Process
+from licagent.kernel.enforcement_structs import Process
 
 
 @pytest.mark.parametrize("schema", [1, 2])

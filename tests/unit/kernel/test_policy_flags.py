@@ -8,7 +8,7 @@ from typing import Final
 import pytest
 
 from licagent.domain.tables import SERVICE_CLASS, PortFlag, PortPrefix, Protocol, Tables
-from licagent.kernel.layout import PolicyFlag
+from licagent.kernel.numbers import PolicyFlag
 from licagent.kernel.tables import _flags
 
 _BOTH: Final = PolicyFlag.ENFORCE | PolicyFlag.ENFORCES_NETWORKS

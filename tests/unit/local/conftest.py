@@ -17,9 +17,10 @@ from typing import Any, Self
 
 import pytest
 
+from licagent.local.connection import Limits
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.local.peer import Peer
-from licagent.local.server import Limits, LocalServer
+from licagent.local.server import LocalServer
 
 
 class Service:

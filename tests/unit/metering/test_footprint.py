@@ -15,8 +15,8 @@ import pytest
 from licagent.domain.footprint import FootprintKind, FootprintSpec, fault_of
 from licagent.domain.usage import Quality
 from licagent.metering.footprint import Footprints, FootprintSample, Instant
+from licagent.metering.inodes import WalkTask
 from licagent.metering.project_quota import FilesystemQuota, QuotaOff, QuotaType
-from licagent.metering.walk import WalkTask
 from licagent.metering.walker import WalkDone, Walker
 
 

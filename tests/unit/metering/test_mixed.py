@@ -26,7 +26,8 @@ from licagent.domain.usage import Meter, Quality
 from licagent.kernel.usage import FlowRow, Sheet, WorkRow
 from licagent.metering.mixed import MixedMeter
 from licagent.metering.records import Qualities
-from licagent.metering.sampler import FALLBACK_MARK, Sampler
+from licagent.metering.sampler import Sampler
+from licagent.metering.spool import FALLBACK_MARK
 
 PLACES = ("close", "closed", "commit", "committed", "discard", "discarded", "")
 

@@ -25,7 +25,8 @@ from tests.unit.metering.worlds import (
 from licagent.domain.usage import Meter, Quality, UsageKind
 from licagent.metering.footprint import FootprintRow
 from licagent.metering.records import Qualities
-from licagent.metering.sampler import FOOTPRINT_MARK, OFF_MARK, Refusal, Sampler, SheetMark
+from licagent.metering.sampler import Sampler
+from licagent.metering.spool import FOOTPRINT_MARK, OFF_MARK, Refusal, SheetMark
 
 PLACES = ("close", "closed", "commit", "committed", "discard", "discarded")
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from licagent.metering.walk import ALL, TreeWalk, Walked, WalkTask
+from licagent.metering.inodes import ALL, Walked, WalkTask
+from licagent.metering.walk import TreeWalk
 
 
 def du(path: Path) -> int:

@@ -11,7 +11,7 @@ from licagent.domain.decision import Subject
 from licagent.domain.usage import Meter, UsageRecord
 from licagent.kernel.usage import FlowRow, Sheet, Who, WorkRow
 from licagent.metering.rows import WhoRow
-from licagent.metering.sampler import Refusal
+from licagent.metering.spool import Refusal
 
 BOOT = "0d3c3a0e-5f4f-4f0e-9a55-8f4a3a6d1b11"
 

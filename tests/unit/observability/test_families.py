@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from licagent.daemon.metrics_families import FAMILIES, SERIES_MAX
+from licagent.daemon.metrics.families import FAMILIES, SERIES_MAX
 from licagent.observability.exposition import exposition
 from licagent.observability.families import OTHER, Admitted, Family, Readings, table
 

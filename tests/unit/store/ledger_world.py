@@ -10,14 +10,8 @@ from pathlib import Path
 
 from tests.support.simdisk import Cut, SimDisk
 
-from licagent.store.ledger import (
-    Batch,
-    Gap,
-    Ledger,
-    LedgerBlocked,
-    LedgerFull,
-    LedgerLimits,
-)
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import Batch, Gap, LedgerBlocked, LedgerFull, LedgerLimits
 from licagent.store.segments import TORN
 from licagent.store.usagechain import batch_message, chain_hash, gap_message, is_signed
 

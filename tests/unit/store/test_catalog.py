@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from licagent.domain.catalog import CatalogObject, Kind, Refused, SignedBytes
 from licagent.domain.lease import StoredLeases
-from licagent.domain.replica import CatalogObject, Kind, Refused, SignedBytes
 from licagent.store.catalog import CatalogStore
 from licagent.store.errors import DocumentDamaged
 
@@ -137,7 +137,7 @@ def test_killed_at_any_moment_it_is_old_or_new(path):
         """
         import sys
         from pathlib import Path
-        from licagent.domain.replica import CatalogObject, Kind, SignedBytes
+        from licagent.domain.catalog import CatalogObject, Kind, SignedBytes
         from licagent.store.catalog import CatalogStore
         store = CatalogStore(Path(sys.argv[1]))
         found = store.load()

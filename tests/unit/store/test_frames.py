@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from licagent.store.epochkeys import new_epoch
-from licagent.store.frames import Block, Head, Tail, encode, pack, pack_marks, scan, split
+from licagent.store.frame_heads import Block, Head
+from licagent.store.frames import Tail, encode, pack, pack_marks, scan, split
 from licagent.store.ledger_types import BATCH_BYTES, BATCH_RECORDS
 from licagent.store.segments import SegmentName
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from licagent.domain.catalog import SignedBytes
 from licagent.domain.hostidentity import Identity
-from licagent.domain.replica import SignedBytes
 from licagent.store.errors import DocumentDamaged, StoreError
 from licagent.store.identity import IdentityStore
 from licagent.store.statedir import StateDir

@@ -14,8 +14,16 @@ import pytest
 from licagent.store.errors import StateWriteFailed
 from licagent.store.filelayer import OsFiles
 from licagent.store.frames import SMALL_MARK_BYTES
-from licagent.store.ledger import Batch, Gap, Ledger, LedgerBusy, LedgerFull, LedgerLimits
-from licagent.store.ledger_types import FRAME_RECORDS, PAYLOAD_MAX_BYTES
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import (
+    FRAME_RECORDS,
+    PAYLOAD_MAX_BYTES,
+    Batch,
+    Gap,
+    LedgerBusy,
+    LedgerFull,
+    LedgerLimits,
+)
 from licagent.store.ledger_verify import verify_folder
 from licagent.store.usagechain import batch_message, chain_hash, is_signed
 
@@ -350,7 +358,8 @@ def test_reading_delivering_and_dropping_beside_the_writer(tmp_path: Path) -> No
 WRITER = """
 import sys
 from pathlib import Path
-from licagent.store.ledger import Ledger, LedgerLimits
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import LedgerLimits
 ledger = Ledger(Path(sys.argv[1]), boot_id="b", limits=LedgerLimits(segment_bytes=20_000))
 number = int(ledger.marks.get("number", b"0"))
 while True:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tests.support.simdisk import Inode
 from tests.unit.store.ledger_world import FOLDER, LIMITS, Host
 
-from licagent.store.ledger import Batch, Ledger, LedgerBlocked
+from licagent.store.ledger import Ledger
+from licagent.store.ledger_types import Batch, LedgerBlocked
 from licagent.store.segments import SegmentName
 from licagent.store.usagechain import chain_hash
 

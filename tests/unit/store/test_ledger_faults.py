@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.simdisk import Cut, Fault
 from tests.unit.store.ledger_world import Host, scenario
 
-from licagent.store.ledger import Batch
+from licagent.store.ledger_types import Batch
 
 STEPS = 9
 

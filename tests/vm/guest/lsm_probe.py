@@ -20,13 +20,14 @@ from typing import Any, Final
 from licagent.domain.compiler import compile_policy
 from licagent.domain.policy import parse_policy
 from licagent.domain.reason import Reason
-from licagent.kernel import libbpf
+from licagent.kernel import bpf_info, libbpf
 from licagent.kernel.bpffs import PinFolder
 from licagent.kernel.control import ControlWord
+from licagent.kernel.enforcement_structs import Event
 from licagent.kernel.events import EventReader
 from licagent.kernel.guard import GuardTables
-from licagent.kernel.layout import Event, EventKind
 from licagent.kernel.licenses import LicenseTable
+from licagent.kernel.numbers import EventKind
 from licagent.kernel.tables import TableWriter
 from lictoken.claims import License
 
@@ -212,10 +213,10 @@ def attempts(pins: PinFolder, daemon: int) -> dict[str, Callable[[], object]]:
     """What somebody else may try on the agent's kernel side; those that may are named so."""
     pin = pins.links / "cgroup_connect4"
     link = libbpf.open_pin(pin)
-    info = libbpf.link_info(link)
+    info = bpf_info.link_info(link)
     libc = ctypes.CDLL(None, use_errno=True)
     readable = _bpf_obj_get(pins.maps / "control", _RDONLY)
-    map_id = libbpf.map_info(readable).id
+    map_id = bpf_info.map_info(readable).id
     program = int(libbpf.library().bpf_prog_get_fd_by_id(info.program_id))
 
     def checked(result: int) -> None:

@@ -34,7 +34,7 @@ def check(session: Session, file: Path | None, live: bool) -> None:
     """
     from dataclasses import replace
 
-    from licagent.domain.config import describe
+    from licagent.domain.config_reader import describe
 
     if file is not None:
         session = replace(session, config_path=file)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from licagent.cli.session import Session, with_session
+from licagent.cli.session import Session, refused, with_session
 from licagent.local.errors import ErrorCode, LocalError
 
 if TYPE_CHECKING:
@@ -43,13 +44,21 @@ def detach(session: Session, yes: bool) -> None:
 
 
 def _directly(session: Session) -> Mapping[str, Any]:
+    from licagent.domain.config_reader import ConfigError
+
     # By name, for the reason given in commands/daemon.py.
     main = importlib.import_module("licagent.daemon.detach").main
     try:
-        found = main(session.settings().config)
+        found = main(os.environ, session.config_path)
+    except ConfigError as error:
+        raise refused("the settings are refused", error.problems) from error
     except PermissionError as error:
         raise LocalError(
             ErrorCode.PERMISSION, f"cannot detach: {error}", "run it as root"
+        ) from error
+    except TimeoutError as error:
+        raise LocalError(
+            ErrorCode.BUSY, f"cannot detach: {error}", "try again in a minute"
         ) from error
     return found if isinstance(found, Mapping) else {"changed": True}
 

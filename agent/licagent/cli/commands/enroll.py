@@ -77,7 +77,7 @@ def enroll(
 def _without_daemon(session: Session, params: Mapping[str, object]) -> dict[str, Any]:
     # By name: the command line stands beside the daemon, not above it, and only a command that
     # does the daemon's work in its place may load it.
-    alone = importlib.import_module("licagent.daemon.enrolling").alone
+    alone = importlib.import_module("licagent.daemon.control.enrolling").alone
     return dict(alone(session.settings().config, params))
 
 

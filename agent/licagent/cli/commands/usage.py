@@ -108,7 +108,7 @@ def verify(session: Session, *, offline: bool) -> None:
     """
     if offline:
         # By name, as the daemon is: nothing else of the command line reads the state folder.
-        read = importlib.import_module("licagent.daemon.usage_verify").verified
+        read = importlib.import_module("licagent.daemon.metering.verify").verified
         result = read(session.settings().config.usage_dir)
     else:
         result = session.call("usage.verify")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -34,18 +35,12 @@ options:
     type: str
     choices: [keep, again, new]
     default: keep
-  executable:
-    description: Where licagent is.
-    type: path
-    default: /usr/bin/licagent
-  config:
-    description: Its settings file, if not /etc/licagent/agent.toml.
-    type: path
 attributes:
   check_mode:
     description: Says whether the host would join.
     support: full
-author: The licagent developers
+extends_documentation_fragment:
+  - licagent.fleet.agent
 """
 
 EXAMPLES = r"""
@@ -59,6 +54,16 @@ would_join:
   description: Whether the host has yet to join.
   type: bool
   returned: in check mode, or when it has joined before or was evicted
+is_installed:
+  description: Whether licagent is there.
+  type: bool
+  returned: in check mode, where the host has yet to join
+is_running:
+  description:
+    - Whether its daemon answers. Where it does not, nobody can say whether the host has joined, and
+      RV(would_join) is true.
+  type: bool
+  returned: in check mode, where the host has yet to join
 host_status:
   description: What the control plane last said of the host, such as evicted.
   type: str
@@ -122,6 +127,8 @@ def _joined(module: AnsibleModule, agent: Agent) -> dict[str, Any]:
         return {
             "changed": True,
             "would_join": True,
+            "is_installed": Path(module.params["executable"]).exists(),
+            "is_running": answer is not None,
             "diff": {"before": before, "after": after},
         }
     if not module.params["join"]:

@@ -52,18 +52,9 @@ options:
     description: The mode that must be in force, V(observe) or V(enforce); any if left out.
     type: str
     choices: [observe, enforce]
-  executable:
-    description: Where licagent is.
-    type: path
-    default: /usr/bin/licagent
-  config:
-    description: Its settings file, if not /etc/licagent/agent.toml.
-    type: path
-attributes:
-  check_mode:
-    description: Does the same; it changes nothing.
-    support: full
-author: The licagent developers
+extends_documentation_fragment:
+  - licagent.fleet.agent
+  - licagent.fleet.agent.reads_only
 """
 
 EXAMPLES = r"""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +23,7 @@ description:
   - A policy with any mistake is refused whole. Nothing is installed then, the last good policy
     stays in force, and every mistake is named with file and line.
   - No service is restarted or reloaded.
+  - Files that are there and are not named stay in force, unless O(exclusive) is set.
 options:
   files:
     description: The files, by name.
@@ -37,17 +39,16 @@ options:
         description: Its text.
         type: str
         required: true
+  exclusive:
+    description:
+      - Whether policy files that O(files) does not name are removed. They go in the same step as
+        the new ones come. What they protected is open then.
+    type: bool
+    default: false
   folder:
     description: The policy folder.
     type: path
     default: /etc/licagent/policy.d
-  executable:
-    description: Where licagent is.
-    type: path
-    default: /usr/bin/licagent
-  config:
-    description: Its settings file, if not /etc/licagent/agent.toml.
-    type: path
 attributes:
   check_mode:
     description: Has the policy judged on the host, where licagent is installed.
@@ -55,7 +56,8 @@ attributes:
   diff_mode:
     description: Shows each file.
     support: full
-author: The licagent developers
+extends_documentation_fragment:
+  - licagent.fleet.agent
 """
 
 EXAMPLES = r"""
@@ -87,6 +89,7 @@ def main() -> None:
                     "content": {"type": "str", "required": True},
                 },
             },
+            "exclusive": {"type": "bool", "default": False},
             "folder": {"type": "path", "default": "/etc/licagent/policy.d"},
             **ARGUMENTS,
         },
@@ -110,6 +113,11 @@ def _apply(module: AnsibleModule, wanted: dict[str, str]) -> dict[str, Any]:
     folder = Path(module.params["folder"])
     before = {name: _text(folder / name) for name in wanted}
     differing = {name: text for name, text in wanted.items() if before[name] != text}
+    surplus = _surplus(folder, wanted) if module.params["exclusive"] else []
+    # The daemon takes whole files only, so a file goes by becoming empty; then it is removed. A run
+    # that ends in between leaves an empty file, which the next one removes.
+    before |= {name: _text(folder / name) for name in surplus}
+    differing |= dict.fromkeys(surplus, "")
     result: dict[str, Any] = {
         "changed": bool(differing),
         "diff": [
@@ -137,11 +145,21 @@ def _apply(module: AnsibleModule, wanted: dict[str, str]) -> dict[str, Any]:
                 agent.ask("policy", "check", "--installed", *paths)
             else:
                 _, answer = agent.ask("policy", "apply", *paths)
+                if surplus:
+                    for name in surplus:
+                        (folder / name).unlink(missing_ok=True)
+                    _, answer = agent.ask("policy", "apply")
                 result["generation"] = answer.get("generation")
         except FileNotFoundError:
             if not module.check_mode:
                 raise CommandFailed(127, "", "licagent is not installed", "") from None
     return result
+
+
+def _surplus(folder: Path, wanted: Container[str]) -> list[str]:
+    """Policy files that are there and not wanted, as the agent finds them."""
+    there = (path.name for path in folder.glob("*.toml") if not path.name.startswith("."))
+    return sorted(name for name in there if name not in wanted)
 
 
 def _text(path: Path) -> str | None:

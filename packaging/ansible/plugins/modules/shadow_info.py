@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says who would be refused on a host if it enforced."""
+"""Says who would be refused on a host if it enforced, and who was."""
 
 from __future__ import annotations
 
-import time
-from datetime import datetime
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -13,22 +12,17 @@ from ansible_collections.licagent.fleet.plugins.module_utils.agent_command impor
     Agent,
     CommandFailed,
 )
-from ansible_collections.licagent.fleet.plugins.module_utils.shadow_use import (
-    KEYS,
-    is_accepted,
-    is_licensed,
-    rows_of,
-)
 
 DOCUMENTATION = r"""
 module: shadow_info
-short_description: Who would be refused if the host enforced
+short_description: Who would be refused if the host enforced, and who was
 description:
-  - Reads all that the host's event log has of use without a license (shadow usage), and judges
-    each use by the policy in force. What a valid license's binding covers now is V(licensed); what
-    the operator named in O(accepted) is V(accepted); all else is V(unexplained).
-  - A selector that a record cannot show, such as C(unix:sha256) or C(unix:group), explains
-    nothing. Name such a use in O(accepted), or bind it by another selector.
+  - Asks C(licagent shadow), with which the agent decides every use of its event log that had no
+    valid license, or was refused, again by the rules and licenses of now.
+  - What these would allow is V(licensed). What the operator named in O(accepted) is V(accepted).
+    All else is V(unexplained), be it refused or not known. See RV(unexplained[].now.why).
+  - What a record does not show, such as the executable's content (C(unix:sha256)), and conditions
+    on hours and posture, explain nothing. Name such a use in O(accepted), or bind it otherwise.
 options:
   accepted:
     description:
@@ -54,18 +48,13 @@ options:
         description: Why it is to be refused, for those who read this later.
         type: str
         required: true
-  executable:
-    description: Where licagent is.
-    type: path
-    default: /usr/bin/licagent
-  config:
-    description: Its settings file, if not /etc/licagent/agent.toml.
-    type: path
-attributes:
-  check_mode:
-    description: Does the same; it changes nothing.
-    support: full
-author: The licagent developers
+  since:
+    description:
+      - Looks only at use since this moment, as RV(at) has it. All that the log has if left out.
+    type: str
+extends_documentation_fragment:
+  - licagent.fleet.agent
+  - licagent.fleet.agent.reads_only
 """
 
 EXAMPLES = r"""
@@ -80,12 +69,13 @@ EXAMPLES = r"""
 
 RETURN = r"""
 unexplained:
-  description: Uses that would be refused, and that nobody has accounted for.
+  description: Uses that would be refused, or of which that is not known, and that nobody has
+    accounted for.
   type: list
   elements: dict
   returned: success
 licensed:
-  description: Uses that a binding covers now.
+  description: Uses that would be allowed now.
   type: list
   elements: dict
   returned: success
@@ -94,24 +84,43 @@ accepted:
   type: list
   elements: dict
   returned: success
+refused:
+  description: Uses that were refused or cut, whatever would become of them now, but for those that
+    are accepted.
+  type: list
+  elements: dict
+  returned: success
 observed_s:
-  description: Age of the oldest record, in seconds. What was before it is not known.
+  description: For how many seconds the agent has watched the resource of the policy that it has
+    watched least, as it is now. 0 where the policy has none.
   type: int
+  returned: success
+resources:
+  description: The resources of the policy, each with C(watched_s).
+  type: list
+  elements: dict
   returned: success
 mode:
   description: The mode in force, observe or enforce.
   type: str
   returned: success
+at:
+  description: When it was looked, by the clock of the host (RFC 3339).
+  type: str
+  returned: success
 """
 
-_EVENTS_MAX = "1000000"
+_KEYS = ("resource", "user", "executable", "unit")
+"""What an acceptance may name."""
+
+_USES_MAX = "20000"
 _READ_S = "120"
 """The log may have some 30 MB."""
 
 
 def main() -> None:
     """Run as a module."""
-    accepted: dict[str, Any] = {key: {"type": "str"} for key in KEYS}
+    accepted: dict[str, Any] = {key: {"type": "str"} for key in _KEYS}
     module = AnsibleModule(
         argument_spec={
             "accepted": {
@@ -120,13 +129,14 @@ def main() -> None:
                 "default": [],
                 "options": {**accepted, "reason": {"type": "str", "required": True}},
             },
+            "since": {"type": "str"},
             **ARGUMENTS,
         },
         supports_check_mode=True,
     )
     for one in module.params["accepted"]:
-        if all(one[key] is None for key in KEYS):
-            module.fail_json(msg=f"an acceptance must name at least one of {', '.join(KEYS)}")
+        if all(one[key] is None for key in _KEYS):
+            module.fail_json(msg=f"an acceptance must name at least one of {', '.join(_KEYS)}")
     try:
         module.exit_json(**_judged(module, Agent(module)))
     except FileNotFoundError:
@@ -136,39 +146,42 @@ def main() -> None:
 
 
 def _judged(module: AnsibleModule, agent: Agent) -> dict[str, Any]:
-    # The policy first: a use that comes meanwhile is then later than it, and not explained by it.
-    _, policy = agent.ask("policy", "show")
-    _, status = agent.ask("status", well=(0, 150, 151))
-    entitled = {
-        str(license_["id"]): _resources(agent, str(license_["id"]))
-        for license_ in status.get("licenses") or ()
-        if license_.get("state") == "valid"
-    }
+    since = module.params["since"]
+    window = ("--since", since) if since else ()
+    _, answer = agent.ask("shadow", "--limit", _USES_MAX, "--timeout", _READ_S, *window)
+    if answer["left_out"]:
+        module.fail_json(
+            msg=f"more than {_USES_MAX} different uses are on record, and {answer['left_out']} "
+            "are not told: bind or accept what is used most, and give `since`"
+        )
+    if answer["events_dropped"]:
+        module.warn(
+            f"{answer['events_dropped']} events were lost on their way to the log: "
+            "uses may be missing"
+        )
     found: dict[str, list[dict[str, Any]]] = {"unexplained": [], "licensed": [], "accepted": []}
-    events = list(agent.lines("events", "--limit", _EVENTS_MAX, "--timeout", _READ_S))
-    for row in rows_of(one for one in events if one.get("verdict") == "shadow"):
-        if is_accepted(row, module.params["accepted"]):
+    refused = []
+    for row in answer["rows"]:
+        if _is_accepted(row, module.params["accepted"]):
             found["accepted"].append(row)
-        elif is_licensed(row, policy, entitled):
-            found["licensed"].append(row)
-        else:
-            found["unexplained"].append(row)
+            continue
+        found["licensed" if row["now"]["verdict"] == "allow" else "unexplained"].append(row)
+        if row["refused"]:
+            refused.append(row)
     return {
         "changed": False,
-        "mode": status.get("mode"),
-        "observed_s": _age_s(str(events[0]["at"] if events else status.get("started_at"))),
+        "mode": answer["mode"],
+        "at": answer["at"],
+        "resources": answer["resources"],
+        "observed_s": min((each["watched_s"] for each in answer["resources"]), default=0),
+        "refused": refused,
         **found,
     }
 
 
-def _age_s(moment: str) -> int:
-    return int(time.time() - datetime.fromisoformat(moment).timestamp())
-
-
-def _resources(agent: Agent, license_id: str) -> set[str]:
-    _, answer = agent.ask("license", "show", license_id)
-    entitlements = (answer.get("license") or {}).get("entitlements") or ()
-    return {str(one["resource"]) for one in entitlements}
+def _is_accepted(row: Mapping[str, Any], accepted: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an operator said that this use is to be refused: every key named is the row's."""
+    return any(all(one[key] in (None, row[key]) for key in _KEYS) for one in accepted)
 
 
 if __name__ == "__main__":

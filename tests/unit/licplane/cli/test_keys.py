@@ -14,7 +14,7 @@ import pytest
 from licplane.errors import ExitCode
 from licplane.issuer.keyring import load_key
 from licplane.store.database import Store
-from licplane.store.model import KeyKind, SealedKey
+from licplane.store.record_model import KeyKind, SealedKey
 from lictoken import base64url
 from lictoken.keys import SigningKey
 from lictoken.trust import KeyStatus, TrustStore

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from tests.unit.licplane.usage_lines import Line, Lines, at
 
-from licplane.cli.usage import amount
-from licplane.service.periods import period_at
-from licplane.service.usage_verify import UsageCheck, UsageVerify
+from licplane.cli.usage_output import amount
+from licplane.service.billing.periods import period_at
+from licplane.service.usage.verify import UsageCheck, UsageVerify
 from licplane.store.database import Store
 
 Run = Callable[..., Any]

@@ -12,16 +12,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from licplane.errors import ExitCode, PlaneError
-from licplane.issuer.authority import (
-    Authority,
-    create_authority,
-    key_fingerprint,
-    new_private_key,
-    open_authority,
-    root_certificate,
-)
+from licplane.issuer.authority import Authority, create_authority, open_authority, root_certificate
+from licplane.issuer.peerkeys import key_fingerprint, new_private_key
 from licplane.issuer.sealedkey import Cost
-from licplane.store.model import SealedKey
+from licplane.store.record_model import SealedKey
 from lictoken import base64url
 
 PASSPHRASE = "correct horse battery"

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.licplane.service.world import CHEAP, START_MS
 
 from licplane.errors import PlaneError
-from licplane.issuer.authority import create_authority, is_issuer_of, new_private_key
+from licplane.issuer.authority import create_authority, is_issuer_of
+from licplane.issuer.peerkeys import new_private_key
 from licplane.issuer.roots import Roots, RootStatus, opened_roots, sealed_roots, unverified_roots
 from lictoken.keys import SigningKey
 from lictoken.sealed import Sealer

@@ -11,7 +11,7 @@ import pytest
 from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.keyring import load_key, seal_key
 from licplane.issuer.sealedkey import Cost
-from licplane.store.model import SealedKey
+from licplane.store.record_model import SealedKey
 from lictoken import base64url
 from lictoken.keys import SigningKey
 

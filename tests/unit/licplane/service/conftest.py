@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.unit.licplane.service.world import World, make_world
+from tests.unit.licplane.service.usage_sender import Sender
+from tests.unit.licplane.service.world import World, license, make_world, resource
 
 from licplane.store.database import Store
 
@@ -36,3 +37,9 @@ def both(request: pytest.FixtureRequest, state: Path) -> Iterator[World]:
         opened = Store.in_folder(state)
     with opened as store:
         yield make_world(store)
+
+
+@pytest.fixture
+def sender(both: World) -> Sender:
+    both.apply(resource(), license())
+    return Sender(both, both.host(org="acme", project="shop", environment="prod", region="eu"))

@@ -24,8 +24,8 @@ from licapi.control.v1 import sync_pb2
 from licplane.errors import ExitCode, PlaneError, Unauthenticated
 from licplane.service.access import PERMISSIONS, Permission
 from licplane.service.requests import Change, Document, Machine, PageRequest, Progress
-from licplane.service.usage_query import UsageQuery
-from licplane.service.usage_values import ReadRecords
+from licplane.service.usage.query import UsageQuery
+from licplane.service.usage.values import ReadRecords
 from licplane.service.values import Actor, HostStatus, Role, View
 from lictoken import base64url
 from lictoken.digest import digest_of

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from tests.support.usage import Spool, record
-from tests.unit.licplane.service.test_billing import october
-from tests.unit.licplane.service.test_usage_intake import Sender, stored, totals
+from tests.unit.licplane.service.billing.test_closing import october
+from tests.unit.licplane.service.usage_sender import Sender, stored, totals
 from tests.unit.licplane.service.world import (
     CHEAP,
     PASSPHRASE,

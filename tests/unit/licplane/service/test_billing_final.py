@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from tests.unit.licplane.service.test_billing import (
+from tests.unit.licplane.service.billing.test_closing import (
     OCTOBER,
     PLAN,
     apply,
@@ -20,7 +20,7 @@ from tests.unit.licplane.service.world import ROOT, World
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.requests import Change
-from licplane.service.usage_retention import purge
+from licplane.service.usage.retention import purge
 
 pytest_plugins = ["tests.support.postgres"]
 

@@ -71,7 +71,7 @@ def waiting(world: World, notify: dict[str, object]) -> Delivery:
     }  # fmt: skip
     document = Document("trigger", "t", json.dumps(trigger))
     world.plane.money.apply(ROOT, Change(), [document], delete=False)
-    from licplane.service.billing_reading import read_trigger
+    from licplane.service.billing.reading import read_trigger
 
     event = cloud_event("x", "id-1", "acme", world.clock.now_ms, {"n": 1})
     (made,) = outbox("trigger", "t", event, read_trigger(trigger).notify, world.clock.now_ms)

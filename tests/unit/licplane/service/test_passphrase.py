@@ -25,7 +25,7 @@ from licplane.issuer.sealedkey import is_encrypted
 from licplane.service.plane import Plane
 from licplane.service.requests import Change
 from licplane.store.database import Store
-from licplane.store.model import KeyKind, SealedKey
+from licplane.store.record_model import KeyKind, SealedKey
 from lictoken.keys import SigningKey
 
 pytest_plugins = ["tests.support.postgres"]

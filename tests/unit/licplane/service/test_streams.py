@@ -13,7 +13,7 @@ from licplane.service.answers import CounterVerdict
 from licplane.service.counters import Counters
 from licplane.service.requests import Change, Progress
 from licplane.service.values import HostStatus, Identity, Role, View
-from licplane.store.model import HostCounters
+from licplane.store.host_model import HostCounters
 from lictoken.sealed import Seal, SealPurpose, unseal
 from lictoken.trust import TrustStore
 

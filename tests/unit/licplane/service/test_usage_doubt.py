@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from sqlalchemy import event, text
 from tests.support.usage import BASE_MS, record
-from tests.unit.licplane.service.test_usage_intake import Sender, alarms, stored
+from tests.unit.licplane.service.usage_sender import Sender, alarms, stored
 from tests.unit.licplane.service.world import ROOT, World, license, resource
 
 from licplane.api.usage_reading import RecordReader
 from licplane.errors import ExitCode, PlaneError
 from licplane.service.remembering import Remembered
 from licplane.service.requests import Change
-from licplane.service.usage_intake import RECORDS_MAX
-from licplane.service.usage_retention import purge
+from licplane.service.usage.intake import RECORDS_MAX
+from licplane.service.usage.retention import purge
 
 pytest_plugins = ["tests.support.postgres"]
 

@@ -12,19 +12,11 @@ from pathlib import Path
 from sqlalchemy import event
 
 from licplane.store.audit import FIRST_HASH, audit_head_payload, entry_hash
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
 from licplane.store.database import Store, Transaction
-from licplane.store.model import (
-    AuditDraft,
-    AuditHead,
-    Host,
-    HostStatus,
-    JoinToken,
-    Kind,
-    LicenseIssue,
-    LicenseRecord,
-    ObjectDraft,
-    Scope,
-)
+from licplane.store.host_model import Host, HostStatus
+from licplane.store.identity_model import JoinToken
+from licplane.store.record_model import AuditDraft, AuditHead, LicenseIssue, LicenseRecord
 from lictoken.sealed import Seal
 
 NAMES = ("a", "b", "c")

@@ -22,8 +22,9 @@ if TYPE_CHECKING:  # pytest loads it as a plugin, and would find it loaded alrea
 from licplane.store.announce import Announcer, Subscription
 from licplane.store.announce_postgres import CHANNEL, PostgresAnnouncer
 from licplane.store.announce_sqlite import SqliteAnnouncer
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
 from licplane.store.database import Store
-from licplane.store.model import Host, HostPresence, HostStatus, Kind, ObjectDraft, Scope
+from licplane.store.host_model import Host, HostPresence, HostStatus
 
 pytest_plugins = ["tests.support.postgres"]
 
@@ -151,7 +152,7 @@ async def test_another_process_pokes(store: Store, url: str) -> None:
     program = (
         "import sys\n"
         "from licplane.store.database import Store\n"
-        "from licplane.store.model import Kind, ObjectDraft, Scope\n"
+        "from licplane.store.catalog_model import Kind, ObjectDraft, Scope\n"
         "with Store.open(sys.argv[1]) as store, store.transaction() as transaction:\n"
         "    transaction.put_object(ObjectDraft(Kind.RESOURCE, 'p', Scope(), b''))\n"
     )

@@ -19,7 +19,7 @@ from licplane.store.audit import (
     verify_log,
 )
 from licplane.store.database import Store
-from licplane.store.model import AuditDraft, AuditHead, AuditRecord
+from licplane.store.record_model import AuditDraft, AuditHead, AuditRecord
 from lictoken.keys import SigningKey
 from lictoken.sealed import Seal, SealPurpose, seal, unseal
 from lictoken.trust import TrustedKey, TrustStore

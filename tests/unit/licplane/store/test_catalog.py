@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import text
 
 from licplane.errors import ExitCode, PlaneError
+from licplane.store.catalog_model import CatalogChange, Kind, ObjectDraft, Scope, View
 from licplane.store.database import Store
 from licplane.store.digest import CatalogDigest, catalog_root
-from licplane.store.model import CatalogChange, Kind, ObjectDraft, Scope, View
 from lictoken.sealed import Seal
 
 pytest_plugins = ["tests.support.postgres"]

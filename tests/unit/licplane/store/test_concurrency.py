@@ -15,17 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from licplane.errors import ExitCode, PlaneError
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
 from licplane.store.database import Store
-from licplane.store.model import (
-    Host,
-    HostCounters,
-    HostPresence,
-    HostStatus,
-    JoinToken,
-    Kind,
-    ObjectDraft,
-    Scope,
-)
+from licplane.store.host_model import Host, HostCounters, HostPresence, HostStatus
+from licplane.store.identity_model import JoinToken
 
 if TYPE_CHECKING:
     from tests.support.postgres import Postgres

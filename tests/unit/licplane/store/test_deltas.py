@@ -11,9 +11,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from licplane.store.catalog_model import CatalogChange, Kind, ObjectDraft, Scope, View
 from licplane.store.database import Store
 from licplane.store.digest import CatalogDigest
-from licplane.store.model import CatalogChange, Kind, ObjectDraft, Scope, View
 
 pytest_plugins = ["tests.support.postgres"]
 

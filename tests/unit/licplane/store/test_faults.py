@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import event, text
 
 from licplane.errors import ExitCode, PlaneError
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
 from licplane.store.database import Store
-from licplane.store.model import Kind, ObjectDraft, Scope
 
 pytest_plugins = ["tests.support.postgres"]
 

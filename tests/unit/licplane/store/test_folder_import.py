@@ -18,7 +18,7 @@ from licplane.errors import ExitCode, PlaneError
 from licplane.issuer.sealedkey import open_secret
 from licplane.store.database import Store
 from licplane.store.folder_import import FolderImport
-from licplane.store.model import KeyKind
+from licplane.store.record_model import KeyKind
 from lictoken.keys import SigningKey
 from lictoken.trust import KeyStatus, TrustStore
 from lictoken.verify import verify_license

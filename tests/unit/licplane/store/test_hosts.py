@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from licplane.errors import ExitCode, PlaneError
+from licplane.store.catalog_model import View
+from licplane.store.columns import I64_MAX
 from licplane.store.database import Store
-from licplane.store.model import (
+from licplane.store.host_model import (
     FleetShadow,
     Host,
     HostCounters,
@@ -17,9 +19,7 @@ from licplane.store.model import (
     HostReport,
     HostStatus,
     ShadowRow,
-    View,
 )
-from licplane.store.schema import I64_MAX
 
 pytest_plugins = ["tests.support.postgres"]
 

@@ -24,10 +24,11 @@ if TYPE_CHECKING:  # pytest loads it as a plugin, and would find it loaded alrea
     from tests.support.postgres import Postgres
 
 from licplane.store import announce_postgres, postgres_answers
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
 from licplane.store.database import Store
 from licplane.store.engine import make_engine, parse_url
-from licplane.store.model import Kind, ObjectDraft, Scope
-from licplane.store.postgres_servers import History, Lineage, Servers, Unnamed
+from licplane.store.history import History, Lineage, Unnamed
+from licplane.store.postgres_servers import Servers
 
 pytest_plugins = ["tests.support.postgres"]
 

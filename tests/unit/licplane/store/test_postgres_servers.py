@@ -11,7 +11,7 @@ from sqlalchemy import create_engine
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.engine import parse_url
-from licplane.store.postgres_servers import Lineage
+from licplane.store.history import Lineage
 
 
 def arguments(text: str) -> dict[str, Any]:

@@ -11,17 +11,13 @@ from sqlalchemy import text
 from licplane.errors import ExitCode, PlaneError
 from licplane.store.database import Store
 from licplane.store.identities import CERTIFICATE_KEPT_MS
-from licplane.store.model import (
-    AdminIdentity,
-    Certificate,
-    Credential,
-    JoinToken,
+from licplane.store.identity_model import AdminIdentity, Certificate, Credential, JoinToken, Role
+from licplane.store.record_model import (
     KeyKind,
     LicenseIssue,
     LicenseRecord,
     LicenseStatement,
     RequestResult,
-    Role,
     SealedKey,
     Setting,
 )

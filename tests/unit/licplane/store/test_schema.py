@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Text, create_engine, inspect, text
 
 from licplane.errors import ExitCode, PlaneError
 from licplane.store import upgrading
+from licplane.store.catalog_model import Kind, ObjectDraft, Scope
+from licplane.store.columns import Words
 from licplane.store.database import Store
-from licplane.store.model import Kind, ObjectDraft, Scope
-from licplane.store.schema import Words, metadata
+from licplane.store.schema import metadata
 
 pytest_plugins = ["tests.support.postgres"]
 
