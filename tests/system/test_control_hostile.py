@@ -153,7 +153,7 @@ async def test_a_host_is_no_administrator(plane: ControlPlane) -> None:
 async def test_a_tenant_sees_nothing_of_another(plane: ControlPlane) -> None:
     acme, other = await joined(plane, org="acme"), await joined(plane, org="other")
     scoped = {"org": "acme"}
-    await asyncio.to_thread(
+    applied = await asyncio.to_thread(
         plane.apply,
         resource("acme-only", **scoped),
         binding("acme-lic", name="acme-bind", scope=scoped),
@@ -175,6 +175,10 @@ async def test_a_tenant_sees_nothing_of_another(plane: ControlPlane) -> None:
                     await peer.handle(message)
             else:
                 await peer.sync()
+                while name == "acme" and peer.held.revision < applied["revision"]:
+                    message = await peer.receive()
+                    assert message is not None
+                    await peer.handle(message)
             seen[name] = {each for _, each in peer.held.objects}
             revisions[name] = peer.held.revision
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Callable
 
 from tests.system.harness.controlplane import ControlPlane, Host, takes_connections
@@ -62,10 +63,7 @@ def test_an_expired_and_a_deleted_token_admit_nobody(
     [row, _] = sorted(plane.ask("token", "list")["tokens"], key=lambda t: t["expires_at"])[::-1]
     plane.do("token", "delete", row["id"])
 
-    def over() -> bool:
-        return host.cli("enroll", brief).status != 0 and not plane.hosts()
-
-    eventually(over, "the token's end")
+    time.sleep(1.5)
     for join in (brief, deleted):
         refused = host.cli("enroll", join)
         assert refused.status != 0

@@ -102,6 +102,7 @@ def test_acknowledged_means_in_the_kernel(host: Host) -> None:
 
 def test_what_the_host_cannot_take_is_refused_and_the_old_stays(host: Host) -> None:
     plane, name = host.plane, host.id
+    in_force(host, plane.host(name)["revision"])  # the ACK is written down a little later
     before = plane.host(name)["acked_revision"]
     host.agent.policy(
         '[[resource]]\nname = "local"\nkind = "network"\n'

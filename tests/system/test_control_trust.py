@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from tests.system.harness.controlplane import ControlPlane, Host, binding, license
+from tests.system.harness.looking import lag
 from tests.system.harness.proxy import Proxy, as_it_is, stolen
 from tests.system.harness.scene import HOLDER, STRANGER, eventually
 
@@ -46,6 +47,7 @@ def test_rows_edited_behind_its_back_are_not_published(host: Host, what: str) ->
     host.until("ok", 62_001)
     plane.do("license", "revoke", "spare")
     host.until("EKEYREVOKED", 62_001)
+    eventually(lambda: lag(plane, name) == 0, "the ACK, which is written down a little later")
     before = plane.host(name)["acked_revision"]
     statements = EDITS[what]
     with plane.rows() as rows:

@@ -33,7 +33,7 @@ class LicensedHost:
         self.machine.write(f"{CONFIG}/agent.toml", f'mode = "{mode}"\n{settings}\n')
         # These came by no command of ours: a test that cuts the power is about what does.
         self.machine.run("sync")
-        self.machine.run("systemctl restart licagent.service", timeout=300)
+        self.machine.run("systemctl restart licagent.service", timeout=600)
 
     def token(
         self,
@@ -69,7 +69,8 @@ class LicensedHost:
 
     def license(self, jti: str, resources: list[str], **fields: Any) -> None:
         """Issue a license and install it by `licagent license add`."""
-        self.machine.run("licagent license add -", stdin=self.token(jti, resources, **fields))
+        token = self.token(jti, resources, **fields)
+        self.machine.run("licagent license add - --timeout 100", stdin=token)
 
     def policy(self, text: str) -> None:
         """Put a policy in force by `licagent policy apply`."""
@@ -84,7 +85,7 @@ class LicensedHost:
 
     def events(self) -> list[dict[str, Any]]:
         """The daemon's events, oldest first."""
-        ran = self.machine.run("licagent events --json --limit 10000")
+        ran = self.machine.run("licagent events --json --limit 10000 --timeout 60")
         return [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("{")]
 
 

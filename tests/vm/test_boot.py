@@ -158,7 +158,7 @@ def test_racer_at_boot_is_refused_before_there_is_a_network(
 def test_daemon_takes_over_what_was_loaded_at_boot(
     machine: Machine, listeners: tuple[Listener, Listener]
 ) -> None:
-    machine.wait_for("systemctl is-active licagent.service", timeout=300)
+    machine.wait_for("systemctl is-active licagent.service", timeout=600)
     status = LicensedHost(machine).status()
     assert status["state"] == "enforcing", status
     assert said(machine.run(dial(7001))) == DENIED

@@ -34,8 +34,8 @@ def machine(installed: Machine, plane: ControlPlane) -> Machine:
     installed.write("/etc/systemd/system/listen.service", _LISTEN)
     installed.run("systemctl stop listen; systemctl daemon-reload; systemctl enable --now listen")
     installed.run("""sed -i 's/^mode = .*/mode = "enforce"/' /etc/licagent/agent.toml""")
-    installed.run("systemctl restart licagent.service", timeout=300)
-    installed.run("licagent enroll -", stdin=plane.join(), timeout=180)
+    installed.run("systemctl restart licagent.service", timeout=600)
+    installed.run("licagent enroll - --timeout 170", stdin=plane.join(), timeout=180)
     where = {"cidr": "127.0.0.1/32", "ports": [str(PORT)], "protocol": "tcp"}
     table = {"name": "db", "kind": "network", "mode": "enforce", "destinations": [where]}
     plane.apply(
@@ -67,6 +67,8 @@ def test_boot_with_the_control_plane_away_enforces_what_was_pushed(
     machine.wait_for("ss -Hltn sport = :7009 | grep -q .")
     assert said(machine.run(dial(PORT))) == "ENOKEY"
     plane.start()
+    # After an outage it may wait for minutes until it tries again, and the unit may still start.
+    machine.wait_for("systemctl reload licagent.service", timeout=300)
     until(machine, "connected")
 
 

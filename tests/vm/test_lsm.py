@@ -86,9 +86,14 @@ def attempt(host: LicensedHost) -> dict[str, str]:
     return found
 
 
+def on_record(host: LicensedHost, word: str) -> None:
+    """Wait for an event: they are written a moment after what they tell of."""
+    host.machine.wait_for(f"licagent events --json --limit 50 --timeout 60 | grep -q '\"{word}\"'")
+
+
 def rows(host: LicensedHost) -> dict[str, dict[str, Any]]:
     """The coverage table, by hook."""
-    ran = host.machine.run("licagent doctor --json", check=False)
+    ran = host.machine.run("licagent doctor --json --timeout 100", check=False)
     return {row["hook"]: row for row in json.loads(ran.stdout)["coverage"] if row["hook"]}
 
 
@@ -104,6 +109,7 @@ def test_sockets_of_other_families_need_a_license(host: LicensedHost) -> None:
     assert {name: make(host, number) for name, number in FAMILIES.items()} == dict.fromkeys(
         FAMILIES, DENIED
     )
+    on_record(host, "AF_XDP")
     told = {
         event["network"]["family"]: event["resource"]
         for event in host.events()
@@ -119,6 +125,7 @@ def test_sockets_of_other_families_need_a_license(host: LicensedHost) -> None:
         assert make(host, 40, 1, "setpriv --reuid=1001 --clear-groups") == DENIED
         host.set_up("observe")
         assert make(host, 40, 1, "setpriv --reuid=1001 --clear-groups") != DENIED
+        on_record(host, "shadow")
         last = [event for event in host.events() if event.get("hook") == "family"][-1]
         assert (last["verdict"], last["resource"]) == ("shadow", "frames")
     finally:
@@ -133,7 +140,7 @@ def test_another_root_process_cannot_take_enforcement_away(host: LicensedHost) -
     )
     assert said(host.machine.run(dial(PORT))) == DENIED
     assert said(host.machine.run(dial(PORT + 1))) == "connected"
-    host.machine.wait_for("licagent events --json --limit 50 | grep -q '\"tampering\"'")
+    on_record(host, "tampering")
     told = [event for event in host.events() if event["kind"] == "tampering"]
     assert "was refused" in told[0]["message"]
     assert told[0]["by"] == "uid 0"
@@ -145,11 +152,12 @@ def test_a_daemon_that_is_killed_guards_again_and_the_owner_may_detach(host: Lic
     pid = said(machine.run("systemctl show -P MainPID licagent.service"))
     machine.run(f"kill -KILL {pid}")
     machine.wait_for(
-        f"test $(systemctl show -P MainPID licagent) != {pid} && licagent status", timeout=240
+        f"test $(systemctl show -P MainPID licagent) != {pid} && licagent status --timeout 30",
+        timeout=600,
     )
     assert attempt(host)["remove a pin"] == "EPERM"
-    machine.run("licagent detach --yes")
+    machine.run("licagent detach --yes --timeout 100")
     assert said(machine.run(dial(PORT))) == "connected"
     assert machine.run("find /sys/fs/bpf/licagent -type f 2>/dev/null", check=False).stdout == ""
-    machine.run("systemctl restart licagent.service", timeout=200)
+    machine.run("systemctl restart licagent.service", timeout=600)
     assert said(machine.run(dial(PORT))) == DENIED

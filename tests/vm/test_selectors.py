@@ -34,7 +34,7 @@ def machine(installed: Machine) -> Machine:
     tokens = {f"/root/{name}.lic": host.token(name, [name]) for name in names}
     for path, token in tokens.items():
         installed.write(path, token)
-    installed.run(f"licagent license add {' '.join(tokens)}", timeout=180)
+    installed.run(f"licagent license add --timeout 100 {' '.join(tokens)}", timeout=180)
     rows = zip(names, range(UNIT, USER_SLICE + 1), selectors, strict=True)
     host.policy("".join(resource(name, port, selector) for name, port, selector in rows))
     return installed

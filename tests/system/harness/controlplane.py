@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.probes import free_port
+from tests.system.harness import warm
 from tests.system.harness.scene import HOLDER, Result, Scene, eventually
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ class ControlPlane:
         return {**made, "LICPLANE_DATABASE": self.database} if self.database else made
 
     @property
+    def is_of_another_revision(self) -> bool:
+        """Whether its modules are not those that the tests import."""
+        return self.environment.get("PYTHONPATH") != os.environ.get("PYTHONPATH")
+
+    @property
     def addresses(self) -> tuple[str, ...]:
         """The options that say where to listen."""
         return (
@@ -200,16 +206,21 @@ class ControlPlane:
 
     def cli(self, *words: str | Path, stdin: str | None = None, timeout_s: float = 60.0) -> Result:
         """Run `licplane` on the state to its end."""
-        done = subprocess.run(
-            [str(COMMAND), *map(str, words)],
-            env=self.environment,
-            cwd=self.folder,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        spoken = tuple(map(str, words))
+        if self.is_of_another_revision:
+            done = subprocess.run(
+                [str(COMMAND), *spoken],
+                env=self.environment,
+                cwd=self.folder,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                check=False,
+            )
+        else:
+            where = {"environment": self.environment, "folder": self.folder}
+            done = warm.licplane(*spoken, **where, stdin=stdin, timeout_s=timeout_s)
         assert "Traceback" not in done.stderr, done.stderr
         return Result(done.returncode, done.stdout, done.stderr)
 
@@ -226,8 +237,11 @@ class ControlPlane:
         return result.out
 
     def make_keys(self) -> None:
-        """The issuer's key."""
+        """The issuer's key, and the authority that the first start would make."""
         self.do("keys", "create", "--issuer", "acme")
+        if not self.is_of_another_revision:
+            done = warm.found(environment=self.environment, folder=self.folder, timeout_s=60)
+            assert done.returncode == 0, done.stderr
 
     def join(self, *, uses: int = 1, ttl: str = "1h", **labels: str) -> str:
         """A join token."""
@@ -334,8 +348,8 @@ class Host(Scene):
 
     @property
     def control(self) -> dict[str, Any]:
-        """What status says of the link."""
-        return dict(self.cli("status", "--json").json["control"])
+        """What status says of the link: without a process, for it is asked often."""
+        return dict(self.agent.call("status")["control"])
 
     def told(self, code: str) -> bool:
         """Whether the control plane said that, last of all."""
@@ -358,9 +372,12 @@ class Host(Scene):
     def licensed(self) -> None:
         """Resource, binding and license for `HOLDER`, in the kernel."""
         self.plane.apply(self.resource(), binding(), license())
-        # Before that anybody may.
-        eventually(lambda: self.agent.call("status")["policy"]["resources"], "a resource")
+        self.closed()
         self.until("ok")
+
+    def closed(self) -> None:
+        """Wait until there is a policy: before that anybody may connect."""
+        eventually(lambda: self.agent.call("status")["policy"]["resources"], "a resource")
 
     def until(self, outcome: str, uid: int = HOLDER) -> None:
         """Wait until connecting ends so."""

@@ -27,6 +27,8 @@ HOLDER: Final = 61234
 """The uid that the license's binding names; nobody's on this machine."""
 STRANGER: Final = 61235
 WAIT_S: Final = 90.0
+PATIENCE: Final = {"status": ("--timeout", "20"), "license": ("--timeout", "20")}
+"""For commands that tests ask often: other tests want processors and the disk, too."""
 
 Value = TypeVar("Value")
 
@@ -166,7 +168,7 @@ class Scene:
 
     def ask(self, *words: str | Path) -> dict[str, Any]:
         """The JSON of a command that must go well."""
-        result = self.cli(*words, "--json")
+        result = self.cli(*words, "--json", *PATIENCE.get(str(words[0]), ()))
         assert result.status == 0, result
         return result.json
 
@@ -191,12 +193,12 @@ class Scene:
 
     def refused(self) -> dict[str, dict[str, Any]]:
         """Refused license files by name, as status has them."""
-        rows = self.cli("status", "--json").json["refused_files"]
+        rows = self.cli("status", "--json", *PATIENCE["status"]).json["refused_files"]
         return {row["file"]: row for row in rows}
 
     def state_of(self, jti: str) -> str | None:
         """A license's state, None if there is none."""
-        rows = self.cli("license", "list", "--json").json["licenses"]
+        rows = self.cli("license", "list", "--json", *PATIENCE["license"]).json["licenses"]
         return next((row["state"] for row in rows if row["id"] == jti), None)
 
     # --- programs
