@@ -16,7 +16,7 @@ PAUSE_S=2
 EXPIRY_S=20
 for argument in "$@"; do
     case $argument in
-        --fast) PAUSE_S=0 EXPIRY_S=14 ;;
+        --fast) PAUSE_S=0 EXPIRY_S=20 ;;
         *)
             printf 'usage: ./dev demo [--fast]\n' >&2
             exit 2

@@ -123,7 +123,7 @@ def phases(request: Request) -> tuple[list[Phase], int]:
     if not is_whole or request.stops_at_failure or is_narrow or len(kernel) < 2:
         return [unit, *kernel, system, *machines], 1
     # The long ones first, so that the lanes end together.
-    return [*machines, *halves(system), *kernel, unit], LANES + len(machines)
+    return [*machines, kernel[0], *halves(system), *kernel[1:], unit], LANES + len(machines)
 
 
 def halves(system: Phase) -> tuple[Phase, Phase]:

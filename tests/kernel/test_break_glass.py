@@ -20,7 +20,7 @@ from licagent.domain.failsafe import read_resolvers
 
 pytest_plugins = ["tests.kernel.harness.fixtures", "tests.kernel.harness.kept"]
 
-OPEN_S: Final = 4
+OPEN_S: Final = 8
 """How long a test leaves the glass broken."""
 
 Pair = tuple[AgentUnderTest, Probes]

@@ -27,7 +27,7 @@ pytest_plugins = ["tests.kernel.harness.kept", "tests.kernel.harness.shim"]
 
 DAY_S: Final = 86_400
 HOUR_S: Final = 3600
-SHORT_S: Final = 4
+SHORT_S: Final = 8
 SLACK_S: Final = 120.0
 """Between times that must be the same but for what the test itself takes."""
 _NS: Final = 1_000_000_000

@@ -26,7 +26,7 @@ from lictoken.claims import Condition, Entitlement
 
 pytest_plugins = ["tests.kernel.harness.kept", "tests.kernel.harness.shim"]
 
-AHEAD_S: Final = 6
+AHEAD_S: Final = 12
 """The daemon is started that long before a minute of its clock begins."""
 REBOOT_MARK: Final = Path("/run/reboot-required")
 ACTIONS: Final = ("connect", "bind")

@@ -97,7 +97,7 @@ def test_a_lease_ends_in_the_kernel_and_says_so(
 ) -> None:
     jti = new_jti()
     host.push(at(to), host.license(jti, ["r"]), binding("b", jti, BOUND))
-    host.lease(jti, lasts_ns=300_000_000)
+    host.lease(jti, lasts_ns=4_000_000_000)
     assert who.ask() == OPEN
     who.until(EXPIRED)  # nobody told the kernel
     host.agent.reader.consume()  # type: ignore[union-attr]

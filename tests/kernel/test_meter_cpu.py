@@ -52,7 +52,7 @@ def test_one_process_read_many_times(
 ) -> None:
     """Deltas of a live process add up; the last one comes from its exit."""
     sheets = 0
-    with metered.measuring() as use, worker.started(place, *worker.argv("burn", 600 * MS)) as runs:
+    with metered.measuring() as use, worker.started(place, *worker.argv("burn", 1500 * MS)) as runs:
         while runs.process.poll() is None:
             use.add(metered.cut())
             sheets += 1

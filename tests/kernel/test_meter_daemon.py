@@ -33,7 +33,7 @@ SETTINGS: Final = "metering_interval_s = 1"
 SIZE: Final = 100
 CPU_TOLERANCE: Final = 0.01
 """Of processes and the unattributed line together, against cpu.stat."""
-_PATIENCE_S: Final = 20.0
+_PATIENCE_S: Final = 60.0
 
 SENDER: Final = """
 import socket, sys

@@ -76,6 +76,14 @@ def measuring(meter: FallbackMeter, cgroup: Path) -> Iterator[Used]:
     used.add(cut(meter))
 
 
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it stands: beside others it may take until it runs next."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
+    time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def meter() -> Iterator[FallbackMeter]:
     made = FallbackMeter(boot_id="test")
@@ -369,8 +377,7 @@ def test_a_killed_meter_goes_on_from_what_was_committed(worker: Worker, place: P
             meter = begin(sheet.baseline)
             assert meter.open_number > first_number
             pid = runs.pid
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.05)
+            stop(pid)
             used.add(cut(meter))
             expected = run_time_of(pid)
             counted = sum(row.cpu_ns for row in used.rows if row.who.pid == pid)
@@ -428,8 +435,7 @@ def test_psutil_alone_counts_what_lives(worker: Worker, place: Path, accuracy: A
         with worker.started(place, *PYTHON, "-c", "while True: pass") as runs:
             time.sleep(0.5)
             pid = runs.pid
-            os.kill(pid, signal.SIGSTOP)
-            time.sleep(0.05)
+            stop(pid)
             used.add(cut(meter))
             expected = run_time_of(pid)
             counted = sum(row.cpu_ns for row in used.rows if row.who.pid == pid)

@@ -25,7 +25,7 @@ from licagent.store.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(LOADER != "prebuilt", reason="the same with each loader")
 
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 60.0
 BURNER: Final = (
     "import sys, time\n"
     "open(sys.argv[1] + '/cgroup.procs', 'w').write('0')\n"

@@ -20,7 +20,7 @@ from licagent.kernel.numbers import NANOSECONDS_MAX
 
 pytest_plugins = ["tests.kernel.harness.kept"]
 
-SHORT_S: Final = 4
+SHORT_S: Final = 8
 """Life of a license that a test sees to its end."""
 SETTLED_S: Final = 1.0
 """For what is said not to happen any more: so long it is watched."""
@@ -52,6 +52,7 @@ def wait_until(unix_s: float) -> None:
 
 def stays_silent(download: Any) -> dict[str, Any]:
     """Nothing arrives any more; the numbers."""
+    time.sleep(SETTLED_S)  # what had come before is read
     before = ask(download)
     time.sleep(SETTLED_S)
     after = ask(download)

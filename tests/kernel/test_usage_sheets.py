@@ -125,7 +125,7 @@ def test_an_open_sheet_is_not_discarded(meter: UsageMeter) -> None:
 
 
 def test_nothing_is_lost_while_sheets_change(own: MeterUnderTest, meter: UsageMeter) -> None:
-    code = SEND.format(count=20_000)
+    code = SEND.format(count=100_000)
     running = subprocess.Popen(
         [sys.executable, "-I", "-c", code],
         preexec_fn=lambda: (own.tree.root / "cgroup.procs").write_text("0"),  # noqa: PLW1509
@@ -140,7 +140,7 @@ def test_nothing_is_lost_while_sheets_change(own: MeterUnderTest, meter: UsageMe
     last = meter.close_sheet()
     assert running.returncode == 0
     assert sheets > 3
-    assert total + sent(last.flows) == 20_000 * 100
+    assert total + sent(last.flows) == 100_000 * 100
 
 
 TALK = """

@@ -15,7 +15,10 @@ class RootCopy:
         """Make it in the empty `folder`; `kernel`: with cgroups, and a BPF file system on /mnt."""
         self.root = folder / "root"
         script = (
-            f"mount -t tmpfs tmpfs {folder} && cd {folder} && mkdir upper work root &&"
+            # Mounts of tests beside this one stay theirs.
+            "awk '$2 ~ \"/licagent-\" {print $2}' /proc/mounts"
+            " | xargs -r umount -l 2>/dev/null || true;"
+            f" mount -t tmpfs tmpfs {folder} && cd {folder} && mkdir upper work root &&"
             " mount -t overlay -o lowerdir=/,upperdir=upper,workdir=work overlay root &&"
             " mount -t tmpfs tmpfs root/run && mount -t tmpfs tmpfs root/tmp &&"
             " mount -t proc proc root/proc"

@@ -127,6 +127,7 @@ def test_broken_settings_leave_the_last_good_ones_in_force(
     def reload(text: str) -> None:
         (scene.agent.config / "agent.toml").write_text(text)
         assert scene.agent.process is not None
+        manager.messages()  # a full queue takes no more
         scene.agent.process.send_signal(signal.SIGHUP)
         manager.until("RELOADING", "1")
 
@@ -166,6 +167,7 @@ def test_a_reload_that_fails_half_way_is_made_whole_by_the_next(
 
     def reload() -> str:
         assert scene.agent.process is not None
+        manager.messages()  # a full queue takes no more
         scene.agent.process.send_signal(signal.SIGHUP)
         manager.until("RELOADING", "1")
         return manager.until("READY", "1")["STATUS"]

@@ -87,7 +87,7 @@ def test_the_tutorial_works_as_written(home: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     printed = done.stdout.split(END)

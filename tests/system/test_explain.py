@@ -71,7 +71,7 @@ def test_an_ended_license_is_named_and_its_socket_is_gone(
     scene: Scene, end: str, reason: str, errno: str
 ) -> None:
     jti = f"ends-{end}"
-    scene.ready(jti, expires_in_s=2 if end == "expire" else 600)
+    scene.ready(jti, expires_in_s=8 if end == "expire" else 600)
     try:
         with scene.program() as (program, report):
             assert report["outcome"] == "ok"

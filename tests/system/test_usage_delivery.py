@@ -108,7 +108,7 @@ def test_each_record_once_through_every_death(
 ) -> None:
     """kill -9 of the agent and of the server, a crash of PostgreSQL, cut connections."""
     identity = enrolled(plane)
-    total = 30_000
+    total = 45_000
     settings = Settings(
         str(tmp_path / "spool"), identity.write(), plane.control, total, each=500, a_second=8_000
     )

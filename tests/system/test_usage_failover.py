@@ -175,7 +175,10 @@ def test_a_synchronous_standby_has_each_record_once(
         eventually(lambda: acked(pair.primary, identity.host_id) >= 6_000, "usage comes in")
         pair.fail_over()
         before = acked(pair.standby, identity.host_id)
-        eventually(lambda: acked(pair.standby, identity.host_id) > before, "and goes on")
+        eventually(
+            lambda: before == records or acked(pair.standby, identity.host_id) > before,
+            "and goes on",
+        )
         # The old primary comes back, as somebody's restart would have it: it takes changes too,
         # and it is the first one in our URL.
         pair.primary.start()
@@ -209,9 +212,9 @@ def test_a_catalog_that_went_back_is_said_and_advanced(pair: Pair, plane: Contro
     """A revocation that only the lost primary had: nothing is served on top of the older state."""
     pair.caught_up()
     pair.part()
-    plane.do("license", "revoke", "license-3", "--reason", "contract ended")
     before = plane.metric("licplane_catalog_revision")
-    eventually(lambda: plane.metric("licplane_catalog_revision") >= before, "it is served")
+    plane.do("license", "revoke", "license-3", "--reason", "contract ended")
+    eventually(lambda: plane.metric("licplane_catalog_revision") > before, "it is served")
     pair.fail_over()
     eventually(lambda: "went back" in plane.log(), "the server sees it")
     assert not ready(plane)

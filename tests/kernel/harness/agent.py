@@ -27,7 +27,7 @@ from lictoken.trust import TrustedKey, TrustStore
 
 ISSUER: Final = "test-issuer"
 _SERIAL: Final = itertools.count(1)
-_START_TIMEOUT_S: Final = 60.0
+_START_TIMEOUT_S: Final = 180.0
 ANSWER_S: Final = 20.0
 """A command waits 2 s; here other tests and emulated machines may want the processors, too."""
 
@@ -148,7 +148,7 @@ class AgentUnderTest:
             return 0
         self.process.send_signal(signal.SIGTERM)
         try:
-            status = self.process.wait(20)
+            status = self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.kill()
             raise

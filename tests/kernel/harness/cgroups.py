@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 _NUMBERS: Final = itertools.count(1)
-_REMOVAL_LIMIT_S: Final = 3.0
+_REMOVAL_LIMIT_S: Final = 30.0
 
 
 def mount_point() -> Path:

@@ -9,7 +9,7 @@ import time
 from types import TracebackType
 from typing import Final, Self
 
-ANSWER_LIMIT_S: Final = 0.6
+ANSWER_LIMIT_S: Final = 1.0
 
 
 class Caller:

@@ -20,7 +20,7 @@ REPOSITORY: Final = Path(__file__).resolve().parents[3]
 PYTHON: Final = (sys.executable, "-S", "-B")
 """The programs need nothing but the standard library; -S saves a third of their start."""
 
-LIMIT_S: Final = 10.0
+LIMIT_S: Final = 60.0
 
 Handler = Callable[[dict[str, Any]], Mapping[str, object] | None]
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import os
 import selectors
 import socket
 import threading
@@ -20,7 +21,9 @@ from tests.kernel.routes.calls import IPPROTO_MPTCP
 from tests.kernel.routes.udp import IPPROTO_UDPLITE
 
 TCP_FASTOPEN: Final = 23
-_PORTS: Final = itertools.cycle(range(21000, 31000))
+_FIRST: Final = 21000 + os.getpid() * 97 % 10_000
+"""Elsewhere in each process: two suites at a time take ports."""
+_PORTS: Final = itertools.cycle((*range(_FIRST, 31000), *range(21000, _FIRST)))
 """Below the ephemeral range, so that no client's port is in the way."""
 
 _STREAMS: Final = {"tcp": 0, "mptcp": IPPROTO_MPTCP}
@@ -133,7 +136,7 @@ class Recorder:
         self._settled.clear()
         self._settle.set()
         self._waker.send(b"x")
-        if not self._settled.wait(5):
+        if not self._settled.wait(60):
             raise RuntimeError("the recorder's thread is stuck")
 
     def _open(self, hosts: Sequence[str]) -> list[_Endpoint]:

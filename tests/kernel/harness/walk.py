@@ -23,7 +23,7 @@ from tests.kernel.routes.registry import Network, Route
 EPHEMERAL_PORTS: Final = "32768-60999"
 """The kernel's default net.ipv4.ip_local_port_range."""
 
-_PATH_LIMIT_S: Final = 3.0
+_PATH_LIMIT_S: Final = 20.0
 _TOKENS: Final = itertools.count(1)
 
 

@@ -27,8 +27,8 @@ HOLDER: Final = 61234
 """The uid that the license's binding names; nobody's on this machine."""
 STRANGER: Final = 61235
 WAIT_S: Final = 90.0
-PATIENCE: Final = {"status": ("--timeout", "20"), "license": ("--timeout", "20")}
-"""For commands that tests ask often: other tests want processors and the disk, too."""
+PATIENT: Final = {"status", "explain", "events", "license", "policy", "doctor"}
+"""Commands that wait some seconds for an answer: here for longer, as others want processors too."""
 
 Value = TypeVar("Value")
 
@@ -136,8 +136,11 @@ class Scene:
 
     def cli(self, *words: str | Path, stdin: str | None = None, timeout_s: float = 60.0) -> Result:
         """Run `licagent` to its end."""
+        patience = ("--timeout", "20")
+        if "--timeout" in words or "--help" in words or not PATIENT.intersection(words[:1]):
+            patience = ()
         done = subprocess.run(
-            [str(COMMAND), *map(str, words)],
+            [str(COMMAND), *map(str, words), *patience],
             env=self.agent.environment,
             input=stdin,
             capture_output=True,
@@ -168,7 +171,7 @@ class Scene:
 
     def ask(self, *words: str | Path) -> dict[str, Any]:
         """The JSON of a command that must go well."""
-        result = self.cli(*words, "--json", *PATIENCE.get(str(words[0]), ()))
+        result = self.cli(*words, "--json")
         assert result.status == 0, result
         return result.json
 
@@ -193,12 +196,12 @@ class Scene:
 
     def refused(self) -> dict[str, dict[str, Any]]:
         """Refused license files by name, as status has them."""
-        rows = self.cli("status", "--json", *PATIENCE["status"]).json["refused_files"]
+        rows = self.cli("status", "--json").json["refused_files"]
         return {row["file"]: row for row in rows}
 
     def state_of(self, jti: str) -> str | None:
         """A license's state, None if there is none."""
-        rows = self.cli("license", "list", "--json", *PATIENCE["license"]).json["licenses"]
+        rows = self.cli("license", "list", "--json").json["licenses"]
         return next((row["state"] for row in rows if row["id"] == jti), None)
 
     # --- programs
