@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from typing import Any, Final
 
@@ -111,6 +112,16 @@ DIAL: Final = (
     " print(errno.errorcode.get(error.errno,str(error)))\n"
 )
 """A program that says how connecting went: "connected", or the error's name."""
+
+
+def refusal(name: str) -> str:
+    """What a refused program sees on the chosen kernel: before 5.18 it is EPERM for any reason."""
+    return "EPERM" if os.environ.get("LICAGENT_VM_KERNEL") == "5.10" else name
+
+
+DENIED: Final = refusal("ENOKEY")
+EXPIRED: Final = refusal("EKEYEXPIRED")
+REVOKED: Final = refusal("EKEYREVOKED")
 
 
 def dial(port: int, address: str = "127.0.0.1") -> str:

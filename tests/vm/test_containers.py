@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
+from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
-DENIED = "ENOKEY"
 LET = "connected"
 BOX, ETL = 7001, 7002
 _CLAIM = "mkdir /sys/fs/cgroup/etl.service && echo 0 >/sys/fs/cgroup/etl.service/cgroup.procs"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.system.harness.controlplane import ControlPlane, Document, binding, license
-from tests.vm.issuer import dial, put_dial, said
+from tests.vm.issuer import DENIED, REVOKED, dial, put_dial, said
 from tests.vm.machine import HOST_ADDRESS, Machine
 
 PORT = 7001
@@ -54,9 +54,9 @@ def until(machine: Machine, answer: str) -> None:
 
 def test_policy_is_pushed_and_enforced(machine: Machine) -> None:
     # Before the policy is there, everything connects: the refusal tells that it is.
-    machine.wait_for(f"test $({dial(PORT)}) = ENOKEY", timeout=180)
+    machine.wait_for(f"test $({dial(PORT)}) = {DENIED}", timeout=180)
     until(machine, "connected")
-    assert said(machine.run(dial(PORT))) == "ENOKEY"
+    assert said(machine.run(dial(PORT))) == DENIED
 
 
 def test_boot_with_the_control_plane_away_enforces_what_was_pushed(
@@ -65,7 +65,7 @@ def test_boot_with_the_control_plane_away_enforces_what_was_pushed(
     plane.stop()
     machine.power_cut()
     machine.wait_for("ss -Hltn sport = :7009 | grep -q .")
-    assert said(machine.run(dial(PORT))) == "ENOKEY"
+    assert said(machine.run(dial(PORT))) == DENIED
     plane.start()
     # After an outage it may wait for minutes until it tries again, and the unit may still start.
     machine.wait_for("systemctl reload licagent.service", timeout=300)
@@ -75,4 +75,4 @@ def test_boot_with_the_control_plane_away_enforces_what_was_pushed(
 def test_revocation_reaches_the_host(machine: Machine, plane: ControlPlane) -> None:
     until(machine, "connected")
     plane.do("license", "revoke", "acme-db", "--reason", "contract ended")
-    until(machine, "EKEYREVOKED")
+    until(machine, REVOKED)

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
+from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
 from licagent.kernel.hooks import LSM_HOOKS
 
-DENIED: Final = "ENOKEY"
 PORT: Final = 7001
 FAMILIES: Final = {"AF_PACKET": 17, "AF_VSOCK": 40, "AF_XDP": 44}
 _MAKE: Final = (
@@ -107,7 +106,7 @@ def test_every_lsm_hook_is_at_work(host: LicensedHost) -> None:
 
 def test_sockets_of_other_families_need_a_license(host: LicensedHost) -> None:
     assert {name: make(host, number) for name, number in FAMILIES.items()} == dict.fromkeys(
-        FAMILIES, DENIED
+        FAMILIES, "ENOKEY"
     )
     on_record(host, "AF_XDP")
     told = {
@@ -122,9 +121,9 @@ def test_sockets_of_other_families_need_a_license(host: LicensedHost) -> None:
     host.policy(_policy(frames="unix:uid:1000"))
     try:
         assert make(host, 17) == "made"
-        assert make(host, 40, 1, "setpriv --reuid=1001 --clear-groups") == DENIED
+        assert make(host, 40, 1, "setpriv --reuid=1001 --clear-groups") == "ENOKEY"
         host.set_up("observe")
-        assert make(host, 40, 1, "setpriv --reuid=1001 --clear-groups") != DENIED
+        assert make(host, 40, 1, "setpriv --reuid=1001 --clear-groups") != "ENOKEY"
         on_record(host, "shadow")
         last = [event for event in host.events() if event.get("hook") == "family"][-1]
         assert (last["verdict"], last["resource"]) == ("shadow", "frames")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from tests.system.harness.prometheus import MISSING, Prometheus, get, promtool
 from tests.system.harness.scene import eventually
-from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
+from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
 _PORT = 7001
@@ -36,7 +36,7 @@ def test_prometheus_scrapes_agent_and_control_plane_of_the_packages(installed: M
         assert get(f"http://{where}/-/healthy")[0] == 200
         assert get(f"http://{where}/-/ready")[0] == 200
         assert promtool("check", "metrics", stdin=get(f"http://{where}/metrics")[1]) == ""
-    assert said(installed.run(dial(_PORT))) == "ENOKEY"
+    assert said(installed.run(dial(_PORT))) == DENIED
     # Emulated, a reading takes longer than it may where Prometheus asks every second.
     jobs = {"licagent": [agent], "licplane": [plane]}
     with Prometheus(jobs, every_s=5) as prometheus:

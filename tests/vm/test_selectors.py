@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.vm.issuer import LicensedHost, dial, put_dial, resource, said
+from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
-DENIED = "ENOKEY"
 LET = "connected"
 UNIT, TEMPLATE, SLICE, USER, MANAGER, USER_SLICE = range(7001, 7007)
 _TEMPLATE = f"""[Service]

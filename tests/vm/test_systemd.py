@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.vm.issuer import LicensedHost, binding, dial, put_dial, resource, said
+from tests.vm.issuer import DENIED, LicensedHost, binding, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
-DENIED = "ENOKEY"
 SOMEBODY_ELSE = "unix:uid:4242"
 _PORT = 7001
 
