@@ -16,6 +16,7 @@ from typing import Final
 from generator.pages import page, table
 from licagent.domain.config import AgentConfig
 from licagent.store.eventlog import EventLog
+from licplane.api.settings import Limits
 
 BENCHMARKS: Final = Path(__file__).resolve().parents[1] / "benchmarks.md"
 CASES: Final = ("meter-churn", "usage-outage", "usage-throughput")
@@ -178,15 +179,20 @@ def sizing() -> str:
         ),
         "A control plane that is away costs nothing at once: hosts go on until their leases end "
         "(`--lease-ttl`). So one server with a [backup](../how-to/back-up-and-restore.md) is a "
-        "sound choice for many; lengthen the lease until you can restore within it.",
+        "sound choice for many; lengthen the lease until you can restore well within half of it: a "
+        "host that is about to ask again has no more left, and one that is booted has none "
+        "([the control plane is away](../how-to/link-down.md)).",
         "Disk: usage is what fills it. Single records are kept for 100 days, sums longer "
         "([retention](../how-to/billing.md#how-long-it-is-kept)). After a week of your own fleet, "
         "the size of the database divided by 7 is a day.",
         "## Network",
-        "One connection outwards for each host to port 8443, and a second one while usage is "
-        "delivered; to 8444 only to join. Idle, that is a lease every half of `--lease-ttl` and a "
-        "report every `--report-interval`. No port is opened on a host, unless you set "
-        "`metrics_listen`.",
+        "Three connections outwards for each host to port 8443: for policy and leases, for "
+        "reports, and for usage where it is metered; to 8444 only to join, or with a certificate "
+        "that has ended. Idle, that is a lease every half of `--lease-ttl` and a report every "
+        "`--report-interval`. No port is opened on a host, unless you set `metrics_listen`.",
+        f"A server process takes {Limits().connections:,} connections to each listener, those of "
+        f"some {Limits().connections // 300 * 100:,} hosts. The figures above were measured with "
+        "the first of the three alone: the others take memory on top.",
     )
 
 

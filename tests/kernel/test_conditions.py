@@ -60,8 +60,9 @@ def minute(fresh_agent: AgentUnderTest, probes: Probes, wall: WallClock) -> date
 
 
 def hours(begin: datetime, end: datetime) -> Condition:
-    """A window of at most a day."""
-    return Condition("hours", (f"{begin:%a %H:%M}-{end:%H:%M} UTC",))
+    """A window of less than a day."""
+    until = "24:00" if (end.hour, end.minute) == (0, 0) else f"{end:%H:%M}"
+    return Condition("hours", (f"{begin:%a %H:%M}-{until} UTC",))
 
 
 def told(agent: AgentUnderTest, jti: str) -> list[dict[str, Any]]:

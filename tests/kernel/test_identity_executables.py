@@ -129,6 +129,21 @@ def test_the_folder_may_be_replaced_by_an_upgrade(by_path: Rules, dial: Path) ->
         shutil.rmtree(old)
 
 
+def test_a_program_that_began_before_its_folder_was_known_is_known_later(
+    by_path: Rules, dial: Path
+) -> None:
+    """As a service does that starts as soon as its file system is mounted."""
+    old = dial.parent.with_name(dial.parent.name + "-old")
+    dial.parent.rename(old)
+    try:
+        dial.parent.mkdir(mode=0o755)
+        shutil.copy2(old / "dial", dial)
+        with dialer(by_path.cgroup, dial, by_path.to) as running:
+            running.until("OK")
+    finally:
+        shutil.rmtree(old)
+
+
 def test_a_program_on_a_filesystem_that_hangs_holds_up_no_revocation(
     rules: Rules, dial: Path, folder: Path
 ) -> None:

@@ -51,8 +51,8 @@ async def reenrolled(identity: Identity, trust: TrustStore, settings: ControlSet
     address = settings.public_server or identity.public_address
     if not address:
         raise EnrolmentFailed(
-            "the certificate ended, and no public address of the control plane is known: set "
-            "control.public_server in agent.toml, or enrol again with a join token",
+            "the certificate ended, and no public address of the control plane is known; "
+            "enrol again with a join token: `licagent enroll JOIN`",
             code="network",
         )
     csr = request_for(identity.key_pem)

@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from google.protobuf.message import DecodeError
 
+from licagent.control.texts import sendable
 from licagent.control.usage_source import BatchShape, EpochShape, GapShape
 from licagent.domain.usage import Meter, UsageKind, UsageOwner, UsageRecord
 from licagent.domain.usage_lines import COMPUTE_METERS, ComputeLines
 from licapi.control.v1 import telemetry_pb2
 
 TEXT_BYTES_MAX: Final = 1024
-"""Longer texts (a cgroup's path may have 4 KiB) are cut, and end in a hash of the whole, so that
-no two become one."""
+"""Longer texts are cut (a cgroup's path may have 4 KiB)."""
 _U64_MAX: Final = 2**64 - 1
 _HEAD_BYTES: Final = 16
 _CHARGES_MAX: Final = 16
@@ -53,7 +52,7 @@ def encode(record: UsageRecord) -> bytes:
             _serialized(
                 protocol=record.protocol,
                 loopback=record.is_loopback,
-                detail=_text(record.detail),
+                detail=sendable(record.detail, TEXT_BYTES_MAX),
                 estimated=sorted(record.estimated),
                 unsupported=sorted(record.unsupported),
             )
@@ -147,14 +146,14 @@ def _whose(owner: UsageOwner, license_: str, resource: str, binding: str) -> byt
 
 def _whose_bytes(owner: UsageOwner, license_: str, resource: str, binding: str) -> bytes:
     return _serialized(
-        license=_text(license_),
-        resource=_text(resource),
-        binding=_text(binding),
-        unit=_text(owner.unit),
-        cgroup=_text(owner.cgroup),
-        user=_text(owner.user),
+        license=sendable(license_, TEXT_BYTES_MAX),
+        resource=sendable(resource, TEXT_BYTES_MAX),
+        binding=sendable(binding, TEXT_BYTES_MAX),
+        unit=sendable(owner.unit, TEXT_BYTES_MAX),
+        cgroup=sendable(owner.cgroup, TEXT_BYTES_MAX),
+        user=sendable(owner.user, TEXT_BYTES_MAX),
         uid=owner.uid,
-        executable=_text(owner.executable),
+        executable=sendable(owner.executable, TEXT_BYTES_MAX),
         pid=owner.pid,
         process_start_unix_ms=owner.process_start_unix_ms,
     )
@@ -272,14 +271,3 @@ def gap_message(gap: GapShape) -> telemetry_pb2.UsageUp:
 @functools.lru_cache(maxsize=256)
 def _meters(numbers: tuple[int, ...]) -> frozenset[Meter]:
     return frozenset(_BY_NUMBER[one] for one in numbers if one in _BY_NUMBER)
-
-
-def _text(value: str) -> str:
-    """What the format and PostgreSQL can hold, and no longer than TEXT_BYTES_MAX."""
-    if value.isascii() and len(value) <= TEXT_BYTES_MAX and "\0" not in value:
-        return value
-    data = value.replace("\0", "\\0").encode("utf-8", "backslashreplace")
-    if len(data) > TEXT_BYTES_MAX:
-        mark = f"...#{hashlib.sha256(data).hexdigest()[:16]}".encode()
-        data = data[: TEXT_BYTES_MAX - len(mark)].decode("utf-8", "ignore").encode() + mark
-    return data.decode()

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 
 from licagent.control.interface import Assignment, HostStatus, Machine
 from licagent.control.report import HostReport
+from licagent.control.texts import sendable
 from licagent.domain.catalog import (
     Kind,
     Manifest,
@@ -26,8 +27,10 @@ from licagent.domain.lease import Lease, LeaseAnswer
 from licapi.control.v1 import common_pb2, enrollment_pb2, sync_pb2, telemetry_pb2
 
 _KINDS: Final = {int(kind): kind for kind in Kind}
-_REPORTED_MAX: Final = 4_000
-"""Entries of a list in a report, which has to fit into one message of 4 MiB."""
+_REPORTED_MAX: Final = 1_000
+_REPORTED_BYTES: Final = 512
+"""Entries of a list in a report, and bytes of a text that any user of the host may have chosen:
+a report has to fit into one message of 4 MiB."""
 
 
 def signed(message: common_pb2.Sealed) -> SignedBytes:
@@ -176,7 +179,10 @@ def report_message(report: HostReport, sequence: int) -> telemetry_pb2.HostRepor
             degraded=state.degraded,
             break_glass_until_unix_ms=state.break_glass_until_unix_ms,
             labels=dict(state.labels),
-            refused_licenses=dict(state.refused_licenses),
+            refused_licenses={
+                sendable(which, _REPORTED_BYTES): sendable(why, _REPORTED_BYTES)
+                for which, why in state.refused_licenses.items()
+            },
             authorities=state.authorities,
         ),
         decisions=[
@@ -192,9 +198,9 @@ def report_message(report: HostReport, sequence: int) -> telemetry_pb2.HostRepor
         shadow=[
             pb.ShadowUsage(
                 resource=each.resource,
-                selector=each.selector,
-                executable=each.executable,
-                user=each.user,
+                selector=sendable(each.selector, _REPORTED_BYTES),
+                executable=sendable(each.executable, _REPORTED_BYTES),
+                user=sendable(each.user, _REPORTED_BYTES),
                 count=each.count,
                 first_unix_ms=each.first_unix_ms,
                 last_unix_ms=each.last_unix_ms,
@@ -206,7 +212,7 @@ def report_message(report: HostReport, sequence: int) -> telemetry_pb2.HostRepor
             pb.LiveUse(
                 license=each.license,
                 resource=each.resource,
-                selector=each.selector,
+                selector=sendable(each.selector, _REPORTED_BYTES),
                 sockets=each.sockets,
             )
             for each in report.live[:_REPORTED_MAX]

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import socket
 import struct
 import time
@@ -35,6 +37,10 @@ _GONE_RULES_MAX: Final = 4096
 _TICK_NS: Final = 20_000_000
 """Start times are told in clock ticks, of at most 10 ms."""
 
+_PATH_BYTES_MAX: Final = 512
+CUT: Final = "...#"
+"""In a path that was too long to be kept: between its beginning and the hash of the whole."""
+
 Record = dict[str, Any]
 
 
@@ -61,6 +67,22 @@ def address_text(words: Any, port: int, *, is_ipv6: bool) -> str | None:
     if is_ipv6:
         return f"[{socket.inet_ntop(socket.AF_INET6, raw)}]:{port}"
     return f"{socket.inet_ntop(socket.AF_INET, raw[:4])}:{port}"
+
+
+def kept_path(path: str | None) -> str | None:
+    """A path as it is kept in a record: a long one without its middle, with its last name.
+
+    Whoever runs a program chooses its path, of up to 4 KiB that JSON writes as 24. A decision
+    must fit into an event all the same.
+    """
+    if path is None:
+        return None
+    data = os.fsencode(path)
+    if len(data) <= _PATH_BYTES_MAX:
+        return path
+    name = data.rpartition(b"/")[2][-256:]
+    tail = f"{CUT}{hashlib.sha256(data).hexdigest()[:16]}/".encode() + name
+    return os.fsdecode(data[: _PATH_BYTES_MAX - len(tail)] + tail)
 
 
 @dataclass(slots=True)
@@ -178,14 +200,14 @@ class DecisionBook:
             "pid": event.pid or None,
             # The name at that moment, where the kernel told it: it may run something else by now.
             "name": event.comm.decode(errors="replace") or (found.name if found else None),
-            "executable": found.executable if found else self._names.path(event.path),
+            "executable": kept_path(found.executable if found else self._names.path(event.path)),
             "uid": uid,
             "user": self._users.user_name(uid) if uid is not None else None,
             "gid": gid,
             "unit": names.unit if names else None,
             "slice": names.slice if names else None,
             "container": names.container if names else None,
-            "cgroup": cgroup,
+            "cgroup": kept_path(cgroup),
         }
 
     def _cgroup(self, number: int) -> str | None:

@@ -18,7 +18,7 @@ from licagent.host.executables import DirectoryEntry, FileIdentity
 from licagent.host.hostroot import as_host_sees
 from licagent.host.lanes import Started
 from licagent.host.measurer import Measurer
-from licagent.host.path_finder import PathFinder
+from licagent.host.path_finder import PATIENCE_S, PathFinder
 from licagent.kernel.enforcement_structs import Event
 from licagent.kernel.identity import IdentityTables, path_key, scope_key
 from licagent.kernel.iterators import Iterators
@@ -32,6 +32,9 @@ _WAIT_S: Final = 0.5
 _SEED_EVERY_S: Final = 0.5
 _LOOK_AT_MOST: Final = 1000
 """Paths that are looked at without the other thread, at some 0.1 ms each."""
+
+_LOOK_AGAIN_S: Final = 0.5
+"""For paths that were looked up a moment ago: a revocation waits meanwhile."""
 
 _PROBLEMS_MAX: Final = 10
 
@@ -75,6 +78,7 @@ class IdentityKeeper:
         self._measurer = Measurer(digests, measured)
         self._measurer.start()
         self._finder = PathFinder()
+        self._entries: dict[bytes, int] = {}  # folder entry -> number, of the policy in force
         self._is_first = True  # no policy was settled yet
         self._is_seed_due = False
         self._next_seed_s = 0.0
@@ -96,7 +100,8 @@ class IdentityKeeper:
     def settle(self, tables: Tables) -> None:
         """Take away what only the old policy needed, once the new one is in force."""
         self._policy = tables
-        self._tables.set_paths(self._path_entries(tables), prune=True)
+        self._entries = self._path_entries(tables, _LOOK_AGAIN_S)
+        self._tables.set_paths(self._entries, prune=True)
         self._tables.set_scope_names(self._scope_entries(tables.scopes), prune=True)
         self._write_cgroups(tables.scopes)
         self._is_first = False
@@ -109,7 +114,11 @@ class IdentityKeeper:
         """Look again, every few seconds: folders that were replaced, cgroups seen late."""
         self._exec_times.look()
         if self._policy.paths:
-            self._tables.set_paths(self._path_entries(self._policy), prune=True)
+            before, self._entries = self._entries, self._path_entries(self._policy, _LOOK_AGAIN_S)
+            self._tables.set_paths(self._entries, prune=True)
+            if self._entries != before:
+                # Who began in a folder before it was known is known from now on, too.
+                self._iterators.seed_processes()
         if self._policy.scopes:
             self._write_cgroups(self._policy.scopes)
         for gone in self._digests.forget_unmounted():
@@ -123,6 +132,11 @@ class IdentityKeeper:
     def problems(self) -> tuple[str, ...]:
         """Selectors that match nothing, or not everywhere, on this host, and why."""
         return self._path_problems + self._scope_problems
+
+    def resolved_paths(self) -> dict[str, str]:
+        """The paths of the policy in force, without links, as far as they are known."""
+        entries = {path: self._finder.last(path) for _number, path in self._policy.paths}
+        return {path: entry.path for path, entry in entries.items() if entry is not None}
 
     @property
     def needs_digests(self) -> bool:
@@ -213,16 +227,21 @@ class IdentityKeeper:
         if self._wanted:
             self._tables.set_contents(self._entries_of(self._digests.items()))
 
-    def _path_entries(self, tables: Tables) -> dict[bytes, int]:
+    def _path_entries(self, tables: Tables, patience_s: float = PATIENCE_S) -> dict[bytes, int]:
         entries: dict[bytes, int] = {}
         problems = []
-        answers = self._finder.find(path for _number, path in tables.paths)
+        named = dict(tables.paths)
+        answers = self._finder.find((path for _number, path in tables.paths), patience_s)
         for number, path in tables.paths:
             answer = answers[path]
             try:
                 if not isinstance(answer, DirectoryEntry):
                     raise answer
                 key = path_key(answer.directory_device, answer.directory_inode, answer.name)
+                if key in entries:
+                    raise ValueError(
+                        f"it is the file of {named[entries[key]]}; name one of them everywhere"
+                    )
                 entries[key] = number
             except Exception as error:  # noqa: BLE001 - one path costs nothing but itself
                 problems.append(f"unix:path:{path} matches nothing: {error}")

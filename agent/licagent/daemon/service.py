@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
+from typing import Final, Protocol, TypeVar
 
 from licagent.daemon import explain, history, reports
 from licagent.daemon.agent import Agent
@@ -20,6 +20,7 @@ from licagent.daemon.metering.verify import verified
 from licagent.daemon.policy import changes as policy_changes
 from licagent.daemon.policy import reports as policy_reports
 from licagent.daemon.policy import run_scopes
+from licagent.daemon.readers import Readers
 from licagent.daemon.shadow import report as shadow_report
 from licagent.daemon.shadow.watch import ShadowWatch
 from licagent.local.errors import ErrorCode, LocalError
@@ -30,6 +31,9 @@ from licagent.local.server import LocalServer
 
 T = TypeVar("T")
 Result = Mapping[str, object]
+
+_DISK_READERS: Final = 4
+"""At once: a check of the ledger, a judgement of the whole log, and two clients' events."""
 
 
 class OnKernel(Protocol):
@@ -58,7 +62,10 @@ class Service:
         self._watch = watch
         self._enrolling = asyncio.Lock()
         self._judging = asyncio.Lock()  # the whole log is read for it: one at a time
-        self._reading: dict[str, asyncio.Future[Result]] = {}
+        self._reading: dict[Hashable, asyncio.Future[Result]] = {}
+        # Two of them: a ledger takes a minute to check, and `explain` is not asked for so long.
+        self._from_memory = Readers("readers")
+        self._from_disk = Readers("disk-readers", _DISK_READERS)
 
     def register(self, server: LocalServer) -> None:
         """Register every method."""
@@ -87,19 +94,21 @@ class Service:
 
     # --- reads
 
-    async def _shared(self, name: str, action: Callable[[], Result]) -> Result:
-        """The result of `action`, one run of which answers all who ask meanwhile.
+    async def _shared(
+        self, key: Hashable, action: Callable[[], Result], run: OnKernel | None = None
+    ) -> Result:
+        """The result of `action`, one run of which answers all who ask for `key` meanwhile.
 
         So a crowd of readers costs the kernel thread one report at a time, and a revocation
         waits for one. Nobody sees a state from before a change that was acknowledged to him:
         the thread does one thing after the other, and what ran before the change is answered
-        before it.
+        before it. What is to `run` elsewhere needs a key for that, another one after a change.
         """
-        running = self._reading.get(name)
+        running = self._reading.get(key)
         if running is None:
-            running = asyncio.ensure_future(self._on_kernel(action))
-            self._reading[name] = running
-            running.add_done_callback(lambda _done: self._reading.pop(name, None))
+            running = asyncio.ensure_future((run or self._on_kernel)(action))
+            self._reading[key] = running
+            running.add_done_callback(lambda _done: self._reading.pop(key, None))
         # Shielded: the one who asked first may leave before the others have their answer.
         return await asyncio.shield(running)
 
@@ -107,8 +116,9 @@ class Service:
         return await self._shared("status", lambda: reports.status(self._agent))
 
     async def _explain(self, params: Params, _peer: Peer) -> Result:
-        pid, socket = params["pid"], params["socket"]
-        return await self._on_kernel(lambda: explain.explain(self._agent, pid, socket))
+        return await explain.explain(
+            self._agent, params["pid"], params["socket"], self._on_kernel, self._from_memory
+        )
 
     async def _license_list(self, _params: Params, _peer: Peer) -> Result:
         return await self._shared("license.list", lambda: license_reports.license_list(self._agent))
@@ -119,7 +129,13 @@ class Service:
         )
 
     async def _policy_show(self, _params: Params, _peer: Peer) -> Result:
-        return policy_reports.policy_show(self._agent)
+        # Up to 100,000 bindings. They do not change while they are read: another policy takes
+        # their place.
+        return await self._shared(
+            ("policy.show", self._agent.policy.compiled),
+            lambda: policy_reports.policy_show(self._agent),
+            self._from_memory,
+        )
 
     async def _doctor(self, _params: Params, _peer: Peer) -> Result:
         return await self._shared("doctor", lambda: doctor(self._agent))
@@ -130,8 +146,13 @@ class Service:
         return {"schema_version": 1, **found}
 
     async def _usage_verify(self, _params: Params, _peer: Peer) -> Result:
-        found = await asyncio.to_thread(verified, self._agent.config.usage_dir)
-        return {"schema_version": 1, **found}
+        # Who comes late is answered of what the ledger was when the first one asked: it grows
+        # every few seconds, and a check of it takes longer than that.
+        return await self._shared(
+            "usage.verify",
+            lambda: {"schema_version": 1, **verified(self._agent.config.usage_dir)},
+            self._from_disk,
+        )
 
     async def _top(self, params: Params, _peer: Peer) -> Result:
         metering = self._agent.metering
@@ -141,7 +162,13 @@ class Service:
 
     async def _shadow(self, params: Params, _peer: Peer) -> Result:
         async with self._judging:
-            found = await shadow_report.shadow(self._agent, self._watch, params, self._on_kernel)
+            found = await shadow_report.shadow(
+                self._agent,
+                self._watch,
+                params,
+                on_kernel=self._on_kernel,
+                on_reader=self._from_disk,
+            )
         return {"schema_version": 1, **found}
 
     async def _config_check(self, _params: Params, _peer: Peer) -> Result:
@@ -161,8 +188,8 @@ class Service:
             log = self._agent.log
             end = log.next_sequence
             # Not on the kernel thread: a long log must not hold up a revocation.
-            past = await asyncio.to_thread(history.select, log, params, end)
-            while batch := await asyncio.to_thread(history.batch, past):
+            past = await self._from_disk(lambda: history.select(log, params, end))
+            while batch := await self._from_disk(lambda: history.batch(past)):
                 for record in batch:
                     yield record
             if subscription is None:

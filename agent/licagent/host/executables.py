@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +53,7 @@ class DirectoryEntry:
     directory_device: int
     directory_inode: int
     name: str  # base name, without symbolic links on the way
+    path: str = field(default="", compare=False)  # as the host has it, without links
 
 
 def kernel_device(major: int, minor: int) -> int:
@@ -143,7 +144,7 @@ def directory_entry(path: str | Path, mounts: MountTable | None = None) -> Direc
         found = identify_fd(fd, mounts if mounts is not None else _own_mounts())
     finally:
         os.close(fd)
-    return DirectoryEntry(found.identity.device, found.identity.inode, name)
+    return DirectoryEntry(found.identity.device, found.identity.inode, name, resolved)
 
 
 @functools.cache

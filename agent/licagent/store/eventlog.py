@@ -84,7 +84,7 @@ class EventLog:
         """Write one event and return its number.
 
         Raises EventTooLarge, or StateWriteFailed when the disk refuses (full, for instance):
-        then nothing of it is in the log, and `lost` is counted up. The next event that is
+        either way nothing of it is in the log, and `lost` is counted up. The next event that is
         written carries the key "lost_before".
         """
         body: dict[str, Any] = {"seq": self._next}
@@ -93,6 +93,7 @@ class EventLog:
         body.update(event)
         line = json.dumps(body, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         if len(line) > EVENT_MAX_BYTES:
+            self.lost += 1
             raise EventTooLarge(f"an event of {len(line)} bytes; {EVENT_MAX_BYTES} are allowed")
         try:
             if self._fd < 0 or (self._size and self._size + len(line) > self._segment_bytes):

@@ -61,13 +61,14 @@ def license() -> None:
     multiple=True,
     metavar="[RESOURCE:]METER=N[/WINDOW][:THEN]",
     help="How much of a meter, per window (instant, second ... year, total), and then deny"
-    " (default), throttle or report; e.g. egress_bytes=10Gi/day:throttle (repeatable).",
+    " (default), throttle or report; e.g. egress_bytes=10Gi/day:throttle (repeatable). Agents of"
+    " this version hold no limit: what has one grants nothing there.",
 )
 @click.option(
     "--condition",
     multiple=True,
     metavar="[RESOURCE:]KIND=VALUE,...",
-    help="What must hold, e.g. region=eu-1,eu-2 (repeatable).",
+    help="What must hold, e.g. label:region=eu-1,eu-2 (repeatable).",
 )
 @click.option(
     "--selector",

@@ -29,7 +29,9 @@ def drift_of(
     if host.status is HostStatus.LEAVING:
         found.append("is leaving: its last usage has not all come in yet")
     if host.status is HostStatus.CLONED:
-        found.append("two machines speak for this host: `licplane host split` mends it")
+        found.append(
+            "two machines speak for this host: `licplane host split` mends it where both are yours"
+        )
     if seen.last_nack:
         found.append(f"refused the newest catalog: {seen.last_nack[:_SHOWN]}")
     if seen.acked_revision > revision:

@@ -113,6 +113,15 @@ def test_plain_tables_are_aligned_and_uncut():
     assert lines[9:] == ["", "E", "nothing"]
 
 
+def test_explain_says_how_many_sockets_it_does_not_show():
+    process = {"name": "proxy", "pid": 7}
+    row = {"cookie": 1, "protocol": "tcp", "local": "10.0.0.9:1", "verdict": "none"}
+    for left_out in (0, 234):
+        answer = {"process": process, "sockets": [row], "sockets_left_out": left_out}
+        shown = "\n".join(plain(explain_blocks(answer)))
+        assert ("234 more sockets of it are not shown" in shown) is bool(left_out)
+
+
 def test_explain_says_when_a_process_is_outside_of_what_is_enforced():
     def shown(**process):
         blocks = explain_blocks({"process": {"name": "curl", "pid": 7, **process}})

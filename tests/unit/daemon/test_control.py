@@ -190,6 +190,10 @@ def test_a_control_plane_that_is_away_is_no_reason_while_leases_last() -> None:
     assert codes(state=away, left_s=500) == []
     assert codes(state=away, left_s=150) == ["lease-ending"]
     assert codes(state=away, left_s=-1) == ["lease-lost"]
+    assert codes(state=away) == ["lease-lost"]  # none since it booted
+    assert codes(state=ControlState(phase=ControlPhase.CONNECTED)) == []
+    assert codes(state=ControlState()) == []  # not tried yet
+    assert codes(state=away, failure_mode="open") == []
     # What needs no lease to go on is no reason either.
     assert codes(state=away, left_s=-1, failure_mode="open") == []
     assert codes(state=away, left_s=150, status=HostStatus.DRAINING) == []

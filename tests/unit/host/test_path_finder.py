@@ -121,6 +121,40 @@ def test_threads_that_hang_have_an_end(disk: Disk) -> None:
     assert disk.asked == []
 
 
+def test_a_slow_filesystem_holds_up_no_longer_than_is_said(disk: Disk) -> None:
+    """Every path is answered in the end, whichever comes first in the policy."""
+
+    def slow(path: str) -> DirectoryEntry:
+        time.sleep(0.05)
+        return disk.find(path)
+
+    finder = PathFinder(slow)
+    paths = [f"/{number}" for number in range(40)]
+    began = time.monotonic()
+    found = finder.find(paths, 0.2)
+    assert time.monotonic() - began < 1.5, "2 s for all of them"
+    assert isinstance(found["/39"], HangingPath)
+    rounds = 0
+    while any(isinstance(each, HangingPath) for each in found.values()):
+        found = finder.find(paths, 0.2)
+        rounds += 1
+        assert rounds < 60
+    assert list(found) == paths
+    assert not finder.hanging
+
+
+def test_what_takes_longer_than_the_patience_is_known_the_next_time(disk: Disk) -> None:
+    disk.hanging = {"/a"}
+    finder = PathFinder(disk.find)
+    assert isinstance(finder.find(["/a"], 0.01)["/a"], HangingPath)
+    (look,) = (thread for thread in threading.enumerate() if thread.name == "paths")
+    disk.answers.set()
+    look.join(5)
+    disk.answers.clear()
+    disk.hanging = {"/a"}
+    assert finder.find(["/a"], 0.01)["/a"] == DirectoryEntry(1, 2, "a")
+
+
 @root_only
 def test_a_real_filesystem_that_answers_nothing(tmp_path: Path) -> None:
     near, far = tmp_path / "near", tmp_path / "far"

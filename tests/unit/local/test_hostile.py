@@ -230,7 +230,7 @@ def test_1000_connections_leave_room_for_nobody_else_for_as_long_as_they_last(se
         with service.connect() as late:
             assert late.code() == "BUSY"
         with pytest.raises(LocalError) as caught:
-            LocalClient(service.path, 0.2).call("status")
+            LocalClient(service.path, 2).call("status")
         assert caught.value.code is ErrorCode.BUSY
         # Who waits a moment gets in when somebody leaves.
         crowd[0].socket.close()

@@ -143,7 +143,9 @@ def test_too_large_an_event_is_refused_and_costs_no_number(tmp_path: Path) -> No
     log = EventLog(tmp_path)
     with pytest.raises(EventTooLarge):
         log.append({"x": "x" * EVENT_MAX_BYTES})
+    assert log.lost == 1
     assert log.append({}) == 1
+    assert [event["lost_before"] for event in log.read()] == [1]
     log.close()
 
 

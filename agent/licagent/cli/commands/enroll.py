@@ -30,7 +30,7 @@ _FILE: Final = click.Path(path_type=Path, dir_okay=False)
 @click.argument("join", metavar="[JOIN]", required=False)
 @click.option("--request", type=_FILE, metavar="FILE", help="Write a request, for no network.")
 @click.option("--bundle", type=_FILE, metavar="FILE", help="Join by the answer to a request.")
-@click.option("--again", "identity", flag_value="again", help="A new key for the same host.")
+@click.option("--again", "identity", flag_value="again", help="The same host, with its key.")
 @click.option("--new", "identity", flag_value="new", help="A new host: forget what it was.")
 @with_session(ENROLL_TIMEOUT_S)
 def enroll(

@@ -24,7 +24,8 @@ def explain(session: Session, target: str) -> None:
 
     PID is a process. SOCKET is "cookie:N", or "LOCAL->REMOTE" as ss(8) shows the two ends
     ("10.0.0.9:40312->10.0.5.7:5432"). Says which license and which binding each socket runs
-    under and since when, and for each resource what is missing and how to get it.
+    under and since when, and for each resource what is missing and how to get it. Of a process
+    with more than 1,000 sockets so many are told, and how many are not.
     """
     session.emit(session.call("explain", **_target(target)), explain_blocks)
 
@@ -62,6 +63,13 @@ def explain_blocks(result: Row) -> Iterator[Block]:
             yield Line(f"{outside}; inside, this would hold:", "warn")
     for socket_ in result.get("sockets", ()):
         yield from _socket(socket_)
+    if result.get("sockets_left_out"):
+        yield Line("")
+        yield Line(
+            f"{result['sockets_left_out']} more sockets of it are not shown; ask for one of them "
+            "by its cookie or its two ends",
+            "warn",
+        )
     for resource in result.get("resources", ()):
         yield from _resource(resource)
     if not result.get("sockets") and not result.get("resources"):

@@ -21,6 +21,7 @@ Report = dict[str, Any]
 
 _LEASE_PARTS: Final = 3
 """Leases are renewed at half their life; with a third of it left, that has failed for a while."""
+_REACH: Final = "see `licagent doctor`: this host must reach its control plane again"
 
 
 def control(agent: Agent) -> Report:
@@ -76,7 +77,8 @@ def reasons(agent: Agent) -> Iterator[Report]:
         yield _reason(
             "control-cloned",
             f"another machine speaks for this host too {_detail(state.notice_detail)}",
-            "at the control plane: licplane host split HOST, which says what to run here",
+            "at the control plane: licplane host split HOST, which says what to run here; if the "
+            "other one is a thief's, licplane host evict HOST, then join again with --new",
         )
     elif status is HostStatus.BANNED:
         yield _reason(
@@ -120,25 +122,35 @@ def _leases(agent: Agent) -> Iterator[Report]:
         for jti, held in agent.licensing.held.items()
         if held.managed and held.license.failure_mode != "open"
     ]
-    if not needing or not leases.leases:
+    if not needing:
+        return
+    state = agent.link.state
+    if not leases.leases:
+        # While it is connected it was answered: what was not leased is each license's own state.
+        if state.phase is not ControlPhase.CONNECTED and state.last_error:
+            yield _reason(
+                "lease-lost",
+                f"{len(needing)} licenses of the control plane have had no lease since this host "
+                f"booted: {state.last_error}",
+                _REACH,
+            )
         return
     now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
     left_ns = leases.end_boottime_ns - now_ns
     life_ns = leases.end_boottime_ns - leases.requested_boottime_ns
-    hint = "see `licagent doctor`: this host must reach its control plane again"
     if left_ns <= 0:
         yield _reason(
             "lease-lost",
             f"the leases of {len(leases.leases)} licenses ended at "
             f"{rfc3339(boottime_to_unix(leases.end_boottime_ns))}",
-            hint,
+            _REACH,
         )
     elif left_ns * _LEASE_PARTS < life_ns:
         yield _reason(
             "lease-ending",
             f"the leases of {len(leases.leases)} licenses end in {left_ns // 10**9} s, and the "
-            f"control plane did not renew them: {agent.link.state.last_error or 'no answer'}",
-            hint,
+            f"control plane did not renew them: {state.last_error or 'no answer'}",
+            _REACH,
         )
 
 

@@ -10,6 +10,7 @@ from licagent.daemon.policy.reports import amounts
 from licagent.domain.policy import PolicyError
 from licagent.kernel.libbpf import BpfError
 from licagent.local.errors import ErrorCode, LocalError
+from licagent.store.errors import StoreError
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
@@ -37,19 +38,28 @@ def apply(agent: Agent, params: Params) -> Mapping[str, object]:
         if not params["files"]:  # so will the next start find them
             agent.policy.problem = str(error)
         raise _bad_policy(error) from error
-    changed = agent.policy.compiled is None or agent.policy.compiled.tables != compiled.tables
-    if changed:
-        try:
-            agent.policy.apply(compiled)
-        except BpfError as error:  # a table is full: nothing was switched
-            raise LocalError(
-                ErrorCode.REFUSED,
-                f"the policy does not fit the kernel's tables: {error}",
-                "the last policy stays in force; docs/reference/limits.md has the sizes",
-            ) from error
-    else:
-        agent.policy.take_over(compiled)
-    agent.keeper.install(params["files"])
+    previous = agent.policy.compiled
+    changed = previous is None or previous.tables != compiled.tables
+    try:
+        if changed:
+            agent.policy.switch(compiled)
+        else:
+            agent.policy.take_over(compiled)
+        agent.keeper.install(params["files"])
+    except BpfError as error:  # a table is full: nothing was switched
+        raise LocalError(
+            ErrorCode.REFUSED,
+            f"the policy does not fit the kernel's tables: {error}",
+            "the last policy stays in force; docs/reference/limits.md has the sizes",
+        ) from error
+    except (StoreError, OSError) as error:
+        # In force without being on the disk, it would be gone with the next start.
+        agent.policy.go_back(compiled, previous)
+        raise LocalError(
+            ErrorCode.REFUSED,
+            f"the policy cannot be kept: {error}",
+            "the last policy stays in force; make room on the disk, then apply again",
+        ) from error
     agent.policy.problem = ""
     return {
         "schema_version": 1,

@@ -6,6 +6,7 @@ On the kernel thread only, but for `PolicyInForce.own_texts`.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import time
@@ -54,8 +55,31 @@ class PolicyInForce:
             if last is not None:
                 self.apply(last)
 
+    def switch(self, compiled: Compiled) -> None:
+        """`apply`, or stay with the policy before it where the disk cannot keep this one.
+
+        Raises StoreError or OSError.
+        """
+        previous = self.compiled
+        try:
+            self.apply(compiled)
+        except (StoreError, OSError):
+            self.go_back(compiled, previous)
+            raise
+
+    def go_back(self, compiled: Compiled, previous: Compiled | None) -> None:
+        """Put `previous` in force again if `compiled` is, which the disk could not keep."""
+        if previous is not None and self.compiled is compiled:
+            # What the kernel decides by is switched before the disk is asked once more.
+            with contextlib.suppress(StoreError):
+                self.apply(previous)
+
     def apply(self, compiled: Compiled) -> int:
-        """Switch to a compiled policy, everywhere at once; its generation."""
+        """Switch to a compiled policy, everywhere at once; its generation.
+
+        Raises BpfError where it does not fit the kernel's tables: nothing was switched. Raises
+        StoreError where it cannot be kept on the disk: it is in force all the same.
+        """
         agent = self._agent
         gc.unfreeze()
         kernel, identity = agent.kernel, agent.identity_keeper()
@@ -80,9 +104,6 @@ class PolicyInForce:
         agent.licensing.settle(tables.withheld)
         agent.licensing.write(kernel.licenses)  # what only the new tables leave room for
         identity.settle(tables)
-        if previous is None or previous.texts != compiled.texts:
-            agent.keeper.last_good.remember(compiled.texts)
-        agent.keeper.last_good.remember_resources(compiled.managed)
         kernel.adopt()
         agent.cut()
         agent.emit("policy", f"policy generation {generation} is in force", generation=generation)
@@ -90,6 +111,10 @@ class PolicyInForce:
             # It stays for long, and walking it would stop everything for 0.2 s now and then.
             gc.collect()
             gc.freeze()
+        # Last: a disk that refuses must not leave sockets that nobody has decided on.
+        if previous is None or previous.texts != compiled.texts:
+            agent.keeper.last_good.remember(compiled.texts)
+        agent.keeper.last_good.remember_resources(compiled.managed)
         return generation
 
     def take_over(self, compiled: Compiled) -> None:
@@ -120,12 +145,7 @@ class PolicyInForce:
         ):
             self._amend(compiled, amendment.change)
         elif previous is None or compiled.tables != previous.tables:
-            try:
-                self.apply(compiled)
-            except (StoreError, OSError):
-                if previous is not None and self.compiled is compiled:
-                    self.apply(previous)  # the kernel has taken what the disk could not
-                raise
+            self.switch(compiled)
         else:
             self._agent.licensing.settle(compiled.tables.withheld)
             self._agent.write_licenses()

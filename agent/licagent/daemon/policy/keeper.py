@@ -31,7 +31,7 @@ from licagent.domain.rulebook import RuleBook
 from licagent.domain.rules import Folder
 from licagent.domain.tables import Tables
 from licagent.host.users import UnknownName, Users
-from licagent.store.errors import DocumentDamaged
+from licagent.store.errors import DocumentDamaged, StoreError
 from licagent.store.numbers import PersistentNumbering
 from licagent.store.statedir import StateDir
 from lictoken.claims import License
@@ -252,11 +252,20 @@ class PolicyKeeper:
             return None
 
     def install(self, files: Texts) -> None:
-        """Write policy files into policy.d, each whole or not at all."""
+        """Write policy files into policy.d, each whole, and all of them or none. OSError."""
         from licagent.daemon.licensing.judging import write_durably
 
-        for name, text in files:
-            write_durably(self._folder / name, text.encode())
+        before = dict(self.installed()) if files else {}
+        for count, (name, text) in enumerate(files):
+            try:
+                write_durably(self._folder / name, text.encode())
+            except (StoreError, OSError):
+                for written, _text in files[:count]:
+                    if written in before:
+                        write_durably(self._folder / written, before[written].encode())
+                    else:
+                        (self._folder / written).unlink()
+                raise
 
     def _user(self, name: str) -> int | None:
         try:

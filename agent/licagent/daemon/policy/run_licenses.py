@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from licagent.daemon.policy.run_scopes import run_cgroup
@@ -40,16 +40,23 @@ class RunLicenses:
         """Those that a policy compiled now has bindings for."""
         return frozenset(self._ids)
 
-    def allow(self, jti: str) -> bool:
+    def allow(self, jti: str) -> None:
         """From the next compilation on, `licagent run` has a scope for this license.
 
-        Returns False if it had one. Made when first asked for: most licenses never need one.
+        Made when first asked for: most licenses never need one.
         """
-        if jti in self._ids:
-            return False
-        self._ids.add(jti)
-        self._state.write_document(_DOCUMENT, _SCHEMA, {"ids": sorted(self._ids)})
-        return True
+        if jti not in self._ids:
+            self._keep(self._ids | {jti})
+
+    def forget(self, ids: Collection[str]) -> None:
+        """From the next compilation on there is nothing for these, until they are asked for."""
+        left = self._ids.difference(ids)
+        if left != self._ids:
+            self._keep(left)
+
+    def _keep(self, ids: set[str]) -> None:
+        self._state.write_document(_DOCUMENT, _SCHEMA, {"ids": sorted(ids)})
+        self._ids = ids
 
     def bindings(self, policy: Policy, licenses: Mapping[str, License]) -> tuple[Binding, ...]:
         """Whoever root put into a license's own cgroup runs under it."""

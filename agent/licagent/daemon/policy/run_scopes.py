@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from licagent.local.errors import ErrorCode, LocalError
+from licagent.store.errors import StoreError
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
@@ -45,11 +46,48 @@ def prepare(agent: Agent, params: Params) -> Mapping[str, object]:
             {"state": judged.state.value},
         )
     tidy(agent.tree.root)
+    runs = agent.keeper.runs
+    try:
+        runs.forget(_ended(agent, runs.ids - {jti}))
+        runs.allow(jti)
+        compiled = agent.policy.compiled
+        # Not only when it is new: the last time may have failed half way.
+        is_ready = (
+            compiled is None or compiled.frame.run_licenses == runs.ids or agent.policy.renew()
+        )
+    except (StoreError, OSError) as error:
+        raise LocalError(
+            ErrorCode.REFUSED,
+            f"no rule for license {jti!r} could be put in force: {error}",
+            "the command was not started; see `licagent doctor`",
+        ) from error
+    if not is_ready:
+        raise LocalError(
+            ErrorCode.REFUSED,
+            f"no rule for license {jti!r} could be made: the policy in force is refused now",
+            "see what is wrong with it: licagent policy check",
+        )
     path = f"{run_cgroup(jti)}/{params['pid']}"
-    if agent.keeper.runs.allow(jti):
-        agent.policy.renew()
     agent.tree.create(path)
     return {"schema_version": 1, "cgroup": str(agent.tree.directory(path))}
+
+
+def _ended(agent: Agent, ids: Iterable[str]) -> list[str]:
+    """Those of the licenses that hold no more and under which nothing runs.
+
+    A pipeline may have one for each build.
+    """
+    ended = []
+    for jti in ids:
+        held = agent.licensing.held.get(jti)
+        if held is not None and agent.licensing.judge(held.license).valid:
+            continue
+        folder = agent.tree.directory(run_cgroup(jti))
+        with contextlib.suppress(OSError):  # there is none
+            folder.rmdir()
+        if not folder.exists():
+            ended.append(jti)
+    return ended
 
 
 def tidy(root: Path) -> int:

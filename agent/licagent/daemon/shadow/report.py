@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +30,7 @@ from licagent.local.errors import ErrorCode, LocalError
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
     from licagent.daemon.policy.compiled import Compiled
+    from licagent.daemon.readers import Readers
     from licagent.daemon.service import OnKernel
     from licagent.daemon.shadow.watch import ShadowWatch
     from lictoken.claims import License
@@ -54,7 +54,12 @@ class _Policy:
 
 
 async def shadow(
-    agent: Agent, watch: ShadowWatch, params: Mapping[str, Any], on_kernel: OnKernel
+    agent: Agent,
+    watch: ShadowWatch,
+    params: Mapping[str, Any],
+    *,
+    on_kernel: OnKernel,
+    on_reader: Readers,
 ) -> Report:
     """All uses of the log since `since`, judged by the policy in force; most used first."""
     try:
@@ -65,7 +70,7 @@ async def shadow(
         ) from error
     for _try in range(_TRIES):
         at = rfc3339(time.time())
-        found = await _judged(agent, watch, since, on_kernel)
+        found = await _judged(agent, watch, since, on_kernel, on_reader)
         if found is not None:
             uses, policy, judged = found
             break
@@ -73,7 +78,7 @@ async def shadow(
         raise LocalError(
             ErrorCode.BUSY, "the policy changed while it was looked at", "ask again in a moment"
         )
-    rows = await asyncio.to_thread(_rows, uses, policy, judged)
+    rows = await on_reader(lambda: _rows(uses, policy, judged))
     dropped = await on_kernel(lambda: agent.kernel.counters.fault(Fault.EVENT_DROPPED))
     limit = params["limit"]
     log_since = uses.log_since or at
@@ -93,7 +98,7 @@ async def shadow(
 
 
 async def _judged(
-    agent: Agent, watch: ShadowWatch, since: str | None, on_kernel: OnKernel
+    agent: Agent, watch: ShadowWatch, since: str | None, on_kernel: OnKernel, on_reader: Readers
 ) -> tuple[Uses, _Policy, list[tuple[str, Now]]] | None:
     """Every use, the resource it is decided on, and what would become of it.
 
@@ -106,7 +111,8 @@ async def _judged(
             ErrorCode.NOT_FOUND, "no policy is in force", "see `licagent policy check`"
         )
     # Neither the log nor the look-up of rules is for the kernel thread: a revocation waits there.
-    uses, policy, found = await asyncio.to_thread(_read, agent, compiled, watched, since)
+    resolved = await on_kernel(lambda: agent.identity_keeper().resolved_paths())
+    uses, policy, found = await on_reader(lambda: _read(agent, compiled, resolved, watched, since))
     judged: list[tuple[str, Now]] = []
     numbers = await on_kernel(lambda: _by_number(agent))
     licenses = Licenses(
@@ -127,11 +133,15 @@ async def _judged(
 
 
 def _read(
-    agent: Agent, compiled: Compiled, watched: Mapping[str, Watched], since: str | None
+    agent: Agent,
+    compiled: Compiled,
+    resolved: Mapping[str, str],
+    watched: Mapping[str, Watched],
+    since: str | None,
 ) -> tuple[Uses, _Policy, list[Candidates]]:
     uses = Uses()
     uses.take(agent.log.read(), since)
-    finder = RuleFinder(compiled.tables)
+    finder = RuleFinder(compiled.tables, resolved)
     licenses_of = {each.name: each.license for each in compiled.policy.bindings}
     policy = _Policy(compiled, finder, licenses_of, watched)
     return uses, policy, [finder.find(use.actor) for use in uses.most_used()]

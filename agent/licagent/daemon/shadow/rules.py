@@ -46,7 +46,8 @@ class _Named:
 
     name: str
     number: int
-    paths: dict[int, str] = field(default_factory=dict)
+    paths: dict[int, str | None] = field(default_factory=dict)
+    """As the kernel finds them, without links; None where that is not known."""
     by_file: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     """Paths by the name of the file."""
     digests: defaultdict[tuple[int, int], set[int]] = field(
@@ -58,11 +59,12 @@ class _Named:
     gids: set[int] = field(default_factory=set)
     asks: list[str] = field(default_factory=list)
 
-    def note(self, rule: Rule, paths: Mapping[int, str]) -> None:
+    def note(self, rule: Rule, paths: Mapping[int, str], resolved: Mapping[str, str]) -> None:
         key = rule.key
         if key.path != ANY_ID and key.path not in self.paths:
-            path = self.paths[key.path] = paths.get(key.path, "")
-            self.by_file[_file_of(path)].append(key.path)
+            written = paths.get(key.path, "")
+            found = self.paths[key.path] = resolved.get(written)
+            self.by_file[_file_of(found or written)].append(key.path)
         if key.digest != ANY_ID:
             self.digests[key.path, key.uid].add(key.digest)
         for value, known, wildcard in (
@@ -79,14 +81,15 @@ class _Named:
 class RuleFinder:
     """Which rules may decide a use. Of one policy; may be used on any thread."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, resolved: Mapping[str, str]) -> None:
+        """`resolved` has the policy's paths without links, as far as they are known."""
         self._index = PolicyIndex(tables)
         paths = dict(tables.paths)
         self._named = {each.name: _Named(each.name, each.number) for each in tables.resources}
         self._by_number = {each.number: each for each in self._named.values()}
         self._has_networks = any(each.kind == ResourceKind.NETWORK for each in tables.resources)
         for rule in tables.rules:
-            self._by_number[rule.key.resource].note(rule, paths)
+            self._by_number[rule.key.resource].note(rule, paths, resolved)
         self._scopes: defaultdict[tuple[ScopeKind, str], list[Scope]] = defaultdict(list)
         for scope in tables.scopes:
             self._scopes[_handle(scope)].append(scope)

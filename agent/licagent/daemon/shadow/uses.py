@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from licagent.daemon.decisions import CUT
+
 REFUSED: Final = frozenset({"deny", "cut"})
 _COUNTED: Final = frozenset({"shadow", *REFUSED})
 
@@ -130,6 +132,9 @@ class Uses:
         if record.get("folded") and key in self._of_pid:
             return self._of_pid[key]
         executable, name = process.get("executable"), process.get("name")
+        cgroup = process.get("cgroup")
+        if cgroup and CUT in cgroup:
+            cgroup = None
         found = Actor(
             str(record.get("resource") or ""),
             process.get("uid"),
@@ -140,7 +145,7 @@ class Uses:
             process.get("unit"),
             process.get("slice"),
             process.get("container"),
-            process.get("cgroup"),
+            cgroup,
         )
         if executable and len(self._programs) < USES_MAX:
             kept = self._programs.setdefault(_run_of(found, name), executable)

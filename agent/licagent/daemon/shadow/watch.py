@@ -11,6 +11,7 @@ or a power cut up to a minute is missing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import struct
@@ -89,7 +90,10 @@ class WatchBook:
             each.watched_s += seconds
 
     def save(self) -> None:
-        """Make it durable; a disk that refuses costs no more than time that has to be watched."""
+        """Make it durable; a disk that refuses costs no more than time that has to be watched.
+
+        Blocks for as long as the disk takes.
+        """
         body = {"resources": {name: asdict(each) for name, each in self.resources.items()}}
         try:
             self._state.write_document(_DOCUMENT, _SCHEMA, body)
@@ -130,16 +134,17 @@ class ShadowWatch:
                 except TimeoutError:
                     continue
         finally:
-            if self._book is not None:
-                self._count_time(self._book)
-                self._book.save()
+            async with self._lock:  # `shadow` may be looking
+                if self._book is not None:
+                    self._count_time(self._book)
+                    await self._save(self._book)
 
     async def look(self) -> Mapping[str, Watched]:
         """Bring the book up to now; what it says. Do not change that."""
         async with self._lock:
             book = self._book
             if book is None:
-                book = self._book = WatchBook(self._agent.state)
+                book = self._book = await asyncio.to_thread(WatchBook, self._agent.state)
                 self._looked_s = self._saved_s = self._clock()
             compiled, loaded_at = await self._on_kernel(
                 lambda: (self._agent.policy.compiled, self._agent.policy.loaded_at)
@@ -152,9 +157,24 @@ class ShadowWatch:
                 is_changed = book.follow(digests, rfc3339(loaded_at))
                 self._tables = compiled.tables
             if is_changed or self._looked_s - self._saved_s >= _SAVE_S:
-                book.save()
+                await self._save(book)
                 self._saved_s = self._looked_s
             return book.resources
+
+    async def _save(self, book: WatchBook) -> None:
+        """Save on a thread: a disk that stands still must not hold up the loop. With the lock.
+
+        Nobody may change the book, nor save it once more, before the thread is done with it. So
+        whoever is cancelled meanwhile keeps the lock until then.
+        """
+        saving = asyncio.ensure_future(asyncio.to_thread(book.save))
+        try:
+            await asyncio.shield(saving)
+        except asyncio.CancelledError:
+            while not saving.done():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait({saving})
+            raise
 
     def _count_time(self, book: WatchBook) -> None:
         now_s = self._clock()

@@ -72,8 +72,13 @@ def told(
     states: Mapping[str, LicenseState | Worth] | None = None,
     licenses: Sequence[License] = (NARROW, WIDE),
     withheld: Sequence[License] = (),
+    *,
+    links: Mapping[str, str] | None = None,
 ) -> Now:
-    """What is said of a use; licenses are valid where `states` says nothing else."""
+    """What is said of a use; licenses are valid where `states` says nothing else.
+
+    `links` are those of the policy's paths that lead elsewhere.
+    """
 
     def worth(of: License, _resource: str) -> Worth:
         found = (states or {}).get(of.jti, LicenseState.VALID)
@@ -82,7 +87,7 @@ def told(
     def left_out(_rule: Rule, _resource: str) -> Sequence[License]:
         return withheld
 
-    finder = RuleFinder(policy)
+    finder = RuleFinder(policy, {path: path for _number, path in policy.paths} | (links or {}))
     by_number = {each.number: each for each in licenses}
     found = finder.find(who)
     return judge(found, Licenses(by_number, worth, left_out), finder.asks(found.resource))
@@ -172,6 +177,28 @@ def test_another_way_to_an_executable_may_be_the_same_file(changed: dict[str, An
     assert ended.verdict is Would.UNKNOWN
 
 
+def test_a_link_names_the_file_that_it_leads_to() -> None:
+    link, links = "/usr/bin/python3", {"/usr/bin/python3": "/usr/bin/python3.11"}
+    who = actor(executable="/usr/bin/python3.11")
+    narrow = tables(("narrow", f"unix:path:{link}"))
+    assert told(narrow, who, links=links).license == "narrow"
+    # The narrow binding decides, whatever another one would allow.
+    both = tables(("narrow", f"unix:path:{link}"), ("wide", "host"))
+    ended = told(both, who, {"narrow": LicenseState.EXPIRED}, links=links)
+    assert (ended.verdict, ended.reason) == (Would.DENY, "expired")
+    # By the link's own name nothing runs.
+    assert told(both, actor(executable="/opt/python3"), links=links).license == "wide"
+
+
+def test_a_path_that_was_not_found_is_not_certain() -> None:
+    both = tables(("narrow", "unix:path:/net/tool"), ("wide", "host"))
+    states = {"narrow": LicenseState.EXPIRED}
+    finder = RuleFinder(both, {})
+    found = finder.find(actor(executable="/net/tool"))
+    assert {rule.binding if rule else None for rule in found.rules} == {"narrow/1", "wide/1"}
+    assert told(both, actor(executable="/net/tool"), states).verdict is Would.DENY
+
+
 @pytest.mark.parametrize(
     ("selectors", "gone"),
     [
@@ -237,7 +264,7 @@ def test_a_resource_that_is_gone_is_not_judged() -> None:
     found = told(tables(("narrow", "host")), actor(resource="old"))
     assert (found.verdict, found.license) == (Would.UNKNOWN, None)
     assert "no such resource" in found.why
-    assert RuleFinder(Tables()).find(actor()) == Candidates(why_not=found.why)
+    assert RuleFinder(Tables(), {}).find(actor()) == Candidates(why_not=found.why)
 
 
 def test_sockets_of_other_families_are_refused_where_no_resource_names_them() -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,3 +117,74 @@ def test_what_is_damaged_is_watched_anew(kept: dict[str, Any], tmp_path: Path) -
     with StateDir(tmp_path / "state") as state:
         state.write_document("shadow-watch", "licagent.shadow-watch/1", kept)
         assert not WatchBook(state).resources
+
+
+class Stalled:
+    """A state folder whose disk takes nothing until `go`."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._state = state
+        self.go = threading.Event()
+        self.begun = threading.Event()
+        self.at_once = self.most_at_once = 0
+
+    def read_document(self, *given: Any) -> Any:
+        return self._state.read_document(*given)
+
+    def write_document(self, *given: Any) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        self.begun.set()
+        assert self.go.wait(10), "nobody could go on meanwhile"
+        self._state.write_document(*given)
+        self.at_once -= 1
+
+    async def until_begun(self) -> None:
+        async with asyncio.timeout(20):
+            while not self.begun.is_set():  # noqa: ASYNC110 - a thread sets it
+                await asyncio.sleep(0.001)
+
+
+async def on_loop(action: Callable[[], T]) -> T:
+    return action()
+
+
+async def test_the_loop_goes_on_while_the_disk_stands_still(tmp_path: Path) -> None:
+    with StateDir(tmp_path / "state") as state:
+        disk = Stalled(state)
+        in_force = SimpleNamespace(compiled=compiled(rule(1, 5, 1)), loaded_at=0.0)
+        agent: Any = SimpleNamespace(state=disk, policy=in_force)
+        watch = ShadowWatch(agent, on_loop, clock=lambda: 100.0)
+        looking = asyncio.create_task(watch.look())
+        await disk.until_begun()
+        disk.go.set()
+        assert "db" in await looking
+        assert "db" in WatchBook(state).resources
+
+
+@pytest.mark.parametrize("who", ["the watch", "a client"])
+async def test_the_last_save_follows_the_one_that_was_cancelled(tmp_path: Path, who: str) -> None:
+    now_s = 100.0
+    with StateDir(tmp_path / "state") as state:
+        disk = Stalled(state)
+        in_force = SimpleNamespace(compiled=compiled(rule(1, 5, 1)), loaded_at=0.0)
+        agent: Any = SimpleNamespace(state=disk, policy=in_force)
+        watch = ShadowWatch(agent, on_loop, clock=lambda: now_s)
+        jobs = (watch.look(), watch.run()) if who == "a client" else (watch.run(),)
+        tasks = [asyncio.create_task(job) for job in jobs]
+        try:
+            await disk.until_begun()
+            now_s += 7
+            for task in tasks:
+                task.cancel()
+            for _turn in range(20):
+                await asyncio.sleep(0)
+            assert not any(task.done() for task in tasks), "it was not saved yet"
+        finally:
+            disk.go.set()
+        assert all(
+            isinstance(each, asyncio.CancelledError)
+            for each in await asyncio.gather(*tasks, return_exceptions=True)
+        )
+        assert disk.most_at_once == 1
+        assert WatchBook(state).resources["db"].watched_s == 7
