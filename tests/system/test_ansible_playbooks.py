@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from tests.system.harness.scene import Scene
-from tests.system.test_ansible_modules import ROOT, module, run
+from tests.system.harness.scene import HOLDER, Scene
+from tests.system.test_ansible_modules import PROGRAMS, ROOT, answer_of, module, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,6 +142,108 @@ def test_policy_that_is_named_no_more_goes(make_scene: Callable[..., Scene]) -> 
     assert play(files=both[:1], exclusive=True)["changed"] is False
     assert play(files=[], exclusive=True)["changed"] is True
     assert names() == set()
+
+
+def test_policy_that_goes_is_judged_as_gone(make_scene: Callable[..., Scene]) -> None:
+    scene = make_scene()
+    scene.agent.start()
+    scene.ready()
+    folder = scene.agent.config / "policy.d"
+    before = {path.name: path.read_text() for path in folder.glob("*.toml")}
+    assert before
+
+    def play(*options: str, **given: Any) -> dict[str, Any]:
+        return module(scene.agent, "policy", *options, folder=str(folder), exclusive=True, **given)
+
+    def sources() -> dict[str, str]:
+        rows = scene.ask("policy", "show")["resources"]
+        return {row["name"]: row["source"].partition(":")[0] for row in rows}
+
+    # It wants a resource that is in a file which goes.
+    binding = f'[[binding]]\nlicense = "acme"\nselectors = ["unix:uid:{HOLDER}"]\n'
+    hanging = [{"name": "b.toml", "content": binding + 'resources = ["db"]\n'}]
+    for options in (("--check",), ()):
+        refused = play(*options, files=hanging)
+        assert refused["msg"].startswith("the policy is refused, nothing was changed"), refused
+        assert "b.toml:4: there is no resource" in refused["msg"]
+        assert {path.name: path.read_text() for path in folder.glob("*.toml")} == before
+        assert set(sources()) == {"db"}
+
+    play(files=[resource("lan", "192.0.2.0/25")])
+    assert sources() == {"lan": "lan.toml"}
+    renamed = [{**resource("lan", "192.0.2.0/25"), "name": "net.toml"}]
+    for options in (("--check",), ()):
+        assert play(*options, files=renamed).get("changed") is True
+    assert sources() == {"lan": "net.toml"}
+    assert [path.name for path in folder.glob("*.toml")] == ["net.toml"]
+    assert scene.ask("status")["policy"]["files"] == ["net.toml"]
+
+    # As a run that was interrupted leaves it.
+    (folder / "lan.toml").touch()
+    assert play(files=renamed)["changed"] is True
+    assert [path.name for path in folder.glob("*.toml")] == ["net.toml"]
+    assert play(files=renamed)["changed"] is False
+
+
+ONCE: Final = """#!/bin/sh
+case "$*" in
+*"policy apply"*)
+    echo >>{log}
+    if [ "$(wc -l <{log})" -eq {failing} ]; then
+        echo '{{"error": {{"code": "TIMEOUT", "message": "no answer"}}}}'
+        exit 4
+    fi ;;
+esac
+exec {program} "$@"
+"""
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_what_goes_is_not_in_force_after_a_run_that_failed_or_the_next(
+    make_scene: Callable[..., Scene], tmp_path: Path, failing: int
+) -> None:
+    """One of the module's calls of the daemon is not answered, as while it is started anew."""
+    scene = make_scene()
+    scene.agent.start()
+    scene.ready()
+    folder = scene.agent.config / "policy.d"
+    program = tmp_path / "licagent"
+    real = PROGRAMS / "licagent"
+    program.write_text(ONCE.format(log=tmp_path / "log", failing=failing, program=real))
+    program.chmod(0o755)
+    given = {
+        "folder": str(folder),
+        "config": str(scene.agent.config / "agent.toml"),
+        "executable": str(program),
+        "files": [resource("lan", "192.0.2.0/25")],
+        "exclusive": True,
+    }
+
+    def play(*options: str) -> dict[str, Any]:
+        return answer_of(tmp_path, "policy", given, *options)
+
+    def names() -> set[str]:
+        return {row["name"] for row in scene.ask("policy", "show")["resources"]}
+
+    failed = play()
+    assert names() == ({"db"} if failing == 1 else {"lan"})
+    assert "run this again" in failed["msg"], failed
+    assert play("--check")["changed"] is True
+    assert play()["changed"] is True
+    assert names() == {"lan"}
+    assert scene.ask("status")["policy"]["files"] == ["lan.toml"]
+    assert play()["changed"] is False
+
+    # A file that went without the daemon's knowledge.
+    (folder / "dmz.toml").write_text(resource("dmz", "192.0.2.128/25")["content"])
+    scene.cli("policy", "apply")
+    (folder / "dmz.toml").unlink()
+    assert names() == {"lan", "dmz"}
+    assert play("--check")["changed"] is True
+    assert names() == {"lan", "dmz"}
+    assert play()["changed"] is True
+    assert names() == {"lan"}
+    assert play()["changed"] is False
 
 
 def test_a_host_whose_daemon_is_down_is_told_from_one_that_has_not_joined(

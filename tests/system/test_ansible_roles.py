@@ -219,6 +219,19 @@ def managers(*words: str) -> dict[str, Any]:
     }
 
 
+def deb(folder: Path, version: str, named: str) -> Path:
+    """A package file of one version, by a name that may say another."""
+    control = folder / "deb" / "DEBIAN" / "control"
+    control.parent.mkdir(parents=True, exist_ok=True)
+    control.write_text(
+        f"Package: licagent\nVersion: {version}\nArchitecture: all\n"
+        "Maintainer: T <t@example.org>\nDescription: nothing\n"
+    )
+    file = folder / f"licagent_{named}_amd64.deb"
+    subprocess.run(["dpkg-deb", "--build", str(control.parents[1]), str(file)], check=True)
+    return file
+
+
 NAMES: Final = {
     "licagent_0.1.0_amd64.deb": "0.1.0",
     "licagent_0.1.0-2_amd64.deb": "0.1.0",
@@ -250,6 +263,7 @@ def test_the_version_is_read_from_names_as_packages_have_them(player: Player) ->
         (("unpacked", "0.2.0"), "0.2.0", False),
         (("config-files", "0.1.0"), "", False),
         (("not-installed",), "", False),
+        (("package", "licagent", "is", "not", "installed"), "", False),
         ((), "", False),
     ],
 )
@@ -262,8 +276,7 @@ def test_what_is_installed(
 
 
 def test_a_file_of_another_version_is_not_brought(player: Player) -> None:
-    file = player.folder / "licagent_0.1.0-1_amd64.deb"
-    file.touch()
+    file = deb(player.folder, "0.1.0-1", named="0.1.0-1")
     given: dict[str, Any] = {"package_name": "licagent", "package_file": str(file)}
     status, told = player.play(
         "package",
@@ -289,19 +302,29 @@ def test_a_file_of_another_version_is_not_brought(player: Player) -> None:
         assert "told:False" in told, told
 
 
-def test_a_renamed_file_is_neither_installed_nor_kept(player: Player) -> None:
-    control = player.folder / "deb" / "DEBIAN" / "control"
-    control.parent.mkdir(parents=True)
-    control.write_text(
-        "Package: licagent\nVersion: 0.1.0-1\nArchitecture: all\nMaintainer: T <t@example.org>\n"
-        "Description: nothing\n"
+def test_a_package_has_nothing_of_one_that_came_before_it(player: Player) -> None:
+    """As in a play with both roles: the file of the first one named a version."""
+    status, told = player.play(
+        "package",
+        "main",
+        tell="__package_wanted ~ '/' ~ __package_before",
+        facts={"__package_named": "0.9.0", "__package_before": "0.8.0"},
+        package_name="licagent",
+        package_file="",
+        package_version="",
+        **managers("installed", "0.1.0"),
     )
+    assert status == 0, told
+    assert "told:/0.1.0" in told, told
+
+
+def test_a_renamed_file_is_neither_installed_nor_kept(player: Player) -> None:
     kept = player.kept / "licagent-0.2.0.deb"
-    subprocess.run(["dpkg-deb", "--build", str(control.parents[1]), str(kept)], check=True)
+    deb(player.folder, "0.1.0-1", named="0.2.0").rename(kept)
     given: dict[str, Any] = {
         "package_name": "licagent",
         "package_file": "",
-        "__package_path": str(kept),
+        "__package_examined": str(kept),
     }
 
     right = player.play("package", "verify", __package_wanted="0.1.0", **given, **managers())
@@ -336,7 +359,7 @@ def test_what_is_needed_to_go_back_is_kept(player: Player) -> None:
             package_name="licagent",
             package_files_kept=True,
             __package_wanted="0.3.0",
-            facts={"__package_installed": before},
+            facts={"__package_before": before},
             **managers(*now),
         )
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from ansible_collections.licagent.fleet.plugins.module_utils.agent_command impor
     ARGUMENTS,
     Agent,
     CommandFailed,
+    installed,
 )
 
 DOCUMENTATION = r"""
@@ -42,7 +43,9 @@ options:
   exclusive:
     description:
       - Whether policy files that O(files) does not name are removed. They go in the same step as
-        the new ones come. What they protected is open then.
+        the new ones come, and the policy is judged without them. What they protected is open then.
+      - A file that is gone from the folder while the daemon still goes by it, as after an
+        interrupted run, counts as one that is there.
     type: bool
     default: false
   folder:
@@ -75,6 +78,9 @@ generation:
   returned: when it was applied
 """
 
+_NOTHING_DONE = {"REFUSED", "INVALID_PARAMS", "PERMISSION", "NOT_INSTALLED"}
+"""Errors after which all is as it was; after others, such as a timeout, it may not be."""
+
 
 def main() -> None:
     """Run as a module."""
@@ -106,60 +112,91 @@ def main() -> None:
     try:
         module.exit_json(**_apply(module, wanted))
     except CommandFailed as failure:
-        module.fail_json(msg=f"the policy is refused, nothing was changed: {failure}")
+        if module.check_mode or failure.code in _NOTHING_DONE:
+            module.fail_json(msg=f"the policy is refused, nothing was changed: {failure}")
+        module.fail_json(
+            msg=f"whether the policy is in force is not known, so run this again: {failure}"
+        )
 
 
 def _apply(module: AnsibleModule, wanted: dict[str, str]) -> dict[str, Any]:
     folder = Path(module.params["folder"])
-    before = {name: _text(folder / name) for name in wanted}
-    differing = {name: text for name, text in wanted.items() if before[name] != text}
-    surplus = _surplus(folder, wanted) if module.params["exclusive"] else []
-    # The daemon takes whole files only, so a file goes by becoming empty; then it is removed. A run
-    # that ends in between leaves an empty file, which the next one removes.
-    before |= {name: _text(folder / name) for name in surplus}
-    differing |= dict.fromkeys(surplus, "")
+    agent = Agent(module)
+    surplus: list[str] = []
+    gone: list[str] = []
+    if module.params["exclusive"]:
+        surplus = _surplus(folder, wanted)
+        gone = sorted(_in_force(agent).difference(wanted, surplus))
+    # A file goes by becoming empty, for the daemon takes files, and the names of none to leave out;
+    # once that is in force, it is removed. A run that ends in between leaves an empty file, which
+    # the next one removes.
+    asked = wanted | dict.fromkeys(surplus, "")
+    before = {name: _text(folder / name) for name in asked}
+    differing = [name for name, text in asked.items() if name in surplus or before[name] != text]
     result: dict[str, Any] = {
-        "changed": bool(differing),
+        "changed": bool(differing or gone),
         "diff": [
-            {
-                "before_header": str(folder / name),
-                "after_header": str(folder / name),
-                "before": before[name] or "",
-                "after": text,
-            }
-            for name, text in differing.items()
+            *(_diff(folder / name, before[name] or "", asked[name]) for name in differing),
+            *(_diff(folder / name, "in force without this file\n", "") for name in gone),
         ],
     }
-    if not differing:
+    if not result["changed"]:
         return result
-    agent = Agent(module)
     # By their names, as the daemon will have them: a file of the same name is replaced by it.
     with TemporaryDirectory(dir=module.tmpdir) as place:
         paths = []
-        for name, text in wanted.items():
+        # In this order they are written: where the daemon ends amidst it, what moves from one file
+        # to another is in both of them, which the next start refuses, and not in none.
+        for name, text in asked.items():
             path = Path(place) / name
             path.write_text(text, encoding="utf-8")
             paths.append(str(path))
         try:
             if module.check_mode:
                 agent.ask("policy", "check", "--installed", *paths)
-            else:
-                _, answer = agent.ask("policy", "apply", *paths)
-                if surplus:
-                    for name in surplus:
-                        (folder / name).unlink(missing_ok=True)
-                    _, answer = agent.ask("policy", "apply")
-                result["generation"] = answer.get("generation")
+                return result
+            _, answer = agent.ask("policy", "apply", *paths)
         except FileNotFoundError:
             if not module.check_mode:
-                raise CommandFailed(127, "", "licagent is not installed", "") from None
+                raise CommandFailed(127, "NOT_INSTALLED", "licagent is not installed", "") from None
+            return result
+    result["generation"] = answer.get("generation")
+    for name in surplus:
+        (folder / name).unlink(missing_ok=True)
+    if surplus:
+        # Nothing in the kernel hangs on this: the daemon would go on naming the empty files, in
+        # `licagent status` and in its last good policy.
+        try:
+            agent.ask("policy", "apply")
+        except CommandFailed as failure:
+            names = ", ".join(surplus)
+            module.fail_json(
+                msg=f"the policy is in force and {names} removed, of which licagent has yet to"
+                f" learn, so run this again: {failure}",
+                **result,
+            )
     return result
 
 
-def _surplus(folder: Path, wanted: Container[str]) -> list[str]:
+def _diff(path: Path, before: str, after: str) -> dict[str, str]:
+    return {
+        "before_header": str(path),
+        "after_header": str(path),
+        "before": before,
+        "after": after,
+    }
+
+
+def _surplus(folder: Path, wanted: Collection[str]) -> list[str]:
     """Policy files that are there and not wanted, as the agent finds them."""
     there = (path.name for path in folder.glob("*.toml") if not path.name.startswith("."))
     return sorted(name for name in there if name not in wanted)
+
+
+def _in_force(agent: Agent) -> set[str]:
+    """The files that the daemon goes by; none where it does not run: it starts by the folder."""
+    answer = installed(agent, ("status",))
+    return set(answer[1]["policy"]["files"]) if answer else set()
 
 
 def _text(path: Path) -> str | None:
