@@ -35,7 +35,7 @@ struct lic_control {
 	__u32 page_bytes;
 	__u32 era;              /* moves when metering is begun anew: marks of before are void */
 	__u64 metered_since_ns; /* CLOCK_BOOTTIME; what older threads used before is nobody's */
-	/* The daemon's memory of the wall clock, from one run to the next: licagent.kernel.walltime.
+	/* The daemon's memory of the wall clock, from one run to the next: licagent.kernel.control.
 	 * CLOCK_REALTIME - CLOCK_BOOTTIME, signed; all zero: never looked at. */
 	__u64 wall_offset_ns;
 	__u64 wall_lowest_ns;

@@ -14,13 +14,17 @@ distribution's nor those that somebody put into /usr/local.
 
 from __future__ import annotations
 
+import base64
 import compileall
+import csv
+import hashlib
 import os
 import py_compile
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -116,6 +120,23 @@ def make(environment: Environment, source: Path, wheels: Path, root: Path, versi
     command.chmod(0o755)
 
 
+def record(environment: Environment, root: Path, version: str, more: Iterable[Path] = ()) -> None:
+    """Write the RECORD of our own files, and of those in the folders `more`, once all are there.
+
+    By it the agent sees whether it is what was installed (licagent.host.integrity): sources, and
+    the byte code, which is what runs.
+    """
+    site = root / "usr" / "lib" / environment.name / "site"
+    folders = [site / Path(package).name for package in environment.packages]
+    found = [path for folder in (*folders, *more) for path in folder.rglob("*") if path.is_file()]
+    with (site / f"licagent-{version}.dist-info" / "RECORD").open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        for path in sorted(found):
+            digest = base64.urlsafe_b64encode(hashlib.sha256(path.read_bytes()).digest())
+            name = os.path.relpath(path, site)
+            rows.writerow((name, f"sha256={digest.decode().rstrip('=')}", path.stat().st_size))
+
+
 def _install_wheels(requirements: Path, wheels: Path, site: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The pip that comes with Python itself: no other is asked of the machine that builds.
@@ -155,7 +176,7 @@ def _compile(site: Path, root: Path) -> None:
     """Byte code made once, here: installing is quick, and no run of root's leaves files in /usr.
 
     By hash and not by time, so that the same sources give the same files; unchecked, since a
-    package's files change only with the package.
+    package's files change only with the package: the agent looks at both (`record`).
     """
     done = compileall.compile_dir(
         site,

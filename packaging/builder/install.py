@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from environment import ENVIRONMENTS, make
+from environment import ENVIRONMENTS, make, record
 
 _SOURCE = Path(__file__).resolve().parents[2]
 
@@ -59,8 +59,8 @@ def main() -> None:
         put([file], Path("etc", name) / file.relative_to(settings).parent)
 
     _put_documentation(root / "usr/share/doc" / name)
-    if name == "licagent":
-        _put_bpf(arguments.objects, root)
+    objects = [_put_bpf(arguments.objects, root)] if name == "licagent" else []
+    record(ENVIRONMENTS[name], root.resolve(), arguments.version, objects)
 
 
 _LINKED = (
@@ -91,8 +91,11 @@ def _put_documentation(target: Path) -> None:
         shutil.copyfile(path, place)
 
 
-def _put_bpf(objects: Path, root: Path) -> None:
-    """The objects, the sources for the bcc loader, and both where the loader looks for them."""
+def _put_bpf(objects: Path, root: Path) -> Path:
+    """The objects, the sources for the bcc loader, and both where the loader looks for them.
+
+    Returns the objects' folder.
+    """
     built = root / "usr/lib/licagent/bpf"
     built.mkdir(parents=True)
     for path in sorted(objects.glob("*.bpf.o")):
@@ -106,6 +109,7 @@ def _put_bpf(objects: Path, root: Path) -> None:
     kernel = root / "usr/lib/licagent/site/licagent/kernel"
     (kernel / "bpf_objects").symlink_to("../../../bpf")
     (kernel / "bpf_sources").symlink_to("../../../../../share/licagent/bpf")
+    return built.resolve()
 
 
 if __name__ == "__main__":

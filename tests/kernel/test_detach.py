@@ -14,6 +14,7 @@ from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.foreign import Foreign, attached, program_exists
 from tests.kernel.harness.probes import Probes, ask, eventually
 
+from licagent.cli.exits import DETACHED
 from licagent.kernel.hooks import HOOKS
 from licagent.kernel.libbpf import AttachType
 
@@ -122,3 +123,24 @@ def test_the_detachment_is_on_record(make_agent: Callable[..., AgentUnderTest]) 
     agent.process = None
     agent.start()
     assert [event for event in agent.events() if event["kind"] == "detach"]
+
+
+@pytest.mark.parametrize("how", ["hangs", "fails"])
+def test_a_disk_that_is_unwell_does_not_undo_it(
+    make_agent: Callable[..., AgentUnderTest], how: str
+) -> None:
+    """The service manager starts again whatever ends with another status, or has to be killed."""
+    agent = make_agent()
+    agent.write_config()
+    agent.spawn(
+        "tests.kernel.harness.hanging_end",
+        LICAGENT_TEST_PINS=str(agent.bpffs),
+        LICAGENT_TEST_HOW=how,
+    )
+    agent.wait_ready()
+    assert detach(agent).returncode == 0
+    assert agent.process is not None
+    assert agent.process.wait(20) == DETACHED, agent.log()
+    unclosed = "not everything could be closed" if how == "hangs" else "not closed in order"
+    assert unclosed in agent.log()
+    agent.process = None

@@ -136,6 +136,36 @@ def test_the_environment_is_the_lock_file_and_nothing_else(unpacked: Path, name:
     assert not (site / other).exists()
 
 
+@pytest.mark.parametrize("changed", ["byte code", "source", "object", "nothing"])
+def test_the_agent_sees_that_what_runs_was_changed(unpacked: Path, changed: str) -> None:
+    """The byte code runs, whatever the source beside it says."""
+    home = unpacked / "licagent/usr/lib/licagent"
+    package = home / "site/licagent"
+    paths = {
+        "byte code": package / "cli/__pycache__/main.cpython-311.pyc",
+        "source": package / "cli/main.py",
+        "object": home / "bpf/connect.bpf.o",
+        "nothing": home / "bin/licagent",
+    }
+    path = paths[changed]
+    before = path.read_bytes()
+    looks = (
+        "from licagent.host.integrity import *; found = Integrity(recorded(own_folders()));"
+        "print(len(found) > 500, *found.check())"
+    )
+    try:
+        path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        said = output(
+            "python3.11",
+            "-I",
+            "-c",
+            f"import sys; sys.path[:0] = [{str(home / 'site')!r}]; {looks}",
+        )
+    finally:
+        path.write_bytes(before)
+    assert said.split() == ["True", *([str(path)] if changed != "nothing" else [])]
+
+
 def index_hosts() -> set[str]:
     """The hosts that this machine's pip asks, other than the public one."""
     told = output(sys.executable, "-m", "pip", "config", "list")

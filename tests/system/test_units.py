@@ -17,6 +17,7 @@ EXPOSURE_MOST = {
     "licagent.service": 25,
     "licagent-load.service": 25,
     "licagent-uplink.service": 15,
+    "licagent-join.service": 15,
     "licplane.service": 15,
     "licplane-migrate.service": 15,
 }
@@ -133,6 +134,27 @@ def test_users_folders_and_presets_are_as_systemd_reads_them(tmp_path: Path) -> 
                 verb, unit = line.split()
                 assert verb in {"enable", "disable"}
                 assert unit in UNITS
+
+
+def test_what_cannot_be_decrypted_keeps_no_daemon_from_starting() -> None:
+    """systemd ends the start of a service whose credential it cannot decrypt, each time."""
+    for name in ("licagent.service", "licagent-load.service", "licagent-uplink.service"):
+        assert not _all(name, "Service.LoadCredentialEncrypted")
+    assert "licagent-join.service" in _all("licagent.service", "Unit.Wants")
+    assert "licagent-join.service" in _all("licagent.service", "Unit.After")
+    (source, target) = _all("licagent-join.service", "Service.ExecStart")[-2:]
+    assert source.removeprefix("%d/") in _all(
+        "licagent-join.service", "Service.LoadCredentialEncrypted"
+    )
+    assert Path(target).name in _all("licagent.service", "Service.LoadCredential")
+
+
+def test_systemd_waits_longer_than_the_daemon_takes_to_end() -> None:
+    """What is killed at its end is started again, and `licagent detach` would be undone."""
+    from licagent.daemon.ending import WITHIN_S
+
+    (stop_s,) = _all("licagent.service", "Service.TimeoutStopSec")
+    assert float(stop_s.removesuffix("s")) >= 1.5 * WITHIN_S
 
 
 def test_the_status_of_a_detached_daemon_ends_the_service() -> None:

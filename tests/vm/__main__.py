@@ -44,6 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         help=f"of the host only {', '.join(SHORT)}: a quarter of an hour instead of one",
     )
     parser.add_argument("--json", type=Path, help="write what the matrix found into this file")
+    parser.add_argument(
+        "--write-docs",
+        action="store_true",
+        help="write the matrix's coverage table into docs/kernels.md, where all is well",
+    )
     chosen, others = parser.parse_known_args(arguments)
     # A test that was named is wanted alone.
     part = chosen.only or ("host" if others else "")
@@ -51,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     if part in ("", "matrix"):
         options = [word for name in chosen.kernel or () for word in ("--kernel", name)]
         options += ["--json", str(chosen.json)] if chosen.json else []
+        options += ["--write-docs"] if chosen.write_docs else []
         status = matrix.main(options)
     if part in ("", "host"):
         for name in chosen.kernel or (HOST_KERNEL,):

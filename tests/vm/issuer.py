@@ -9,6 +9,7 @@ import time
 from typing import Any, Final
 
 from tests.vm.machine import Machine, Ran
+from tests.vm.states import START_S
 
 from lictoken.claims import AUDIENCE, Entitlement, License, LicenseScope
 from lictoken.keys import SigningKey
@@ -34,7 +35,7 @@ class LicensedHost:
         self.machine.write(f"{CONFIG}/agent.toml", f'mode = "{mode}"\n{settings}\n')
         # These came by no command of ours: a test that cuts the power is about what does.
         self.machine.run("sync")
-        self.machine.run("systemctl restart licagent.service", timeout=600)
+        self.machine.run("systemctl restart licagent.service", timeout=START_S)
 
     def token(
         self,
@@ -76,11 +77,11 @@ class LicensedHost:
     def policy(self, text: str) -> None:
         """Put a policy in force by `licagent policy apply`."""
         self.machine.write("/root/test.toml", text)
-        self.machine.run("licagent policy apply /root/test.toml", timeout=180)
+        self.machine.run("licagent policy apply /root/test.toml --timeout 150", timeout=180)
 
     def status(self) -> dict[str, Any]:
         """`licagent status --json`, also where it is degraded."""
-        ran = self.machine.run("licagent status --json --timeout 30", check=False)
+        ran = self.machine.run("licagent status --json --timeout 100", check=False)
         found: dict[str, Any] = json.loads(ran.stdout)
         return found
 

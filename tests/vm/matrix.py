@@ -148,10 +148,6 @@ def _loads(found: dict[str, Any], hook: str) -> str:
     return _yes(not found["hooks"].get(hook, "not tried"))
 
 
-def _meters(found: dict[str, Any], what: str) -> str:
-    return _yes(found["meter"]["support"][what])
-
-
 def _yes(is_so: object) -> str:
     return "yes" if is_so else "no"
 

@@ -25,7 +25,8 @@ from tests.vm.machine import Hardware, Machine
 DIST: Final = Path(__file__).parents[2] / "dist"
 FRESH: Final = "fresh"
 INSTALLED: Final = "installed"
-_START_S: Final = 600
+START_S: Final = 600
+"""What systemd gives each service to start in; so long a test waits for one, too."""
 _SLOW: Final = "/etc/systemd/system/service.d/emulated.conf"
 """Added to every service."""
 _INSTALL_S: Final = 1200
@@ -64,8 +65,8 @@ def installed(hardware: Hardware | None = None) -> Machine:
     def prepare() -> Machine:
         machine = fresh(hardware)
         install(machine, *packages)
-        machine.wait_for("systemctl is-active licagent.service", timeout=_START_S)
-        machine.wait_for("licagent status || test $? -ge 150", timeout=120)
+        machine.wait_for("systemctl is-active licagent.service", timeout=START_S)
+        machine.wait_for("licagent status --timeout 30 || test $? -ge 150", timeout=120)
         return machine
 
     return _state(INSTALLED, hardware, packages, prepare)
@@ -90,9 +91,9 @@ def _booted(hardware: Hardware) -> Machine:
         cmdline_extra=hardware.cmdline_extra,
     )
     try:
-        machine.run("systemctl is-system-running --wait", check=False, timeout=300)
+        machine.run("systemctl is-system-running --wait", check=False, timeout=START_S)
         # Emulated and beside other tests, a start takes a minute that takes a second elsewhere.
-        machine.write(_SLOW, f"[Service]\nTimeoutStartSec={_START_S}\n")
+        machine.write(_SLOW, f"[Service]\nTimeoutStartSec={START_S}\n")
         machine.run("systemctl daemon-reload")
     except BaseException:
         machine.stop()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.vm.issuer import DENIED, EXPIRED, LicensedHost, binding, dial, put_dial, resource, said
 from tests.vm.machine import Machine
+from tests.vm.states import START_S
 
 _IMPORTER = "systemd:unit:importer.service"
 _MASK = "systemd.mask=licagent.service"
@@ -157,7 +158,7 @@ def test_racer_at_boot_is_refused_before_there_is_a_network(
 def test_daemon_takes_over_what_was_loaded_at_boot(
     machine: Machine, listeners: tuple[Listener, Listener]
 ) -> None:
-    machine.wait_for("systemctl is-active licagent.service", timeout=600)
+    machine.wait_for("systemctl is-active licagent.service", timeout=START_S)
     status = LicensedHost(machine).status()
     assert status["state"] == "enforcing", status
     assert said(machine.run(dial(7001))) == DENIED

@@ -9,6 +9,7 @@ import pytest
 from tests.system.harness.controlplane import ControlPlane, Document, binding, license
 from tests.vm.issuer import DENIED, REVOKED, dial, put_dial, said
 from tests.vm.machine import HOST_ADDRESS, Machine
+from tests.vm.states import START_S
 
 PORT = 7001
 _LISTEN = "[Service]\nExecStart=/usr/local/bin/listen\n[Install]\nWantedBy=multi-user.target\n"
@@ -36,7 +37,7 @@ def machine(installed: Machine, plane: ControlPlane) -> Machine:
     installed.run("""sed -i 's/^mode = .*/mode = "enforce"/' /etc/licagent/agent.toml""")
     # These came by no command of ours: the test that cuts the power is about what does.
     installed.run("sync")
-    installed.run("systemctl restart licagent.service", timeout=600)
+    installed.run("systemctl restart licagent.service", timeout=START_S)
     installed.run("licagent enroll - --timeout 170", stdin=plane.join(), timeout=180)
     where = {"cidr": "127.0.0.1/32", "ports": [str(PORT)], "protocol": "tcp"}
     table = {"name": "db", "kind": "network", "mode": "enforce", "destinations": [where]}
@@ -69,8 +70,9 @@ def test_boot_with_the_control_plane_away_enforces_what_was_pushed(
     machine.wait_for("ss -Hltn sport = :7009 | grep -q .")
     assert said(machine.run(dial(PORT))) == DENIED
     plane.start()
-    # After an outage it may wait for minutes until it tries again, and the unit may still start.
-    machine.wait_for("systemctl reload licagent.service", timeout=300)
+    machine.wait_for("systemctl is-active licagent.service", timeout=START_S)
+    # After an outage it may wait for minutes until it tries again.
+    machine.run("systemctl reload licagent.service")
     until(machine, "connected")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
+from tests.vm.states import START_S
 
 from licagent.kernel.hooks import LSM_HOOKS
 
@@ -152,11 +153,11 @@ def test_a_daemon_that_is_killed_guards_again_and_the_owner_may_detach(host: Lic
     machine.run(f"kill -KILL {pid}")
     machine.wait_for(
         f"test $(systemctl show -P MainPID licagent) != {pid} && licagent status --timeout 30",
-        timeout=600,
+        timeout=START_S,
     )
     assert attempt(host)["remove a pin"] == "EPERM"
     machine.run("licagent detach --yes --timeout 100")
     assert said(machine.run(dial(PORT))) == "connected"
     assert machine.run("find /sys/fs/bpf/licagent -type f 2>/dev/null", check=False).stdout == ""
-    machine.run("systemctl restart licagent.service", timeout=600)
+    machine.run("systemctl restart licagent.service", timeout=START_S)
     assert said(machine.run(dial(PORT))) == DENIED

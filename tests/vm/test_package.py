@@ -18,6 +18,8 @@ from tests.vm import states
 from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
 
+pytestmark = pytest.mark.timeout(4 * states.START_S)  # a test has several starts
+
 ROOT = Path(__file__).parents[2]
 NEXT = "0.1.99"
 PINS = "/sys/fs/bpf/licagent"
@@ -195,7 +197,9 @@ def test_an_upgrade_and_a_downgrade_leave_no_gap(
         probes = Probes(installed)
         probes.start()
         states.install(installed, package)
-        installed.wait_for("licagent status --json | grep -q '\"mode\"'", timeout=240)
+        installed.wait_for(
+            "licagent status --json --timeout 30 | grep -q '\"mode\"'", timeout=states.START_S
+        )
         met = probes.end()
         after = attached(installed)
 
@@ -218,32 +222,36 @@ def test_what_root_detached_stays_so_through_an_upgrade(
     installed: Machine, enforced: LicensedHost, next_version: Path
 ) -> None:
     first = version(installed)
-    installed.run("licagent detach --yes")
-    installed.wait_for("! systemctl is-active licagent.service")
+    installed.run("licagent detach --yes --timeout 100")
+    installed.wait_for('test "$(systemctl is-active licagent.service)" = inactive', timeout=180)
     for step in ("upgraded", "configured again"):
         if step == "upgraded":
             states.install(installed, next_version)
         else:
-            installed.run("DEBIAN_FRONTEND=noninteractive dpkg-reconfigure licagent")
+            installed.run(
+                "DEBIAN_FRONTEND=noninteractive dpkg-reconfigure licagent", timeout=states.START_S
+            )
         assert installed.run("systemctl is-active licagent", check=False).stdout == "inactive\n"
         assert said(installed.run(dial(7001))) == "connected", step
-    installed.run("systemctl start licagent.service", timeout=200)
+    installed.run("systemctl start licagent.service", timeout=states.START_S)
     assert said(installed.run(dial(7001))) == DENIED
     # What runs is taken over, as ever.
     states.install(installed, states.package("licagent", first))
-    installed.wait_for("systemctl is-active licagent.service", timeout=240)
+    installed.wait_for("systemctl is-active licagent.service", timeout=states.START_S)
     assert said(installed.run(dial(7001))) == DENIED
 
 
 def test_removing_takes_enforcement_away_and_purging_all_else(
     installed: Machine, enforced: LicensedHost
 ) -> None:
-    installed.run("licagent run --license probe -- /bin/true")
+    installed.run("licagent run --license probe --timeout 100 -- /bin/true")
     assert installed.run("find /sys/fs/cgroup -name 'licagent.run'").stdout
     ours = attached(installed)
     assert live(installed, "link", ours.links)
 
-    installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
+    installed.run(
+        "DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=states.START_S
+    )
 
     assert said(installed.run(dial(7001))) == "connected"
     assert live(installed, "link", ours.links) == []
@@ -253,10 +261,21 @@ def test_removing_takes_enforcement_away_and_purging_all_else(
     assert installed.run("ls /etc/licagent/agent.toml /var/lib/licagent").stdout
     assert installed.run("ls -d /usr/lib/licagent", check=False).status != 0
 
+    # The server runs: purging ends it before its keys, its database and its user go.
     installed.run(
-        "DEBIAN_FRONTEND=noninteractive apt-get -q -y purge licagent licplane", timeout=300
+        "printf 'correct horse' | systemd-creds encrypt --name=licplane.passphrase - "
+        "/etc/licplane/passphrase.cred"
+    )
+    installed.write("/etc/licplane/licplane.env", "LICPLANE_ISSUER=tests\n")
+    installed.run("systemctl start licplane.service", timeout=states.START_S)
+    assert installed.run("pgrep -u licplane").stdout
+
+    installed.run(
+        "DEBIAN_FRONTEND=noninteractive apt-get -q -y purge licagent licplane",
+        timeout=states.START_S,
     )
 
+    assert installed.run("pgrep -f /usr/lib/licplane/[b]in", check=False).stdout == ""
     left = installed.run(
         "find / -xdev \\( -iname '*licagent*' -o -iname '*licplane*' \\)"
         " -not -path '/proc/*' -not -path '/var/log/*' -not -path '/var/tmp/*'"
@@ -280,6 +299,8 @@ def test_removing_works_with_settings_that_are_refused(installed: Machine) -> No
     # No daemon is there to do it by the settings that it runs with.
     installed.run("systemctl stop licagent.service")
     installed.write("/etc/licagent/agent.toml", "mode = \n")
-    installed.run("DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=300)
+    installed.run(
+        "DEBIAN_FRONTEND=noninteractive apt-get -q -y remove licagent", timeout=states.START_S
+    )
     assert live(installed, "link", ours.links) == []
     assert installed.run(f"ls -d {PINS}", check=False).status != 0

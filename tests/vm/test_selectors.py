@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from tests.vm.issuer import DENIED, LicensedHost, dial, put_dial, resource, said
 from tests.vm.machine import Machine
+from tests.vm.states import START_S
 
 LET = "connected"
 UNIT, TEMPLATE, SLICE, USER, MANAGER, USER_SLICE = range(7001, 7007)
@@ -20,7 +21,7 @@ StandardOutput=file:/run/worker-%i
 def machine(installed: Machine) -> Machine:
     """Enforces; each port is licensed for one kind of selector."""
     installed.run("useradd --create-home --uid 1500 alice && loginctl enable-linger alice")
-    installed.wait_for("test -S /run/user/1500/bus")
+    installed.wait_for("test -S /run/user/1500/bus", timeout=START_S)
     put_dial(installed)
     host = LicensedHost(installed)
     host.set_up()
@@ -65,7 +66,7 @@ def test_unit_that_starts_while_the_daemon_is_stopped(machine: Machine) -> None:
         assert unit(machine, UNIT, "etl.service") == LET
         assert unit(machine, UNIT, "etl2.service") == DENIED
     finally:
-        machine.run("systemctl start licagent.service", timeout=300)
+        machine.run("systemctl start licagent.service", timeout=START_S)
 
 
 def test_instances_of_a_template(machine: Machine) -> None:

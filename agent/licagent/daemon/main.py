@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
+from licagent.daemon import ending
 from licagent.daemon.agent import Agent
 from licagent.daemon.control.join_credential import join
 from licagent.daemon.control.link_watch import on_link_changes
@@ -103,6 +104,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._wake_ends = asyncio.Event()
+        self._is_ending = False
 
     def _publish(self, record: Record) -> None:
         """From either thread; subscribers live on the loop's."""
@@ -126,6 +128,16 @@ class Daemon:
 
     async def run(self) -> int:
         """Until SIGTERM or SIGINT, or `licagent detach`."""
+        try:
+            await self._live()
+        except Exception:
+            if not self._agent.is_detached:
+                raise
+            # With any other status than that of a detached daemon it would be started again.
+            _log.exception("detached, but not closed in order")
+        return _EXIT_DETACHED if self._agent.is_detached else 0
+
+    async def _live(self) -> None:
         self._loop = asyncio.get_running_loop()
         agent = self._agent
         try:
@@ -148,10 +160,16 @@ class Daemon:
                 self._notifier.stopping()
                 await server.close()
         finally:
+            self._begin_end()
             await agent.metering.close()
             await self._loop.run_in_executor(self._thread, agent.close)
             self._thread.shutdown()
-        return _EXIT_DETACHED if agent.is_detached else 0
+
+    def _begin_end(self) -> None:
+        """The daemon goes down: from now on no disk that hangs may keep it. Twice is once."""
+        if not self._is_ending:
+            self._is_ending = True
+            ending.bound(lambda: _EXIT_DETACHED if self._agent.is_detached else _EXIT_INTERNAL)
 
     async def _serve(self, service: Service) -> None:
         jobs = (
@@ -182,6 +200,7 @@ class Daemon:
             for task in done:
                 task.result()  # a job never ends by itself: its error ends the daemon
         finally:
+            self._begin_end()
             for task in (stop, *tasks):
                 task.cancel()
             await asyncio.gather(stop, *tasks, return_exceptions=True)

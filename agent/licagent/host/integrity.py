@@ -6,6 +6,9 @@ Measured against the RECORD that pip and the packages leave beside an installed 
 source tree, against what was there when the agent started first. A file is hashed when it looks
 changed, and at the start all of them are.
 
+The packages' RECORD has their byte code as well, which is what runs: Python does not look at the
+sources beside it. Elsewhere it does, and makes byte code anew as it likes: there it is left out.
+
 This is evidence, not prevention: root can change the agent, the manifest and what is reported.
 """
 
@@ -75,7 +78,7 @@ def sha256(path: Path) -> str:
 
 
 def own_folders() -> tuple[Path, ...]:
-    """The folders of the packages that the agent is made of."""
+    """The folders of the packages that the agent is made of, and of an installed one's programs."""
     import importlib.util
 
     found = []
@@ -83,6 +86,9 @@ def own_folders() -> tuple[Path, ...]:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
             found.append(Path(next(iter(spec.submodule_search_locations))).resolve())
+    objects = found[0] / "kernel" / "bpf_objects"
+    if objects.is_symlink():  # in a source tree they are elsewhere, and built anew at any time
+        found.append(objects.resolve())
     return tuple(found)
 
 
@@ -107,7 +113,7 @@ def recorded(folders: Iterable[Path]) -> dict[Path, str]:
             except (OSError, UnicodeDecodeError):
                 continue
             for row in csv.reader(text.splitlines()):
-                path = (site / row[0]).resolve() if len(row) == 3 else site
+                path = Path(os.path.normpath(site / row[0])) if len(row) == 3 else site
                 if any(path.is_relative_to(folder) for folder in wanted) and row[1]:
                     algorithm, _, digest = row[1].partition("=")
                     if algorithm == "sha256":

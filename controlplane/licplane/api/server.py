@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from licplane.api.addresses import Held, advertised, hold
 from licplane.api.settings import Addresses, ServerSettings
-from licplane.api.systemd import notify
+from licplane.api.systemd import feed_watchdog, notify
 from licplane.errors import ExitCode, PlaneError
 
 if TYPE_CHECKING:
@@ -114,7 +114,9 @@ def _serve_here(
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         worker = Worker(settings, opened, addresses)
+        feeding = asyncio.create_task(feed_watchdog())
         await run(worker, stop, lambda: ready(tuple(filter(None, [worker.metrics_address]))))
+        feeding.cancel()
         notify("STOPPING=1")
 
     asyncio.run(main())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes: spawned before gRPC is loaded, watched, replaced when one dies.
+"""Worker processes: spawned before gRPC is loaded, watched, replaced when one dies or hangs.
 
 gRPC does not survive a fork, so each starts as a new program. They share the two addresses by
 SO_REUSEPORT; the kernel spreads connections over those that listen.
@@ -8,8 +8,10 @@ SO_REUSEPORT; the kernel spreads connections over those that listen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import multiprocessing
+import os
 import selectors
 import signal
 import socket
@@ -22,12 +24,18 @@ from typing import Final
 
 from licplane.api.server import PlaneFactory, plane_settings
 from licplane.api.settings import Addresses, ServerSettings
-from licplane.api.systemd import notify
+from licplane.api.systemd import notify, watchdog_interval_s
 from licplane.errors import ExitCode, PlaneError
 
 _START_S: Final = 120.0
 _RESTART_S: Final = 1.0
 _KILL_AFTER_S: Final = 10.0
+_TURN_S: Final = 1.0
+_ALIVE_S: Final = 5.0
+"""How often a worker says that its event loop turns."""
+_SILENT_MAX: Final = 24
+"""Times that it was looked for in vain: it hangs. Looks are counted and not seconds, which may have
+passed while this process was stopped, too."""
 
 log = logging.getLogger("licplane.api")
 
@@ -47,6 +55,7 @@ class _Member:
     process: SpawnProcess
     pipe: Connection
     metrics: str = ""
+    silent: int = 0
 
 
 class _Crew:
@@ -60,6 +69,8 @@ class _Crew:
         self._factory = factory
         self._addresses = addresses
         self._members: list[_Member] = []
+        self._feed_s = watchdog_interval_s()
+        self._fed_s = 0.0
 
     def start(self) -> tuple[str, ...]:
         """Start all; where each serves its metrics."""
@@ -79,8 +90,11 @@ class _Crew:
 
     def _ready(self, member: _Member) -> str:
         try:
-            if not member.pipe.poll(_START_S):
-                raise _broken(member, "it does not come up")
+            end_s = time.monotonic() + _START_S
+            while not member.pipe.poll(_TURN_S):
+                self._feed()  # one that waits for its database is no reason to end the others
+                if time.monotonic() > end_s:
+                    raise _broken(member, "it does not come up")
             said = member.pipe.recv()
         except EOFError as error:
             raise _broken(member, "it ended at once") from error
@@ -90,15 +104,20 @@ class _Crew:
         return member.metrics
 
     def watch(self, stopped: socket.socket) -> None:
-        """Until `stopped` is readable: replace workers that end."""
+        """Until `stopped` is readable: replace workers that end, and end those that hang."""
+        look_s = time.monotonic() + _ALIVE_S
         while True:
+            self._feed()
             with selectors.DefaultSelector() as selector:
                 selector.register(stopped, selectors.EVENT_READ)
                 for member in self._members:
                     selector.register(member.process.sentinel, selectors.EVENT_READ, member)
-                found = [key.data for key, _ in selector.select()]
+                found = [key.data for key, _ in selector.select(min(_TURN_S, _ALIVE_S))]
             if None in found:
                 return
+            if time.monotonic() >= look_s:
+                look_s = time.monotonic() + _ALIVE_S
+                self._look()
             for member in found:
                 member.process.join()
                 log.error("worker %d ended (%s)", member.number, member.process.exitcode)
@@ -110,6 +129,20 @@ class _Crew:
                     self._ready(new)
                 except PlaneError as error:
                     log.error("worker %d does not start: %s", new.number, error)
+
+    def _look(self) -> None:
+        """Count for whom no sign of life came since the last look; end who hangs."""
+        for member in self._members:
+            member.silent = 0 if _has_said(member.pipe) else member.silent + 1
+            if member.silent > _SILENT_MAX and member.process.is_alive():
+                log.error("worker %d hangs: it is ended", member.number)
+                member.process.kill()
+
+    def _feed(self) -> None:
+        """Tell the service manager that the workers are watched, as often as it asks."""
+        if self._feed_s is not None and time.monotonic() - self._fed_s >= self._feed_s / 2:
+            self._fed_s = time.monotonic()
+            notify("WATCHDOG=1")
 
     def stop(self) -> None:
         """Let all end in an orderly way, and by force where that takes too long."""
@@ -180,7 +213,30 @@ async def _worker(
     worker = Worker(settings, factory(plane_settings(settings)), addresses, number)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)  # readable at its end only
-    await run(worker, stop, lambda: pipe.send(worker.metrics_address))
+    telling: list[asyncio.Task[None]] = []
+
+    def ready() -> None:
+        pipe.send(worker.metrics_address)
+        telling.append(asyncio.create_task(_tell_alive(pipe)))
+
+    await run(worker, stop, ready)
+    for task in telling:
+        task.cancel()
+
+
+async def _tell_alive(pipe: Connection) -> None:
+    """Say that this event loop turns, a byte at a time. Never returns."""
+    with socket.socket(fileno=os.dup(pipe.fileno())) as end:
+        while True:
+            # Nobody reads while the one that watches hangs; nor must this one then.
+            with contextlib.suppress(OSError):
+                end.send(b".", socket.MSG_DONTWAIT)
+            await asyncio.sleep(_ALIVE_S)
+
+
+def _has_said(pipe: Connection) -> bool:
+    """Whether signs of life are there; they are taken."""
+    return not pipe.closed and pipe.poll() and bool(os.read(pipe.fileno(), 4096))
 
 
 def _broken(member: _Member, why: str) -> PlaneError:

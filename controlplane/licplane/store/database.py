@@ -43,15 +43,20 @@ class Store:
 
     @classmethod
     def in_folder(cls, root: Path) -> Store:
-        """SQLite at ROOT/licplane.db, made and upgraded to the newest schema if need be.
+        """SQLite at ROOT/licplane.db, made with the newest schema where there is none.
 
-        The first time, what `licplane` kept in files there (keys/, licenses/, numbers.json,
-        trust.jwks) is taken over. Raises PlaneError as StateFolder.require does.
+        What is there with an older one is left to `upgrade()`: the licplane of before could not
+        read it any more. The first time, what `licplane` kept in files there (keys/, licenses/,
+        numbers.json, trust.jwks) is taken over.
+
+        Raises PlaneError as StateFolder.require and `check` do.
         """
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = cls.open(str(root))
         try:
-            store.upgrade()
+            if store.current() in ("", store.newest()):
+                store.upgrade()  # of the newest, nothing but what one that was cut off has left
+            store.check()
         except BaseException:
             store.close()
             raise

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -54,3 +56,32 @@ async def test_waiting_for_interfaces_is_cancelled_when_one_changes_meanwhile(
     await asyncio.sleep(0)
     job.cancel()
     await ends(job)
+
+
+HANGS = """
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from licagent.daemon import ending
+from licagent.observability.logs import setup_logging
+setup_logging()
+ThreadPoolExecutor(max_workers=1).submit(threading.Event().wait)
+ending.bound(lambda: 9, 0.5)
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
+    """Python joins the threads of its pools before it ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 9
+    assert "not everything could be closed" in done.stderr
+    assert "in wait" in done.stderr, "where it hung"
+
+
+def test_who_ends_in_time_ends_as_he_would() -> None:
+    quick = HANGS.replace("threading.Event().wait", "print, 'done'").replace("0.5", "60")
+    done = subprocess.run(
+        [sys.executable, "-c", quick], capture_output=True, text=True, check=False, timeout=40
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A host that joins its control plane by itself, with a token its service manager holds.
 
-For images and cloud-init: systemd hands the credential `licagent.join-token`, or what was
-encrypted as `licagent.join-token.encrypted`, to the daemon alone (systemd.exec(5),
-LoadCredential=, LoadCredentialEncrypted=). It is read only while the host has not
-joined. A host that left, or was decommissioned, keeps a note of it, and joins no more by a token
-that its image still holds: root lets it come back, by `licagent enroll`.
+For images and cloud-init: systemd hands the credential `licagent.join-token` to the daemon alone
+(systemd.exec(5), LoadCredential=); one that is encrypted is decrypted before, by
+licagent-join.service. It is read only while the host has not joined. A host that left, or was
+decommissioned, keeps a note of it, and joins no more by a token that its image still holds: root
+lets it come back, by `licagent enroll`.
 """
 
 from __future__ import annotations

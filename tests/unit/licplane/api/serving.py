@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from licplane.api import workers
 from licplane.api.server import Opened, serve
 from licplane.api.settings import Addresses, ServerSettings
 from licplane.issuer.keyring import open_keys
 from licplane.service.plane import Plane
 from licplane.service.requests import PlaneSettings
 from licplane.store.database import Store
+
+# In the workers, too: each imports this module.
+workers._ALIVE_S = float(os.environ.get("TEST_ALIVE_S", workers._ALIVE_S))  # type: ignore[misc]
 
 
 def open_plane(folder: str, settings: PlaneSettings) -> Opened:
@@ -33,12 +38,12 @@ def tell(addresses: Addresses) -> None:
 
 def main() -> int:
     """Serve until a signal."""
-    folder, workers = sys.argv[1:]
+    folder, count = sys.argv[1:]
     settings = ServerSettings(
         listen="127.0.0.1:0",
         public_listen="127.0.0.1:0",
         metrics_listen="127.0.0.1:0",
-        workers=int(workers),
+        workers=int(count),
         stop_grace_s=2.0,
     )
     return serve(settings, partial(open_plane, folder), started=tell)

@@ -34,6 +34,7 @@ from licapi.control.v1 import (
     sync_pb2,
 )
 from licplane.api.server import Opened
+from licplane.api.systemd import feed_watchdog
 from licplane.issuer.keyring import NO_KEYS
 from licplane.service.plane import Plane
 from licplane.service.requests import Change, Document, PlaneSettings
@@ -44,6 +45,7 @@ from licplane.store.folder import StateFolder
 ROOT = Path(__file__).parents[4]
 ME = Actor("local:test", Role.ADMIN)
 START_S = 60
+WATCHDOG_S = 1.0
 
 
 def resource(name: str) -> Document:
@@ -56,12 +58,17 @@ def resource(name: str) -> Document:
 class Server:
     """A running server, and the plane beside it that administrators' commands would open."""
 
-    def __init__(self, process: subprocess.Popen[str], notified: str, folder: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], manager: socket.socket, folder: Path
+    ) -> None:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line, "the server did not start"
         self.process = process
-        self.notified = notified
+        self.manager = manager
+        self.notified = set()
+        while "READY=1" not in self.notified:
+            self.notified.add(manager.recv(100).decode())
         self.addresses: dict[str, Any] = json.loads(line)
         told = PlaneSettings(
             public_address=self.addresses["public"], control_address=self.addresses["control"]
@@ -105,8 +112,8 @@ def metrics(address: str) -> dict[str, float]:
 
 
 @contextmanager
-def serving(folder: Path, workers: int) -> Iterator[Server]:
-    """A server with keys in the clear; ended whatever happens."""
+def serving(folder: Path, workers: int, **more: str) -> Iterator[Server]:
+    """A server with keys in the clear; ended whatever happens. `more`: of its environment."""
     StateFolder(folder).create()
     with Store.in_folder(folder) as store:
         Plane(store, NO_KEYS).ensure_foundations(ME, issuer="test", passphrase=None)
@@ -116,14 +123,14 @@ def serving(folder: Path, workers: int) -> Iterator[Server]:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.unit.licplane.api.serving", str(folder), str(workers)],
             cwd=ROOT,
-            env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify.socket")},
+            env={**os.environ, **more, "NOTIFY_SOCKET": str(folder / "notify.socket")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         try:
-            server = Server(process, manager.recv(100).decode(), folder)
+            server = Server(process, manager, folder)
             try:
                 yield server
             finally:
@@ -159,7 +166,7 @@ async def until(peer: Peer, kind: str) -> sync_pb2.ServerMessage:
 
 async def test_one_process_from_join_to_goodbye(tmp_path: Path) -> None:
     with serving(tmp_path / "state", 1) as server:
-        assert server.notified == "READY=1"
+        assert server.notified == {"READY=1"}, "no watchdog was asked for"
         (peer,) = await connected(server.join(1), 1)
         try:
             assert server.plane.get_host(ME, peer.identity.host_id).connected
@@ -184,7 +191,7 @@ async def test_one_process_from_join_to_goodbye(tmp_path: Path) -> None:
 
 async def test_workers_share_the_address_and_one_that_dies_is_replaced(tmp_path: Path) -> None:
     with serving(tmp_path / "state", 2) as server:
-        assert server.notified == "READY=1"
+        assert server.notified == {"READY=1"}
         places = server.addresses["metrics"]
         assert len(places) == 2
         peers = await connected(server.join(24), 24)
@@ -211,6 +218,57 @@ async def test_workers_share_the_address_and_one_that_dies_is_replaced(tmp_path:
                 await peer.close()
         server.process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(server.process.wait, START_S) == 0
+
+
+def feeds(server: Server) -> bool:
+    """Whether the watchdog is fed from now on."""
+    server.manager.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while server.manager.recv(100):
+            pass
+    server.manager.settimeout(4 * WATCHDOG_S)
+    try:
+        return server.manager.recv(100) == b"WATCHDOG=1"
+    except TimeoutError:
+        return False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_watchdog_is_fed_while_the_server_gets_on(tmp_path: Path, workers: int) -> None:
+    """By the process that systemd watches; one that hangs, as a stopped one does, is silent."""
+    with serving(tmp_path / "state", workers, WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6))) as server:
+        assert feeds(server)
+        server.process.send_signal(signal.SIGSTOP)
+        assert not feeds(server)
+        server.process.send_signal(signal.SIGCONT)
+        assert feeds(server)
+
+
+async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path / "state", 2, TEST_ALIVE_S="0.3") as server:
+        before = server.children()
+        os.kill(before[0], signal.SIGSTOP)
+        await eventually(lambda: len(set(server.children()) - set(before)) == 1)
+        assert set(server.children()) & set(before) == {before[1]}, "and no other"
+
+
+async def test_a_loop_that_hangs_does_not_feed_the_watchdog(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        task = asyncio.create_task(feed_watchdog())
+        await asyncio.sleep(0.05)
+        assert manager.recv(100) == b"WATCHDOG=1"
+        time.sleep(0.5)  # noqa: ASYNC251 - what is tried
+        with pytest.raises(BlockingIOError):
+            manager.recv(100)
+        await asyncio.sleep(0.05)
+        assert manager.recv(100) == b"WATCHDOG=1"
+        task.cancel()
 
 
 async def _comes_back(peer: Peer) -> None:

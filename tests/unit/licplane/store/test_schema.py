@@ -195,10 +195,24 @@ def test_a_folder_that_others_may_change_is_refused(tmp_path: Path) -> None:
         store.check()
 
 
-def test_a_folder_opens_in_an_upgraded_state(tmp_path: Path) -> None:
+def test_a_new_folder_opens_with_the_newest_schema(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "state"
     with Store.in_folder(folder) as store:
         assert store.current() == store.newest()
         store.downgrade("base")
     with Store.in_folder(folder) as store:
         store.check()
+
+
+def test_a_folder_with_an_older_schema_keeps_it(tmp_path: Path) -> None:
+    """So that whoever keeps back the migration can go back to the licplane of before."""
+    folder = tmp_path / "state"
+    with Store.in_folder(folder) as store:
+        assert store.downgrade("0002")
+    with pytest.raises(PlaneError, match="licplane db upgrade") as refused:
+        Store.in_folder(folder)
+    assert refused.value.code is ExitCode.REFUSED
+    with Store.open(str(folder)) as store:
+        assert store.current() == "0002"
+        assert store.upgrade()
+    Store.in_folder(folder).close()
