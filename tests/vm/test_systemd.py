@@ -293,6 +293,7 @@ def test_the_control_plane_starts_with_its_passphrase_and_the_host_joins_by_itse
     machine.run("systemctl restart licagent.service", timeout=START_S)
     connected = 'licagent status --json --timeout 30 | grep -q \'"state": "connected"\''
     machine.wait_for(connected, timeout=300)
+    assert said(machine.run("ls -A /run/credstore")) == "", "in the clear for no longer than needed"
     # Once the host has joined nothing is decrypted any more.
     machine.write(encrypted, "junk\n")
     machine.run("systemctl restart licagent.service", timeout=START_S)

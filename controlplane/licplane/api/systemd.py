@@ -10,7 +10,10 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Send `state` (READY=1, WATCHDOG=1, STOPPING=1) to NOTIFY_SOCKET, where there is one."""
+    """Send `state` (READY=1, WATCHDOG=1, STOPPING=1) to NOTIFY_SOCKET, where there is one.
+
+    Waits at most a second for a service manager that does not listen.
+    """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
@@ -20,6 +23,7 @@ def notify(state: str) -> None:
         contextlib.suppress(OSError),  # a manager that went away is no reason to fail
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
     ):
+        sender.settimeout(1.0)
         sender.sendto(state.encode(), address)
 
 

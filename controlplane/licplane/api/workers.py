@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Final
 
@@ -58,12 +58,22 @@ class _Member:
     silent: int = 0
 
 
+class _Stopped(Exception):
+    """The server is to end."""
+
+
 class _Crew:
     """The workers of one server."""
 
     def __init__(
-        self, settings: ServerSettings, factory: PlaneFactory, addresses: Addresses
+        self,
+        settings: ServerSettings,
+        factory: PlaneFactory,
+        addresses: Addresses,
+        stopped: socket.socket,
     ) -> None:
+        """`stopped` is readable when the server is to end."""
+        self._stopped = stopped
         self._context = multiprocessing.get_context("spawn")
         self._settings = settings
         self._factory = factory
@@ -73,7 +83,7 @@ class _Crew:
         self._fed_s = 0.0
 
     def start(self) -> tuple[str, ...]:
-        """Start all; where each serves its metrics."""
+        """Start all; where each serves its metrics. _Stopped."""
         self._members = [self._spawn(number) for number in range(self._settings.workers)]
         return tuple(filter(None, map(self._ready, self._members)))
 
@@ -91,7 +101,9 @@ class _Crew:
     def _ready(self, member: _Member) -> str:
         try:
             end_s = time.monotonic() + _START_S
-            while not member.pipe.poll(_TURN_S):
+            while member.pipe not in (found := wait([member.pipe, self._stopped], _TURN_S)):
+                if self._stopped in found:
+                    raise _Stopped
                 self._feed()  # one that waits for its database is no reason to end the others
                 if time.monotonic() > end_s:
                     raise _broken(member, "it does not come up")
@@ -103,13 +115,13 @@ class _Crew:
         member.metrics = str(said)
         return member.metrics
 
-    def watch(self, stopped: socket.socket) -> None:
-        """Until `stopped` is readable: replace workers that end, and end those that hang."""
+    def watch(self) -> None:
+        """Replace workers that end, end those that hang, until the server is to end. _Stopped."""
         look_s = time.monotonic() + _ALIVE_S
         while True:
             self._feed()
             with selectors.DefaultSelector() as selector:
-                selector.register(stopped, selectors.EVENT_READ)
+                selector.register(self._stopped, selectors.EVENT_READ)
                 for member in self._members:
                     selector.register(member.process.sentinel, selectors.EVENT_READ, member)
                 found = [key.data for key, _ in selector.select(min(_TURN_S, _ALIVE_S))]
@@ -129,6 +141,7 @@ class _Crew:
                     self._ready(new)
                 except PlaneError as error:
                     log.error("worker %d does not start: %s", new.number, error)
+                    new.process.kill()  # its end is seen, and another one takes its place
 
     def _look(self) -> None:
         """Count for whom no sign of life came since the last look; end who hangs."""
@@ -163,17 +176,18 @@ def serve_in_processes(
     ready: Callable[[tuple[str, ...]], None],
 ) -> int:
     """Serve in `settings.workers` processes until a signal; the exit code."""
-    crew = _Crew(settings, factory, addresses)
     stopped, stopper = socket.socketpair()
     stopper.setblocking(False)
+    crew = _Crew(settings, factory, addresses, stopped)
 
     def stop(_number: int, _frame: object) -> None:
         stopper.send(b"x")
 
     before = [(number, signal.signal(number, stop)) for number in (signal.SIGTERM, signal.SIGINT)]
     try:
-        ready(crew.start())
-        crew.watch(stopped)
+        with contextlib.suppress(_Stopped):
+            ready(crew.start())
+            crew.watch()
         notify("STOPPING=1")
         return ExitCode.OK
     finally:

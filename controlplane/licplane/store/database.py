@@ -54,8 +54,7 @@ class Store:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = cls.open(str(root))
         try:
-            if store.current() in ("", store.newest()):
-                store.upgrade()  # of the newest, nothing but what one that was cut off has left
+            store._make(root)
             store.check()
         except BaseException:
             store.close()
@@ -115,6 +114,16 @@ class Store:
             done = not is_newest and self._upgrade(revision)
         self._set_files_aside()
         return done
+
+    def _make(self, folder: Path) -> None:
+        """The newest schema in a state folder that has none."""
+        # With the lock also to look: of two that open a new SQLite database one is refused at once.
+        with StateFolder(folder).locked():
+            found = self.current()
+            if not found:
+                self._upgrade("head")
+        if found in ("", self.newest()):
+            self._set_files_aside()  # also what one that was cut off has left
 
     def downgrade(self, revision: str) -> bool:
         """Bring the schema down to `revision` (`base`: remove everything)."""

@@ -64,7 +64,7 @@ def _translated(error: SQLAlchemyError) -> PlaneError:
         return PlaneError(
             ExitCode.REFUSED,
             f"The database's schema is not the one this licplane needs ({short})",
-            "Back it up, then run `licplane db upgrade`",
+            "Back it up with the licplane of before, then run `licplane db upgrade`",
         )
     if any(word in said for word in _FULL):
         return PlaneError(

@@ -71,7 +71,7 @@ def check(connection: Connection) -> None:
     raise PlaneError(
         ExitCode.REFUSED,
         f"The database is {what}, and this licplane needs step {NEWEST}",
-        "Back it up, then run `licplane db upgrade`",
+        "Back it up with the licplane of before, then run `licplane db upgrade`",
     )
 
 

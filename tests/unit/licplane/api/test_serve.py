@@ -239,6 +239,9 @@ def test_the_watchdog_is_fed_while_the_server_gets_on(tmp_path: Path, workers: i
     with serving(tmp_path / "state", workers, WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6))) as server:
         assert feeds(server)
         server.process.send_signal(signal.SIGSTOP)
+        status = Path(f"/proc/{server.process.pid}/status")
+        while "State:\tT" not in status.read_text():  # what it was about to send has been sent
+            time.sleep(0.01)
         assert not feeds(server)
         server.process.send_signal(signal.SIGCONT)
         assert feeds(server)
@@ -248,7 +251,10 @@ async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
     with serving(tmp_path / "state", 2, TEST_ALIVE_S="0.3") as server:
         before = server.children()
         os.kill(before[0], signal.SIGSTOP)
-        await eventually(lambda: len(set(server.children()) - set(before)) == 1)
+        end_s = time.monotonic() + START_S
+        while len(set(server.children()) - set(before)) != 1:
+            assert time.monotonic() < end_s, "it is not replaced"
+            await asyncio.sleep(0.1)
         assert set(server.children()) & set(before) == {before[1]}, "and no other"
 
 
@@ -263,6 +269,9 @@ async def test_a_loop_that_hangs_does_not_feed_the_watchdog(
         task = asyncio.create_task(feed_watchdog())
         await asyncio.sleep(0.05)
         assert manager.recv(100) == b"WATCHDOG=1"
+        with contextlib.suppress(BlockingIOError):
+            while manager.recv(100):  # more of them, where this machine is slow
+                pass
         time.sleep(0.5)  # noqa: ASYNC251 - what is tried
         with pytest.raises(BlockingIOError):
             manager.recv(100)
