@@ -17,6 +17,9 @@ from licagent.daemon.policy import changes, run_scopes
 from licagent.kernel.libbpf import BpfError
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.store.errors import StateWriteFailed
+from licagent.store.numbers import PersistentNumbering
+from licagent.store.statedir import StateDir
+from lictoken.claims import Condition, Entitlement
 
 pytest_plugins = ["tests.kernel.harness.fixtures"]
 
@@ -87,6 +90,59 @@ def test_a_policy_that_cannot_be_kept_is_not_in_force(
         in_the_way.rmdir()
     apply(host, ("a.toml", ""))
     assert who.ask() == OPEN
+
+
+def test_names_that_cannot_be_numbered_change_nothing(
+    host: ManagedHost, who: Dialer, to: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(host, ("a.toml", closing(to)))
+    named = closing(to).replace("unix:uid:54321", "unix:path:/nobody/has/had/this")
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDir, "write_document", is_full)
+        for action in (changes.check, changes.apply):
+            with pytest.raises(LocalError, match="cannot be kept") as caught:
+                action(host.agent, {"files": (("a.toml", named),)})
+            assert "the last policy stays in force" in caught.value.hint
+    assert who.ask() == NO_LICENSE
+    assert "54321" in installed(host)["a.toml"]
+
+
+def test_the_last_good_policy_is_kept_as_soon_as_there_is_room(
+    host: ManagedHost, to: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply(host, ("a.toml", closing(to)))
+    keeper, text = host.agent.keeper, closing(to) + "# another\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(StateDir, "write_document", is_full)
+        with pytest.raises(LocalError, match="cannot be kept"):
+            apply(host, ("a.toml", text))
+    assert keeper.last_good.texts() == (("a.toml", closing(to)),)
+    apply(host, ("a.toml", text))
+    assert keeper.last_good.texts() == (("a.toml", text),)
+
+
+def test_what_conditions_take_is_gone_also_with_a_full_disk(
+    host: ManagedHost, who: Dialer, to: Destination, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A license that keeps one right and loses another, where no new tables can be made."""
+    agent = host.agent
+    fact = Condition("posture:pending_reboot", ("false",))
+    entitlements = (Entitlement("db", ("connect",), conditions=(fact,)), Entitlement("other"))
+    host.under_test.issue("partly", [], entitlements=entitlements)
+    bound = closing(to).replace("acme", "partly").replace("unix:uid:54321", "host")
+    apply(host, ("a.toml", bound))
+    agent.licensing.set_facts(agent.licensing.host.facts | {"pending_reboot": "false"})
+    agent.conditions.judge()
+    assert who.ask() == OPEN
+    with monkeypatch.context() as patch:
+        patch.setattr(PersistentNumbering, "save", is_full)
+        agent.licensing.set_facts(agent.licensing.host.facts | {"pending_reboot": "true"})
+        agent.conditions.judge()
+        assert who.ask() != OPEN
+    monkeypatch.setattr(agent.conditions._reader, "read", lambda: agent.licensing.host.facts)
+    agent.conditions.refresh()
+    assert who.ask() == "EKEYREJECTED"
+    assert not agent.licensing.all_or_nothing
 
 
 def test_a_scope_has_its_rule_also_after_a_failure(

@@ -18,7 +18,7 @@ from licagent.domain.entitlements import Entitlements, has_conditions
 from licagent.domain.license import HostFacts, applicability
 from licagent.domain.reason import Reason
 from licagent.host.posture import boottime_ns
-from licagent.store.errors import DocumentDamaged
+from licagent.store.errors import DocumentDamaged, StoreError
 from lictoken.claims import License
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class ConditionsKeeper:
         self._changes_at_s: int | None = None
         self._written_ns = 0
         self._tried: frozenset[tuple[str, str]] | None = None  # a policy compiled for these
+        self._is_to_be_tried = False
 
     def begin(self) -> None:
         """Find out what this host is, before the first license is judged, and what it was."""
@@ -126,7 +127,8 @@ class ConditionsKeeper:
         now_ns = boottime_ns()
         change_s = self.change_in_s()
         return (
-            licensing.host == self._host
+            not self._is_to_be_tried
+            and licensing.host == self._host
             and licensing.held is self._held
             and (change_s is None or change_s > 0)
             and clock.earliest_ns(now_ns) == clock.now_ns(now_ns)  # else hours are in doubt
@@ -200,7 +202,13 @@ class ConditionsKeeper:
         if compiled is not None and is_policy_old:
             self._tried = withheld
             agent.last_cut = []
-            agent.licensing.all_or_nothing = not agent.policy.renew()
+            try:
+                agent.licensing.all_or_nothing = not agent.policy.renew()
+            except (StoreError, OSError) as error:
+                # What a license lost must not stay granted until then.
+                _log.error("no policy without what conditions took: %s. It is tried again", error)
+                agent.licensing.all_or_nothing, self._tried = True, None
+            self._is_to_be_tried = self._tried is None
             if agent.licensing.all_or_nothing:  # no tables that leave out what was lost
                 agent.write_licenses()
             cut += len(agent.last_cut)

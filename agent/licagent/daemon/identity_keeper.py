@@ -79,6 +79,7 @@ class IdentityKeeper:
         self._measurer.start()
         self._finder = PathFinder()
         self._entries: dict[bytes, int] = {}  # folder entry -> number, of the policy in force
+        self._prepared: dict[bytes, int] = {}  # the same of the one that was prepared last
         self._is_first = True  # no policy was settled yet
         self._is_seed_due = False
         self._next_seed_s = 0.0
@@ -87,11 +88,13 @@ class IdentityKeeper:
 
     def prepare(self, tables: Tables) -> None:
         """Add what a new policy needs, before it is in force; nothing is taken away yet."""
-        self._tables.set_paths(self._path_entries(tables), prune=False)
+        self._prepared = self._path_entries(tables)
+        self._tables.set_paths(self._prepared, prune=False)
         union = {scope.number: scope for scope in (*self._policy.scopes, *tables.scopes)}
         self._tables.set_scope_names(self._scope_entries(tuple(union.values())), prune=False)
         self._write_cgroups(tuple(union.values()))
-        self._wanted = {digest: number for number, digest in tables.digests}
+        # The policy in force still needs its own: this one may yet be refused.
+        self._wanted |= {digest: number for number, digest in tables.digests}
         if self._wanted:
             self._measure_named(tables)
         self._write_contents()
@@ -100,8 +103,11 @@ class IdentityKeeper:
     def settle(self, tables: Tables) -> None:
         """Take away what only the old policy needed, once the new one is in force."""
         self._policy = tables
+        self._wanted = {digest: number for number, digest in tables.digests}
         self._entries = self._path_entries(tables, _LOOK_AGAIN_S)
         self._tables.set_paths(self._entries, prune=True)
+        if self._entries != self._prepared:  # found only now
+            self._iterators.seed_processes()
         self._tables.set_scope_names(self._scope_entries(tables.scopes), prune=True)
         self._write_cgroups(tables.scopes)
         self._is_first = False
@@ -114,11 +120,12 @@ class IdentityKeeper:
         """Look again, every few seconds: folders that were replaced, cgroups seen late."""
         self._exec_times.look()
         if self._policy.paths:
-            before, self._entries = self._entries, self._path_entries(self._policy, _LOOK_AGAIN_S)
-            self._tables.set_paths(self._entries, prune=True)
-            if self._entries != before:
+            entries = self._path_entries(self._policy, _LOOK_AGAIN_S)
+            self._tables.set_paths(entries, prune=True)
+            if entries != self._entries:
                 # Who began in a folder before it was known is known from now on, too.
                 self._iterators.seed_processes()
+            self._entries = entries
         if self._policy.scopes:
             self._write_cgroups(self._policy.scopes)
         for gone in self._digests.forget_unmounted():

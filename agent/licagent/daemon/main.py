@@ -169,7 +169,10 @@ class Daemon:
         """The daemon goes down: from now on no disk that hangs may keep it. Twice is once."""
         if not self._is_ending:
             self._is_ending = True
-            ending.bound(lambda: _EXIT_DETACHED if self._agent.is_detached else _EXIT_INTERNAL)
+            is_told = self._stop.is_set()  # else it is an error that ends it
+        ending.bound(
+            lambda: _EXIT_DETACHED if self._agent.is_detached else 0 if is_told else _EXIT_INTERNAL
+        )
 
     async def _serve(self, service: Service) -> None:
         jobs = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from licagent.daemon import explain, history, reports
 from licagent.daemon.agent import Agent
@@ -250,11 +250,22 @@ class Service:
 
     async def _detach(self, _params: Params, _peer: Peer) -> Result:
         agent = self._agent
+        loop = asyncio.get_running_loop()
         lost = await agent.metering.flush()
-        rows = await self._on_kernel(lambda: agent.detach(usage_lost=lost))
-        await self._on_kernel(lambda: run_scopes.remove(agent.tree.root))
-        # The answer must leave first; then the daemon ends.
-        asyncio.get_running_loop().call_later(0.2, self._stop.set)
+
+        def detach() -> list[dict[str, Any]]:
+            try:
+                rows = agent.detach(usage_lost=lost)
+                run_scopes.remove(agent.tree.root)
+            finally:
+                # Whatever came between, and whoever has left: a daemon that goes on would find
+                # its links gone and put them back. The answer must leave first.
+                if agent.is_detached:
+                    loop.call_soon_threadsafe(loop.call_later, 0.2, self._stop.set)
+            return rows
+
+        # In one go: what waits for the kernel thread may be a disk that hangs.
+        rows = await self._on_kernel(detach)
         return {
             "schema_version": 1,
             "changed": bool(rows),

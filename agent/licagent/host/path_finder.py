@@ -151,7 +151,15 @@ class PathFinder:
         waiting = []
         for look in self._left_alone:
             is_done = look.done.is_set()  # before its answers are taken: none is lost
-            self._note(look.take())
+            late = look.take()
+            # Somebody else may have looked since.
+            self._note(
+                {
+                    path: answer
+                    for path, answer in late.items()
+                    if self._answered_s.get(path, 0.0) <= look.since_s
+                }
+            )
             if not is_done:
                 waiting.append(look)
         self._left_alone = waiting

@@ -143,16 +143,21 @@ def test_a_slow_filesystem_holds_up_no_longer_than_is_said(disk: Disk) -> None:
     assert not finder.hanging
 
 
-def test_what_takes_longer_than_the_patience_is_known_the_next_time(disk: Disk) -> None:
+def test_what_takes_longer_than_the_patience_is_known_the_next_time(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STALL_S", 60.0)
     disk.hanging = {"/a"}
     finder = PathFinder(disk.find)
-    assert isinstance(finder.find(["/a"], 0.01)["/a"], HangingPath)
-    (look,) = (thread for thread in threading.enumerate() if thread.name == "paths")
+    before = set(threading.enumerate())
+    assert isinstance(finder.find(["/a"], 1.0)["/a"], HangingPath)
+    assert disk.asked == ["/a"]
+    (look,) = set(threading.enumerate()) - before
     disk.answers.set()
-    look.join(5)
+    look.join(60)
+    assert not look.is_alive()
     disk.answers.clear()
-    disk.hanging = {"/a"}
-    assert finder.find(["/a"], 0.01)["/a"] == DirectoryEntry(1, 2, "a")
+    assert finder.find(["/a"], 1.0)["/a"] == DirectoryEntry(1, 2, "a")
 
 
 @root_only

@@ -14,16 +14,19 @@ from licagent.store.errors import StoreError
 
 if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
+    from licagent.daemon.policy.compiled import Compiled
     from licagent.local.methods import Params
 
 
 def check(agent: Agent, params: Params) -> Mapping[str, object]:
     """Judge policy files; nothing is changed. LocalError with every problem found."""
     try:
-        texts = _merged(agent, params["files"])
+        texts = _merged(agent.keeper.installed(), params["files"])
         compiled = agent.keeper.compile(texts, agent.licenses())
     except PolicyError as error:
         raise _bad_policy(error) from error
+    except StoreError as error:  # names that are new are numbered on the disk
+        raise _not_kept(error) from error
     return {"schema_version": 1, **amounts(compiled), "warnings": []}
 
 
@@ -32,8 +35,10 @@ def apply(agent: Agent, params: Params) -> Mapping[str, object]:
     agent.licensing.load()
     agent.write_licenses()
     try:
-        texts = _merged(agent, params["files"])
-        compiled = agent.keeper.compile(texts, agent.licenses())
+        installed = agent.keeper.installed()
+        compiled = agent.keeper.compile(_merged(installed, params["files"]), agent.licenses())
+    except StoreError as error:
+        raise _not_kept(error) from error
     except PolicyError as error:
         if not params["files"]:  # so will the next start find them
             agent.policy.problem = str(error)
@@ -45,21 +50,17 @@ def apply(agent: Agent, params: Params) -> Mapping[str, object]:
             agent.policy.switch(compiled)
         else:
             agent.policy.take_over(compiled)
-        agent.keeper.install(params["files"])
-    except BpfError as error:  # a table is full: nothing was switched
+        agent.keeper.install(params["files"], installed)
+    except BpfError as error:
         raise LocalError(
             ErrorCode.REFUSED,
             f"the policy does not fit the kernel's tables: {error}",
-            "the last policy stays in force; docs/reference/limits.md has the sizes",
+            f"{_stays(agent, compiled)}; docs/reference/limits.md has the sizes",
         ) from error
     except (StoreError, OSError) as error:
         # In force without being on the disk, it would be gone with the next start.
         agent.policy.go_back(compiled, previous)
-        raise LocalError(
-            ErrorCode.REFUSED,
-            f"the policy cannot be kept: {error}",
-            "the last policy stays in force; make room on the disk, then apply again",
-        ) from error
+        raise _not_kept(error, _stays(agent, compiled)) from error
     agent.policy.problem = ""
     return {
         "schema_version": 1,
@@ -69,7 +70,23 @@ def apply(agent: Agent, params: Params) -> Mapping[str, object]:
     }
 
 
-def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+def _stays(agent: Agent, compiled: Compiled) -> str:
+    if agent.policy.compiled is compiled:
+        return "it is in force until the daemon ends, as there was none before"
+    return "the last policy stays in force"
+
+
+def _not_kept(error: Exception, stays: str = "the last policy stays in force") -> LocalError:
+    return LocalError(
+        ErrorCode.REFUSED,
+        f"the policy cannot be kept: {error}",
+        f"{stays}; make room on the disk, then apply again",
+    )
+
+
+def _merged(
+    installed: tuple[tuple[str, str], ...], files: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, str], ...]:
     """The installed files, with those given in place of their namesakes."""
     if len(dict(files)) != len(files):
         raise LocalError(
@@ -82,7 +99,7 @@ def _merged(agent: Agent, files: tuple[tuple[str, str], ...]) -> tuple[tuple[str
             raise LocalError(
                 ErrorCode.INVALID_PARAMS, f"{name!r} is no name of a policy file", "use NAME.toml"
             )
-    merged = {**dict(agent.keeper.installed()), **dict(files)}
+    merged = {**dict(installed), **dict(files)}
     return tuple(sorted(merged.items()))
 
 

@@ -90,13 +90,14 @@ class PolicyInForce:
         agent.licensing.write(kernel.licenses)
         identity.prepare(tables)
         kernel.interfaces.await_round(covering)
-        kernel.control.measure = bool(tables.digests)
+        kernel.control.measure = kernel.control.measure or bool(tables.digests)
         generation = kernel.tables.switch(
             tables,
             kernel.licenses.slot,
             enforce=agent.config.mode == "enforce",
             keep_existing=agent.config.existing_sockets == "keep",
         )
+        kernel.control.measure = bool(tables.digests)
         previous, self.compiled = self.compiled, compiled
         agent.metering.policy_changed()
         self.loaded_at = time.time()
@@ -112,17 +113,29 @@ class PolicyInForce:
             gc.collect()
             gc.freeze()
         # Last: a disk that refuses must not leave sockets that nobody has decided on.
-        if previous is None or previous.texts != compiled.texts:
-            agent.keeper.last_good.remember(compiled.texts)
-        agent.keeper.last_good.remember_resources(compiled.managed)
+        self._remember(compiled, previous)
         return generation
 
     def take_over(self, compiled: Compiled) -> None:
         """Follow a policy whose tables are those in force: what it measures may be another."""
         previous, self.compiled = self.compiled, compiled
-        if previous is None or previous.texts != compiled.texts:
-            self._agent.keeper.last_good.remember(compiled.texts)
         self._agent.metering.policy_changed()
+        self._remember(compiled, previous)
+
+    def _remember(self, compiled: Compiled, previous: Compiled | None) -> None:
+        """Keep what is in force. StoreError where that is something new, and cannot be kept."""
+        last_good = self._agent.keeper.last_good
+        try:
+            last_good.remember(compiled.texts)
+            last_good.remember_resources(compiled.managed)
+        except StoreError as error:
+            if (
+                previous is None
+                or previous.texts != compiled.texts
+                or previous.managed.resources != compiled.managed.resources
+            ):
+                raise
+            _log.error("%s", error)  # not for the first time: the disk is still full
 
     def own_texts(self) -> tuple[tuple[str, str], ...]:
         """The host's own policy files: those in force, or those installed before any are."""
@@ -143,7 +156,11 @@ class PolicyInForce:
             and amendment.base is previous.tables
             and self._is_amendable(compiled, amendment.change)
         ):
-            self._amend(compiled, amendment.change)
+            try:
+                self._amend(compiled, amendment.change)
+            except (StoreError, OSError):
+                self.go_back(compiled, previous)
+                raise
         elif previous is None or compiled.tables != previous.tables:
             self.switch(compiled)
         else:
@@ -180,8 +197,10 @@ class PolicyInForce:
         )
         if has_new_names:
             identity.prepare(tables)
-            kernel.control.measure = bool(tables.digests)
+            kernel.control.measure = kernel.control.measure or bool(tables.digests)
         kernel.tables.amend(change, kernel.licenses.slot)
+        if has_new_names:
+            kernel.control.measure = bool(tables.digests)
         for number in change.licenses:
             kernel.licenses.renew(number)
         self.compiled = compiled

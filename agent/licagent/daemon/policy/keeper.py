@@ -31,7 +31,7 @@ from licagent.domain.rulebook import RuleBook
 from licagent.domain.rules import Folder
 from licagent.domain.tables import Tables
 from licagent.host.users import UnknownName, Users
-from licagent.store.errors import DocumentDamaged, StoreError
+from licagent.store.errors import DocumentDamaged
 from licagent.store.numbers import PersistentNumbering
 from licagent.store.statedir import StateDir
 from lictoken.claims import License
@@ -251,20 +251,25 @@ class PolicyKeeper:
             _log.error("the last good policy does not compile any more: %s", error)
             return None
 
-    def install(self, files: Texts) -> None:
-        """Write policy files into policy.d, each whole, and all of them or none. OSError."""
-        from licagent.daemon.licensing.judging import write_durably
+    def install(self, files: Texts, before: Texts) -> None:
+        """Write policy files into policy.d, each whole, and all of them or none. OSError.
 
-        before = dict(self.installed()) if files else {}
+        `before` are those that were there.
+        """
+        from licagent.daemon.licensing.files import write_durably
+
+        known = dict(before)
         for count, (name, text) in enumerate(files):
             try:
                 write_durably(self._folder / name, text.encode())
-            except (StoreError, OSError):
-                for written, _text in files[:count]:
-                    if written in before:
-                        write_durably(self._folder / written, before[written].encode())
-                    else:
-                        (self._folder / written).unlink()
+            except OSError:
+                # This one too: what failed may have been to make it last.
+                for written, _text in files[: count + 1]:
+                    with contextlib.suppress(OSError):
+                        if written in known:
+                            write_durably(self._folder / written, known[written].encode())
+                        else:
+                            (self._folder / written).unlink(missing_ok=True)
                 raise
 
     def _user(self, name: str) -> int | None:

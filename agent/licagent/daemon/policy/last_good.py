@@ -37,12 +37,17 @@ class LastGoodPolicy:
     def __init__(self, state: StateDir) -> None:
         self._state = state
         self._remembered: Mapping[str, Resource] | None = None
+        self._texts: tuple[tuple[str, str], ...] | None = None  # None: not known to be kept
 
     def remember(self, texts: Texts) -> None:
         """Keep a policy that is in force, for a boot at which the files are broken."""
+        if tuple(texts) == self._texts:
+            return
+        self._texts = None
         body = {"files": [list(pair) for pair in texts]}
         for name in (_SPARE, _DOCUMENT):
             self._state.write_document(name, _SCHEMA, body)
+        self._texts = tuple(texts)
 
     def texts(self) -> tuple[tuple[str, str], ...] | None:
         """What `remember` kept; None where there never was anything.

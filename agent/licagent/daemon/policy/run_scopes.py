@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from licagent.domain.license import LicenseState
 from licagent.local.errors import ErrorCode, LocalError
 from licagent.store.errors import StoreError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from licagent.daemon.agent import Agent
     from licagent.local.methods import Params
 
+_FINAL: Final = frozenset({LicenseState.EXPIRED, LicenseState.REVOKED})
 RUN_FOLDER: Final = "licagent.run"
 """Cgroup below the agent's root that holds the scopes of `licagent run`, one folder a license."""
 
@@ -47,14 +49,13 @@ def prepare(agent: Agent, params: Params) -> Mapping[str, object]:
         )
     tidy(agent.tree.root)
     runs = agent.keeper.runs
-    try:
+    with contextlib.suppress(StoreError):  # the next one tries again
         runs.forget(_ended(agent, runs.ids - {jti}))
+    try:
         runs.allow(jti)
         compiled = agent.policy.compiled
         # Not only when it is new: the last time may have failed half way.
-        is_ready = (
-            compiled is None or compiled.frame.run_licenses == runs.ids or agent.policy.renew()
-        )
+        is_ready = compiled is None or jti in compiled.frame.run_licenses or agent.policy.renew()
     except (StoreError, OSError) as error:
         raise LocalError(
             ErrorCode.REFUSED,
@@ -73,14 +74,14 @@ def prepare(agent: Agent, params: Params) -> Mapping[str, object]:
 
 
 def _ended(agent: Agent, ids: Iterable[str]) -> list[str]:
-    """Those of the licenses that hold no more and under which nothing runs.
+    """Those of the licenses that have ended and under which nothing runs.
 
     A pipeline may have one for each build.
     """
     ended = []
     for jti in ids:
         held = agent.licensing.held.get(jti)
-        if held is not None and agent.licensing.judge(held.license).valid:
+        if held is not None and agent.licensing.judge(held.license).state not in _FINAL:
             continue
         folder = agent.tree.directory(run_cgroup(jti))
         with contextlib.suppress(OSError):  # there is none
