@@ -95,7 +95,7 @@ class IdentityKeeper:
         self._write_cgroups(tuple(union.values()))
         # The policy in force still needs its own: this one may yet be refused.
         self._wanted |= {digest: number for number, digest in tables.digests}
-        if self._wanted:
+        if tables.digests:
             self._measure_named(tables)
         self._write_contents()
         self._iterators.seed_processes()
