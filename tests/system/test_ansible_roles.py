@@ -376,6 +376,27 @@ def test_what_is_needed_to_go_back_is_kept(player: Player) -> None:
 # ------------------------------------------------------------------------------ going back
 
 
+@pytest.mark.parametrize("noted", ["0.1.0", "0.2.0", ""])
+def test_a_rollout_that_ends_says_how_to_go_back(player: Player, noted: str) -> None:
+    """Also when it is played again on a host that has the sick version already."""
+    if noted:
+        (player.kept / "previous").write_text(f"{noted}\n")
+    variables = {
+        "ansible_become": False,
+        "ansible_connection": "local",
+        "ansible_python_interpreter": sys.executable,
+        "licagent_hosts": "localhost",
+        "licagent_package": str(player.folder / "licagent_0.3.0_amd64.deb"),  # there is none
+        "__package_folder": str(player.kept),
+        **managers("installed", "0.2.0-1"),
+    }
+    command = ("ansible-playbook", "licagent.fleet.rollout", "-i", "localhost,")
+    done = run(player.folder, *command, "-e", json.dumps(variables))
+    assert done.returncode != 0
+    assert "localhost is not well, so the rollout ends here" in done.stdout
+    assert ("licagent_rollback_from=0.2.0 --limit localhost" in done.stdout) == (noted == "0.1.0")
+
+
 def test_going_back_leaves_hosts_of_another_version_alone(player: Player) -> None:
     (player.kept / "previous").write_text("0.1.0\n")
     (player.kept / "licagent-0.1.0.deb").touch()
