@@ -48,12 +48,19 @@ class LocalClient:
         LocalError: the daemon's own, or NOT_RUNNING, TIMEOUT, PERMISSION found here.
         """
         deadline = time.monotonic() + self._timeout_s
+        crowded: LocalError | None = None
         while True:
-            with self._request(method, params, deadline) as connection:
-                reply = _Lines(connection, self._path).next(deadline, self._timeout_s)
+            try:
+                with self._request(method, params, deadline) as connection:
+                    reply = _Lines(connection, self._path).next(deadline, self._timeout_s)
+            except LocalError as error:
+                if error.code is ErrorCode.TIMEOUT and crowded is not None:
+                    raise crowded from error  # why there was no answer
+                raise
             if reply is None:
                 raise _gone(self._path)
             if _is_crowded(reply) and deadline - time.monotonic() > _CROWDED_RETRY_S:
+                crowded = LocalError.from_object(reply["error"])
                 time.sleep(_CROWDED_RETRY_S)
                 continue
             return _result(reply)

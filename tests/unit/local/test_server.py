@@ -194,6 +194,26 @@ def test_the_client_survives_a_daemon_that_talks_nonsense(tmp_path, reply, code)
     assert caught.value.code is code
 
 
+def test_a_client_that_was_refused_for_the_crowd_says_so_when_its_time_is_over(tmp_path):
+    path = tmp_path / "s.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def refuse_once() -> None:
+            connection, _ = listener.accept()  # the next one is never taken
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b'{"id":null,"error":{"code":"BUSY","message":"m"}}\n')
+
+        thread = threading.Thread(target=refuse_once)
+        thread.start()
+        with pytest.raises(LocalError) as caught:
+            LocalClient(path, 3).call("status")
+        thread.join()
+    assert caught.value.code is ErrorCode.BUSY
+
+
 def test_the_server_brings_in_no_command_line():
     code = (
         "import sys, licagent.local.server, licagent.local.fanout\n"
