@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 from tests.kernel.harness.agent import AgentUnderTest
 from tests.kernel.harness.inside import inside
-from tests.kernel.harness.probes import Probes, ask, eventually
+from tests.kernel.harness.probes import SILENCE_S, Probes, ask, eventually
 from tests.kernel.harness.wall_clock import WallClock
 
 from licagent.daemon.main import Daemon
@@ -28,6 +28,9 @@ pytest_plugins = ["tests.kernel.harness.kept", "tests.kernel.harness.shim"]
 
 AHEAD_S: Final = 12
 """The daemon is started that long before a minute of its clock begins."""
+LEFT_S: Final = 4
+"""To that minute, once everything is set up; where less is left, it is the one after."""
+HOURS_LIMIT_S: Final = 120.0
 REBOOT_MARK: Final = Path("/run/reboot-required")
 ACTIONS: Final = ("connect", "bind")
 
@@ -47,15 +50,18 @@ def probes(fresh_agent: AgentUnderTest) -> Iterator[Probes]:
 
 
 @pytest.fixture
-def minute(fresh_agent: AgentUnderTest, probes: Probes, wall: WallClock) -> datetime:
-    """A running daemon, by whose clock that minute begins soon."""
-    now = time.time()
-    offset_s = int(-now % 60) - AHEAD_S
+def next_minute(
+    fresh_agent: AgentUnderTest, probes: Probes, wall: WallClock
+) -> Callable[[], datetime]:
+    """A running daemon, and which minute of its clock begins soon."""
+    offset_s = int(-time.time() % 60) - AHEAD_S
     wall.turn(offset_s)
     wall.start(fresh_agent)
-    found = datetime.fromtimestamp(now + offset_s + AHEAD_S, UTC).replace(second=0, microsecond=0)
-    if found.timestamp() < now + offset_s:
-        found += timedelta(minutes=1)
+
+    def found() -> datetime:
+        earliest_s = time.time() + offset_s + LEFT_S
+        return datetime.fromtimestamp(earliest_s - earliest_s % 60 + 60, UTC)
+
     return found
 
 
@@ -76,22 +82,29 @@ def told(agent: AgentUnderTest, jti: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["daemon", "no-daemon"])
 def test_hours_end_on_time(
-    fresh_agent: AgentUnderTest, probes: Probes, minute: datetime, is_killed: bool
+    fresh_agent: AgentUnderTest,
+    probes: Probes,
+    next_minute: Callable[[], datetime],
+    is_killed: bool,
 ) -> None:
     agent = fresh_agent
-    window = hours(minute - timedelta(minutes=20), minute)
-    agent.issue("one", [], entitlements=entitlements(window))
+    agent.issue("one", [], entitlements=entitlements())
     agent.policy(probes.policy("one"))
     streams = probes.many(probes.cgroups.licensed)
     before = agent.last_event()
+    minute = next_minute()
+    window = hours(minute - timedelta(minutes=20), minute)
+    agent.issue("one", [], entitlements=entitlements(window))
     if is_killed:
         agent.kill()
 
-    eventually(lambda: probes.once(probes.cgroups.licensed) == "EKEYREJECTED", "the hours end")
+    licensed = probes.cgroups.licensed
+    eventually(lambda: probes.once(licensed) == "EKEYREJECTED", "the hours end", HOURS_LIMIT_S)
 
     assert probes.once(probes.cgroups.unlicensed) == "ENOKEY"
     if is_killed:
-        assert ask(streams)["broken"] == {}, "with the daemon dead a socket is only silenced"
+        numbers = ask(streams, patience_s=SILENCE_S)
+        assert numbers["broken"] == {}, "with the daemon dead a socket is only silenced"
         agent.start()
     eventually(lambda: ask(streams)["broken"] == {"ECONNABORTED": 8}, "the sockets are closed")
     assert agent.count(verdict="deny", reason="condition", license="one") > 0
@@ -108,14 +121,18 @@ def test_hours_end_on_time(
         assert "the hours are" in listed["reason"]
 
 
-def test_hours_begin_on_time(fresh_agent: AgentUnderTest, probes: Probes, minute: datetime) -> None:
+def test_hours_begin_on_time(
+    fresh_agent: AgentUnderTest, probes: Probes, next_minute: Callable[[], datetime]
+) -> None:
     agent = fresh_agent
-    window = hours(minute, minute + timedelta(minutes=20))
-    agent.issue("one", [], entitlements=entitlements(window))
+    licensed = probes.cgroups.licensed
+    later = next_minute() + timedelta(minutes=20)
+    agent.issue("one", [], entitlements=entitlements(hours(later, later + timedelta(minutes=20))))
     agent.policy(probes.policy("one"))
-    assert probes.once(probes.cgroups.licensed) == "EKEYREJECTED"
+    assert probes.once(licensed) == "EKEYREJECTED"
+    agent.issue("one", [], entitlements=entitlements(hours(next_minute(), later)))
 
-    eventually(lambda: probes.once(probes.cgroups.licensed) == "", "the hours begin")
+    eventually(lambda: probes.once(licensed) == "", "the hours begin", HOURS_LIMIT_S)
 
     (record,) = eventually(lambda: told(agent, "one"), "it is on record")
     assert record["licenses"][0]["gained"] == ["offer", "probe"]
@@ -123,19 +140,22 @@ def test_hours_begin_on_time(fresh_agent: AgentUnderTest, probes: Probes, minute
 
 
 def test_what_has_no_hours_outlives_those_that_end(
-    fresh_agent: AgentUnderTest, probes: Probes, minute: datetime
+    fresh_agent: AgentUnderTest, probes: Probes, next_minute: Callable[[], datetime]
 ) -> None:
     """One license, two entitlements: only the one with the condition goes."""
     agent = fresh_agent
+    licensed = probes.cgroups.licensed
+    agent.issue("one", [], entitlements=entitlements())
+    agent.policy(probes.policy("one"))
+    streams = probes.many(licensed)
+    minute = next_minute()
     window = hours(minute - timedelta(minutes=20), minute)
     agent.issue("one", [], entitlements=entitlements(window, free="offer"))
-    agent.policy(probes.policy("one"))
-    streams = probes.many(probes.cgroups.licensed)
 
-    eventually(lambda: probes.once(probes.cgroups.licensed) == "EKEYREJECTED", "the hours end")
+    eventually(lambda: probes.once(licensed) == "EKEYREJECTED", "the hours end", HOURS_LIMIT_S)
 
     for _ in range(3):
-        assert probes.once(probes.cgroups.licensed, "bind-udp", port=probes.service) == ""
+        assert probes.once(licensed, "bind-udp", port=probes.service) == ""
     eventually(lambda: ask(streams)["broken"] == {"ECONNABORTED": 8}, "the sockets are closed")
     (row,) = eventually(lambda: told(agent, "one"), "it is on record")[0]["licenses"]
     assert (row["lost"], row["gained"]) == (["probe"], [])

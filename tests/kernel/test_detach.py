@@ -65,7 +65,7 @@ def test_detach_removes_ours_and_nothing_of_others(
 
         assert done.returncode == 0, done
         if agent.process is not None:
-            assert agent.process.wait(20) == 9, "the daemon ends: it has nothing left to do"
+            assert agent.process.wait(60) == 9, "the daemon ends: it has nothing left to do"
             agent.process = None
         # Nothing of ours is left on the cgroup, in the kernel, or in the file system.
         foreign = {number for other in others for number in (other.legacy_id, other.link_id)}
@@ -119,7 +119,7 @@ def test_the_detachment_is_on_record(make_agent: Callable[..., AgentUnderTest]) 
     agent.start()
     assert detach(agent).returncode == 0
     assert agent.process is not None
-    agent.process.wait(20)
+    agent.process.wait(60)
     agent.process = None
     agent.start()
     assert [event for event in agent.events() if event["kind"] == "detach"]
@@ -140,7 +140,7 @@ def test_a_disk_that_is_unwell_does_not_undo_it(
     agent.wait_ready()
     assert detach(agent).returncode == 0
     assert agent.process is not None
-    assert agent.process.wait(20) == DETACHED, agent.log()
+    assert agent.process.wait(60) == DETACHED, agent.log()
     unclosed = "not everything could be closed" if how == "hangs" else "not closed in order"
     assert unclosed in agent.log()
     agent.process = None

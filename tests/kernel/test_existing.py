@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.kernel.harness.agent import AgentUnderTest
-from tests.kernel.harness.probes import Probes, ask, free_port
+from tests.kernel.harness.probes import Probes, ask, free_ports
 
 CUT = {"alive": 0, "broken": {"ECONNABORTED": 8}, "silent": 0}
 ALIVE = {"alive": 8, "broken": {}, "silent": 0}
@@ -90,7 +90,7 @@ def test_sockets_older_than_the_policy_are_treated_alike(
 
 def test_older_listeners_and_what_they_accepted(make_agent: Callable[..., AgentUnderTest]) -> None:
     agent = make_agent()
-    ports = [free_port(socket.SOCK_STREAM) for _ in range(2)]
+    ports = free_ports(2, socket.SOCK_STREAM)
     with Probes(agent.cgroup) as probes:
         clients, servers = [], []
         cgroups = (probes.cgroups.licensed, probes.cgroups.unlicensed)

@@ -54,7 +54,7 @@ def used(agent: AgentUnderTest) -> Iterator[Used]:
 def test_accepted_connections_do_not_count_their_listeners_bytes(used: Used) -> None:
     port = free_port()
     used.enforce(service(f'"{port}"', "tcp"))
-    assert used.puppet(f'l = socket.create_server(("127.0.0.1", {port})); l.settimeout(5)') is None
+    assert used.puppet(f'l = socket.create_server(("127.0.0.1", {port})); l.settimeout(30)') is None
     for _ in range(CONNECTIONS):
         with closing(socket.create_connection(("127.0.0.1", port), 10)) as client:
             client.send(b"x")
@@ -69,7 +69,7 @@ def test_accepted_connections_do_not_count_their_listeners_bytes(used: Used) -> 
 def test_what_a_cut_socket_used_stays_charged(used: Used, recorder: Recorder) -> None:
     size = 200_000
     used.enforce(place(recorder.port))
-    connect = f's = socket.create_connection(("127.0.0.1", {recorder.port}), 5)'
+    connect = f's = socket.create_connection(("127.0.0.1", {recorder.port}), 30)'
     assert used.puppet(connect) is None
     assert used.puppet(f"s.sendall(bytes({size}))") is None
     eventually(lambda: used.bytes("tx_wire_bytes") >= size, "it is charged while it is open", 20)

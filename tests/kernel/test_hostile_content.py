@@ -69,6 +69,9 @@ def test_what_is_stored_for_another_exec_holds_for_nobody(by_content: Rules, dia
         entry = entry_of(by_content, running.pid)
         assert entry.holds(entry.digest)
         entry.digest.exec_id ^= 1
-        put_entry(by_content, running.pid, entry)
-
-        assert running.ask() == NO_LICENSE
+        for _ in range(20):
+            put_entry(by_content, running.pid, entry)
+            said = running.ask()
+            if said == NO_LICENSE:
+                break  # else the daemon, which goes over all processes now and then, was quicker
+        assert said == NO_LICENSE

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.harness.dial import Dialer, answer_of, dialer, install, settle, started_now
+from tests.kernel.harness.probes import eventually
 from tests.kernel.harness.subjects import NO_LICENSE, Rules, entry_of, path_of, sha256, until
 
 from licagent.host.measurable import FRESH_NS
@@ -196,7 +197,10 @@ def tmpfs(folder: Path) -> Iterator[Path]:
     try:
         yield memory
     finally:
-        subprocess.run(["umount", memory], check=True)
+        # While the daemon reads a file of it, it is busy.
+        eventually(
+            lambda: subprocess.run(["umount", memory], check=False).returncode == 0, "unmounted"
+        )
 
 
 def test_in_memory_only_what_root_alone_can_write_has_a_content(

@@ -20,8 +20,8 @@ from licagent.kernel.numbers import NANOSECONDS_MAX
 pytest_plugins = ["tests.kernel.harness.kept"]
 
 _S: Final = 1_000_000_000
-SHORT_S: Final = 10
-"""A lease that a test sees to its end."""
+SHORT_S: Final = 4
+"""What is left of a lease that a test sees to its end, once everything is set up."""
 SETTLED_S: Final = 1.0
 """For what is said not to happen any more: so long it is watched."""
 
@@ -91,13 +91,14 @@ def test_it_grants_while_it_is_leased_and_the_kernel_ends_it(managed: Managed) -
     assert managed.state() is LicenseState.LEASE_LOST
     assert managed.found.count(verdict="DENY", reason="LEASE_LOST", license=managed.number) == 1
 
-    ends_at = time.monotonic() + SHORT_S
-    managed.lease(SHORT_S)
+    managed.lease(600)
     assert managed.use() == ""
     assert managed.state() is LicenseState.VALID
     download, line = managed.probes.open(managed.licensed, "download", managed.probes.port)
     assert line["open"], line
 
+    ends_at = time.monotonic() + SHORT_S
+    managed.lease(SHORT_S)
     # Nobody does anything: the agent inside this process has no loop.
     eventually(lambda: managed.use() == "EKEYEXPIRED", "the lease ends")
     assert time.monotonic() >= ends_at, "it ended before its time"
@@ -118,8 +119,9 @@ def test_it_grants_while_it_is_leased_and_the_kernel_ends_it(managed: Managed) -
 
 def test_the_agent_closes_the_sockets_of_a_lease_that_is_over(managed: Managed) -> None:
     managed.deliver()
-    managed.lease(SHORT_S)
+    managed.lease(600)
     streams = managed.probes.many(managed.licensed)
+    managed.lease(SHORT_S)
     left_s = managed.agent.license_end_s()
     assert left_s is not None
     assert left_s <= SHORT_S, "the daemon knows when to come back"
@@ -143,12 +145,14 @@ def test_the_agent_closes_the_sockets_of_a_lease_that_is_over(managed: Managed) 
 
 def test_renewals_keep_sockets_alive(managed: Managed) -> None:
     managed.deliver()
-    managed.lease(SHORT_S)
+    managed.lease(600)
     streams = managed.probes.many(managed.licensed)
+    renewed_s = 8  # a test that stands still for as long would be none
+    managed.lease(renewed_s)
     first = managed.found.slot(managed.number)
-    for _ in range(11):
+    for _ in range(renewed_s + 1):
         time.sleep(1)
-        managed.lease(SHORT_S)
+        managed.lease(renewed_s)
         managed.agent.cut()
     slot = managed.found.slot(managed.number)
     assert slot.epoch == first.epoch
@@ -201,9 +205,10 @@ def test_a_license_that_fails_open_goes_on_without_a_lease(managed: Managed) -> 
 
 
 def test_the_own_end_of_a_license_comes_first(managed: Managed) -> None:
-    managed.deliver(expires_in_s=SHORT_S)
+    managed.deliver()
     managed.lease(600)
     assert managed.use() == ""
+    managed.deliver(expires_in_s=SHORT_S)
     eventually(lambda: managed.use() == "EKEYEXPIRED", "the license ends")
     assert managed.found.count(verdict="DENY", reason="EXPIRED", license=managed.number) > 0
     assert managed.found.count(reason="LEASE_LOST", license=managed.number) == 0

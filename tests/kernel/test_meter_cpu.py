@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.kernel.harness.accuracy import Accuracy
+from tests.kernel.harness.accuracy import Accuracy, needed
 from tests.kernel.harness.meter import MeterUnderTest, once
 from tests.kernel.harness.work import MS, Worker, cpu_of, has
 
@@ -60,9 +60,9 @@ def test_one_process_read_many_times(
         ran = runs.finish()
 
     found = use.work(place)
-    assert sheets > 1
-    assert len([row for row in use.work_of(place) if row.who.pid]) > 1, "it had no row of its own"
     assert found.processes == 1
+    rows = [row for row in use.work_of(place) if row.who.pid]
+    needed(sheets > 1 and len(rows) > 1, "it had no row of its own")
     accuracy.check(
         "one process in many sheets: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", EXACT
     )

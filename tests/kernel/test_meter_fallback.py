@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.kernel.harness.accuracy import Accuracy
+from tests.kernel.harness.accuracy import Accuracy, needed
 from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.disk import Disk
 from tests.kernel.harness.meter import Work, cgroup_ids, once
@@ -127,12 +127,13 @@ def test_processes_of_a_millisecond(
     assert {row.who.executable for row in used.rows if row.processes} == {str(worker.path)}
 
 
+@pytest.mark.measured_again
 def test_one_process_read_many_times(
     meter: FallbackMeter, worker: Worker, place: Path, accuracy: Accuracy
 ) -> None:
     with (
         measuring(meter, place) as used,
-        worker.started(place, *worker.argv("burn", 400 * MS)) as runs,
+        worker.started(place, *worker.argv("burn", 800 * MS)) as runs,
     ):
         while runs.process.poll() is None:
             used.add(cut(meter))
@@ -140,7 +141,7 @@ def test_one_process_read_many_times(
         ran = runs.finish()
     found = used.work()
     assert found.processes == 1
-    assert [row for row in used.rows if row.who.pid], "it had no row of its own"
+    needed([row for row in used.rows if row.who.pid], "it had no row of its own")
     accuracy.check(
         "fallback: one process in many sheets: CPU",
         "wait4 rusage",
@@ -243,19 +244,26 @@ def test_reading_and_writing(  # noqa: PLR0917 - fixtures
         )
 
 
+@pytest.mark.measured_again
 def test_written_and_removed_before_it_is_stored(
     meter: FallbackMeter, worker: Worker, place: Path, disk: Disk, accuracy: Accuracy
 ) -> None:
     path = disk.path / "short-lived"
+    before = disk.moved()
     with measuring(meter, place) as used:
         ran = worker.run(place, "/bin/sh", "-c", f"head -c {SIZE} /dev/zero > {path}; rm {path}")
     assert ran.status == 0, ran
+    stored = (disk.moved() - before).written
+    needed(stored < SIZE / 2, "the kernel wrote it before it was removed")
     found = used.work()
     what = "fallback: written, then removed"
     slack = METADATA
     written, cancelled = found.write_bytes, found.cancelled_bytes
     accuracy.check(f"{what}: written", "the program", written, SIZE, "bytes", 0.01, slack=slack)
-    accuracy.check(f"{what}: cancelled", "the program", cancelled, SIZE, "bytes", 0.01, slack=slack)
+    removed = SIZE - stored
+    accuracy.check(
+        f"{what}: cancelled", "the program", cancelled, removed, "bytes", 0.01, slack=2 * slack
+    )
 
 
 def test_a_reaped_childs_input_is_not_its_parents(
@@ -330,15 +338,19 @@ def test_exec_and_user_cut_the_row(meter: FallbackMeter, worker: Worker, place: 
         "    end = time.process_time() + s\n"
         "    while time.process_time() < end: pass\n"
         "burn(0.2); print('as root', flush=True); input()\n"
-        "os.setuid(4321); time.sleep(0.3); burn(0.2); print('as 4321', flush=True); input()\n"
+        "os.setuid(4321); print('changed', flush=True); input()\n"
+        "burn(0.2); print('as 4321', flush=True); input()\n"
     )
     with (
         measuring(meter, place) as used,
         worker.started(place, *PYTHON, "-c", program) as runs,
     ):
-        for said in ("as root", "as 4321"):
+        for said in ("as root", "changed", "as 4321"):
             assert runs.line() == said
-            used.add(cut(meter))
+            if said == "changed":
+                meter.collect()  # from here on it is the other user's
+            else:
+                used.add(cut(meter))
             assert runs.process.stdin is not None
             runs.process.stdin.write("\n")
             runs.process.stdin.flush()
@@ -440,7 +452,7 @@ def test_psutil_alone_counts_what_lives(worker: Worker, place: Path, accuracy: A
             expected = run_time_of(pid)
             counted = sum(row.cpu_ns for row in used.rows if row.who.pid == pid)
             os.kill(pid, signal.SIGKILL)
-            runs.process.wait(10)
+            runs.process.wait(60)
         accuracy.check(
             "psutil alone: a live process: CPU",
             "schedstat",

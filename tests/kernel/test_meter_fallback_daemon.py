@@ -83,13 +83,13 @@ def test_what_lives_through_a_kill_is_billed_once(
         wait_for_commits(agent, 2)
         assert agent.process is not None
         agent.process.send_signal(signal.SIGKILL)
-        agent.process.wait(10)
+        agent.process.wait(60)
         burn()  # nobody listens, and it lives on
         start(agent)
         wait_for_commits(agent, 1)  # what ended before it counts again would be a gap
         burn()
         burner.stdin.close()
-        assert burner.wait(10) == 0
+        assert burner.wait(60) == 0
     wait_for_commits(agent, 2)
     agent.stop()
     ledger = Ledger(agent.folder / "state" / "usage", boot_id=posture.boot_id())

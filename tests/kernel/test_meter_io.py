@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.kernel.harness.accuracy import Accuracy
+from tests.kernel.harness.accuracy import Accuracy, needed
 from tests.kernel.harness.disk import Disk
 from tests.kernel.harness.meter import MeterUnderTest, once
 from tests.kernel.harness.programs import PYTHON
@@ -139,6 +139,7 @@ def test_writing(  # noqa: PLR0917 - fixtures
     assert found.cancelled_bytes < METADATA
 
 
+@pytest.mark.measured_again
 def test_written_and_removed_before_it_is_stored(
     metered: MeterUnderTest, worker: Worker, place: Path, disk: Disk, accuracy: Accuracy
 ) -> None:
@@ -149,6 +150,8 @@ def test_written_and_removed_before_it_is_stored(
         ran = worker.run(place, "/bin/sh", "-c", f"head -c {SIZE} /dev/zero > {path}; rm {path}")
         assert ran.status == 0, ran
     moved = disk.moved() - before
+    # Where others fill the page cache, the kernel writes a part before it is removed.
+    needed(moved.written < SIZE / 2, "the kernel wrote it before it was removed")
 
     found = use.work(place)
     accuracy.check(
@@ -164,10 +167,10 @@ def test_written_and_removed_before_it_is_stored(
         "written, then removed: cancelled",
         "the program",
         found.cancelled_bytes,
-        SIZE,
+        SIZE - moved.written,
         "bytes",
         PART,
-        slack=METADATA,
+        slack=2 * METADATA,
     )
     accuracy.check(
         "written, then removed: written less cancelled",

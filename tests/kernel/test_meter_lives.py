@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 from typing import Final
 
 import pytest
-from tests.kernel.harness.accuracy import Accuracy
+from tests.kernel.harness.accuracy import Accuracy, needed
 from tests.kernel.harness.cgroups import CgroupTree
 from tests.kernel.harness.meter import MeterUnderTest, once
 from tests.kernel.harness.work import MS, Worker, cpu_of, run_time_of
@@ -33,7 +34,7 @@ def test_a_thread_that_outlives_its_leader(
     """Read while the leader is a zombie: what it used is not lost and not counted again."""
     with (
         metered.measuring() as use,
-        worker.started(place, *worker.argv("leader", 300 * MS)) as runs,
+        worker.started(place, *worker.argv("leader", 800 * MS)) as runs,
     ):
         pids = set()
         while runs.process.poll() is None:
@@ -45,7 +46,8 @@ def test_a_thread_that_outlives_its_leader(
 
     found = use.work(place)
     assert found.processes == 1, "the leader's end is not the process's"
-    assert len(pids - {0}) == 1, pids
+    assert len(pids - {0}) <= 1, pids
+    needed(pids - {0}, "it was never seen alive")
     accuracy.check(
         "thread that outlives its leader: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns, "ns", PART
     )
@@ -137,9 +139,10 @@ def test_one_process_id_for_three_processes(
     metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
 ) -> None:
     """clone3(set_tid): the same number again and again; read while each of them runs."""
+    life_ns = 500 * MS
     with (
         metered.measuring() as use,
-        worker.started(place, *worker.argv("reuse", 250 * MS, 3)) as runs,
+        worker.started(place, *worker.argv("reuse", life_ns, 3)) as runs,
     ):
         while runs.process.poll() is None:
             use.add(metered.cut())
@@ -150,7 +153,8 @@ def test_one_process_id_for_three_processes(
     found = use.work(place)
     assert found.processes == 3 + 2, "three, the one that gave the number, and their parent"
     lives = {row.who.start_ns for row in use.work_of(place, lambda who: who.pid == pid)} - {0}
-    assert len(lives) in {3, 4}, "and that of the one before them, if it was seen alive"
+    assert len(lives) <= 4, "and that of the one before them, if it was seen alive"
+    needed(len(lives) >= 3, "one of them was never seen alive")
     accuracy.check(
         "one process id, three processes: CPU",
         "wait4 rusage",
@@ -161,7 +165,7 @@ def test_one_process_id_for_three_processes(
     )
     for life in lives:
         each = use.work(place, lambda who, life=life: who.start_ns == life)  # type: ignore[misc]
-        assert each.cpu_ns < 1.5 * 250 * MS, "it has another's"
+        assert each.cpu_ns < 1.5 * life_ns, "it has another's"
 
 
 def test_an_orphan(
@@ -235,7 +239,10 @@ def test_other_ends(  # noqa: PLR0917 - three columns of the table, and the fixt
         worker.work(place, what, *arguments)
 
     found = use.work(place)
-    assert found.processes == processes
+    # An end that this kernel misses under load is missed twice only where it is a defect of ours.
+    accuracy.check(
+        f"{what}: ended", "forks and the parent", found.processes, processes, "processes"
+    )
     # Where this kernel misses the release of a short life (docs/reference/accuracy.md), all of it
     # is missing: one of fifty is two per cent.
     used_ns = cpu_of(place)
@@ -252,7 +259,7 @@ def test_a_container(
     with metered.measuring() as use:
         ran = worker.run(inner, *unshare, *worker.argv("storm", 20, 5 * MS, 2))
         use.add(metered.cut())
-        with worker.started(inner, *unshare, *worker.argv("burn", 300 * MS)) as runs:
+        with worker.started(inner, *unshare, *worker.argv("burn", 800 * MS)) as runs:
             seen = set()
             while runs.process.poll() is None:
                 use.add(metered.cut())
@@ -262,7 +269,7 @@ def test_a_container(
 
     assert ran.status == long_lived.status == 0, (ran, long_lived)
     assert 1 not in seen, "a number of the container's namespace"
-    assert seen, "it was never seen alive"
+    needed(seen, "it was never seen alive")
     found = use.work(inner)
     accuracy.check(
         "container: CPU", "wait4 rusage", found.cpu_ns, ran.cpu_ns + long_lived.cpu_ns, "ns", PART
@@ -303,7 +310,11 @@ def test_kernel_threads(host_meter: MeterUnderTest, accuracy: Accuracy, tmp_path
     """
 
     def run_times() -> dict[int, int]:
-        return {pid: run_time_of(pid) for pid in kernel_threads()}
+        found = {}
+        for pid in kernel_threads():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                found[pid] = run_time_of(pid)
+        return found
 
     outer, _, inner = run_times(), host_meter.cut(), run_times()
     path = tmp_path / "written"
@@ -333,30 +344,37 @@ def test_kernel_threads(host_meter: MeterUnderTest, accuracy: Accuracy, tmp_path
 def test_resident_memory_over_time(
     metered: MeterUnderTest, worker: Worker, place: Path, accuracy: Accuracy
 ) -> None:
-    """Estimated by sampling; the reference is the process's own RSS at the same moments."""
+    """Estimated by sampling; the reference is the process's own RSS at the same moments.
+
+    The clock is read around the meter's readings and between them: the time is in the middle.
+    """
+
+    def now_ms() -> float:
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME) / MS
+
     size = 64 << 20
     with worker.started(place, *worker.argv("hold", size)) as runs:
         assert runs.line() == "held"
         pid = runs.pid
-        metered.cut()
-        begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        outer_ms, _, inner_ms = now_ms(), metered.cut(), now_ms()
         for _ in range(5):
             time.sleep(0.1)
             metered.meter.collect()
         resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf(
             "SC_PAGE_SIZE"
         )
-        sheet = metered.cut()
-        took_ms = (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - begun) / MS
+        inner_end_ms, sheet, outer_end_ms = now_ms(), metered.cut(), now_ms()
         runs.finish()
+    least_ms, most_ms = inner_end_ms - inner_ms, outer_end_ms - outer_ms
     found = sum(row.memory_byte_ms for row in sheet.work if row.who.pid == pid)
     accuracy.check(
         "64 MiB held: memory over time",
         "/proc/PID/statm x time",
         found,
-        resident * took_ms,
+        resident * (least_ms + most_ms) / 2,
         "byte ms",
         0.1,
+        slack=resident * (most_ms - least_ms) / 2,
     )
 
 
@@ -373,7 +391,8 @@ def test_nobody_inherits_from_the_dead(
         worker.work(outside.root, "storm", 500, MS, 8)
 
     assert use.work(place).cpu_ns <= before.cpu_ns + 40 * START_NS
-    assert use.work(place).processes == 40
+    assert use.work(place).processes <= 40
+    needed(use.work(place).processes == 40, "an end was missed")
 
 
 def test_every_row_names_whose_it_is(metered: MeterUnderTest, worker: Worker, place: Path) -> None:

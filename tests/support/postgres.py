@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import random
 import secrets
 import shutil
 import socket
@@ -27,6 +28,10 @@ from psycopg import sql
 
 _PROGRAMS = Path("/usr/lib/postgresql")
 _START_S = 60
+_PORTS = range(10_240, 21_000)
+"""Below the ports that the kernel hands out by itself, and those of tests.kernel.harness.recorder:
+this one is to be free again after a restart."""
+_TRIES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +97,39 @@ def running_postgres() -> Iterator[Postgres]:
         if os.geteuid() == 0:
             user = pwd.getpwnam("postgres")
             os.chown(folder, user.pw_uid, user.pw_gid)
-        server = Postgres(folder, _free_port(), programs)
-        _create(server)
-        server.start()
+        _create(folder, programs)
+        server = started(folder, programs)
         try:
             yield server
         finally:
             server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def started(folder: Path, programs: Path) -> Postgres:
+    """A server on `folder`/data, started for the first time, on a port that nobody has."""
+    for _ in range(_TRIES):
+        server = Postgres(folder, _free_port(), programs)
+        listen(server)
+        try:
+            server.start()
+        except RuntimeError as error:
+            with contextlib.suppress(RuntimeError):  # it may be late only
+                server.stop()
+            # Somebody may have taken it since it was drawn.
+            if "Address already in use" not in str(error):
+                raise
+            (folder / "log").unlink(missing_ok=True)
+        else:
+            return server
+    raise RuntimeError(f"somebody else took each of {_TRIES} ports")
+
+
+def listen(server: Postgres) -> None:
+    """Have it listen on its port when it starts."""
+    with (server.folder / "data" / "postgresql.conf").open("a") as file:
+        file.write(f"port = {server.port}\n")  # the last one counts
 
 
 @pytest.fixture(scope="session")
@@ -117,18 +146,17 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
         yield url
 
 
-def _create(server: Postgres) -> None:
-    data = server.folder / "data"
+def _create(folder: Path, programs: Path) -> None:
+    data = folder / "data"
     # A locale that is not C: what sorts by it by mistake is found.
-    words = [server.programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    words = [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     icu = ["--locale-provider=icu", "--icu-locale=en-US", "--locale=C.UTF-8"]
-    done = _run([*words, *icu, "--no-sync"], server.folder)
+    done = _run([*words, *icu, "--no-sync"], folder)
     if done.returncode:
         raise RuntimeError(f"initdb: {done.stdout}")
     settings = f"""
 listen_addresses = '127.0.0.1'
-port = {server.port}
-unix_socket_directories = '{server.folder}'
+unix_socket_directories = '{folder}'
 fsync = off
 max_connections = 100
 shared_buffers = 32MB
@@ -159,7 +187,8 @@ def _newest_programs() -> Path:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"none of 100 ports from {_PORTS[0]} to {_PORTS[-1]} is free")

@@ -24,7 +24,13 @@ from psycopg import sql
 # It is a plugin to other tests: as such it must be seen before it is imported.
 pytest.register_assert_rewrite("tests.support.postgres")
 
-from tests.support.postgres import Postgres, _free_port, _run, running_postgres  # noqa: E402
+from tests.support.postgres import (  # noqa: E402
+    Postgres,
+    _run,
+    listen,
+    running_postgres,
+    started,
+)
 
 _WAIT_S = 60.0
 
@@ -91,8 +97,12 @@ class Pair:
         self._follow()
 
     def _follow(self) -> None:
-        _copy(self.primary, self.standby)
+        _copy(self.primary, self.standby.folder)
+        listen(self.standby)
         self.standby.start()
+        self._is_followed()
+
+    def _is_followed(self) -> None:
         query = "SELECT state FROM pg_stat_replication"
         _until(lambda: _ask(self.primary, query) == "streaming")
 
@@ -106,10 +116,11 @@ def running_pair() -> Iterator[Pair]:
             if os.geteuid() == 0:
                 user = pwd.getpwnam("postgres")
                 os.chown(folder, user.pw_uid, user.pw_gid)
-            standby = Postgres(folder, _free_port(), primary.programs)
+            _copy(primary, folder)
+            standby = started(folder, primary.programs)
             pair = Pair(primary, standby)
             try:
-                pair._follow()
+                pair._is_followed()
                 yield pair
             finally:
                 with contextlib.suppress(RuntimeError):
@@ -121,15 +132,15 @@ def running_pair() -> Iterator[Pair]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copy(primary: Postgres, standby: Postgres) -> None:
-    data = standby.folder / "data"
+def _copy(primary: Postgres, folder: Path) -> None:
+    data = folder / "data"
     words = [primary.programs / "pg_basebackup", "-D", data, "-R", "-X", "stream", "-c", "fast"]
     where = ["-h", "127.0.0.1", "-p", primary.port, "-U", "postgres", "--no-sync"]
-    done = _run([*words, *where], standby.folder)
+    done = _run([*words, *where], folder)
     if done.returncode:
         raise RuntimeError(f"pg_basebackup: {done.stdout}")
     with (data / "postgresql.conf").open("a") as file:
-        file.write(f"port = {standby.port}\nunix_socket_directories = '{standby.folder}'\n")
+        file.write(f"unix_socket_directories = '{folder}'\n")
 
 
 def _set(server: Postgres, name: str, value: str) -> None:

@@ -28,6 +28,8 @@ from lictoken.trust import TrustedKey, TrustStore
 ISSUER: Final = "test-issuer"
 _SERIAL: Final = itertools.count(1)
 _START_TIMEOUT_S: Final = 180.0
+_COVERED_TIMEOUT_S: Final = 60.0
+_UNCOVERED: Final = "interfaces are still being covered"
 ANSWER_S: Final = 20.0
 """A command waits 2 s; here other tests and emulated machines may want the processors, too."""
 
@@ -207,8 +209,14 @@ class AgentUnderTest:
         )
 
     def coverage(self) -> list[dict[str, Any]]:
-        """The coverage table."""
-        return list(self.call("doctor")["coverage"])
+        """The coverage table, once the first round over the host's interfaces has ended."""
+        end = time.monotonic() + _COVERED_TIMEOUT_S
+        while True:
+            rows = list(self.call("doctor")["coverage"])
+            if not any(_UNCOVERED in str(row["detail"]) for row in rows):
+                return rows
+            assert time.monotonic() < end, rows
+            time.sleep(0.05)
 
     # --- licensing
 

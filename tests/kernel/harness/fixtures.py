@@ -96,8 +96,9 @@ def other(folder: Path) -> Path:
 
 @pytest.fixture
 def by_path(rules: Rules, dial: Path) -> Rules:
-    """Only what stands at `dial` may connect."""
+    """Only what stands at `dial` may connect, and the path is found."""
     rules.allow(path_of(dial))
+    until("OK", rules, dial)
     return rules
 
 

@@ -7,9 +7,7 @@ import select
 import socket
 import time
 from types import TracebackType
-from typing import Final, Self
-
-ANSWER_LIMIT_S: Final = 1.0
+from typing import Self
 
 
 class Caller:
@@ -39,12 +37,12 @@ class Caller:
         for sock in self._sockets:
             sock.close()
 
-    def call(self, payload: bytes) -> bool:
-        """Send `payload` from every socket; did an echo come within ANSWER_LIMIT_S?
+    def call(self, payload: bytes, limit_s: float) -> bool:
+        """Send `payload` from every socket; did an echo come within `limit_s`?
 
         Stops at the first echo.
         """
-        limit = time.monotonic() + ANSWER_LIMIT_S
+        limit = time.monotonic() + limit_s
         silent, asked = set(self._sockets), set[socket.socket]()
         while (silent or asked) and (left := limit - time.monotonic()) > 0:
             readable, writable, _ = select.select(asked, silent, [], left)

@@ -20,6 +20,10 @@ _PROGRAM: Final = str(Path(__file__).with_name("probe_life.py"))
 _STREAMS: Final = str(Path(__file__).with_name("probe_streams.py"))
 KINDS: Final = ("udp", "tcp", "bind")
 WAIT_S: Final = 60.0
+SILENCE_S: Final = 2.0
+"""Of connections that are expected to be silent, each time they are asked."""
+_RECORDERS_PORTS: Final = range(21_000, 31_000)
+"""See recorder.py: its ports and these are drawn beside each other."""
 
 
 def eventually(condition: Callable[[], object], what: str, limit_s: float = WAIT_S) -> Any:
@@ -39,7 +43,11 @@ def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
     """
     text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
     low, high = (int(word) for word in text.split())
-    ports = [port for port in range(10_000, 65_536) if not low <= port <= high]
+    ports = [
+        port
+        for port in range(10_000, 65_536)
+        if not low <= port <= high and port not in _RECORDERS_PORTS
+    ]
     for port in random.sample(ports, 100):
         with socket.socket(socket.AF_INET, kind) as sock:
             try:
@@ -50,9 +58,20 @@ def free_port(kind: socket.SocketKind = socket.SOCK_DGRAM) -> int:
     raise AssertionError(f"none of 100 ports outside {low}-{high} is free")
 
 
-def ask(program: Program) -> dict[str, Any]:
-    """The numbers of a probe now. Raises TimeoutError if it hangs."""
-    program.answer({})
+def free_ports(count: int, kind: socket.SocketKind = socket.SOCK_DGRAM) -> list[int]:
+    """As many ports that nobody has, all different."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port(kind))
+    return list(found)
+
+
+def ask(program: Program, **question: object) -> dict[str, Any]:
+    """The numbers of a probe now. Raises TimeoutError if it hangs.
+
+    `patience_s` is how long connections wait for their echoes: SILENCE_S where none will come.
+    """
+    program.answer(question)
     line = program.line()
     assert line is not None, "the probe ended"
     return line

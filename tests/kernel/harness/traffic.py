@@ -16,20 +16,22 @@
 
 HOW of sending: sendall, eagain, sendfile, splice, zerocopy, sendmsg, fastopen; for UDP: sendto,
 connected, segments (UDP GSO), zerocopy, corked. HOW of reading: recv, peek, splice, recvmsg, late
-(only after the peer has sent everything it can). Sinks print their port, all print what they
-moved. --mptcp makes it MPTCP.
+(only after the peer has sent everything it can), told (when the input ends). Sinks print their
+port, all print what they moved. --mptcp makes it MPTCP.
 """
 
 from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import os
 import select
 import socket
 import struct
 import sys
 import tempfile
+import termios
 import threading
 
 CHUNK = 65536
@@ -173,9 +175,27 @@ def read_scattered(sock: socket.socket) -> int:
     return total
 
 
+def waiting(sock: socket.socket) -> int:
+    """How much could be read."""
+    found = array.array("i", [0])
+    fcntl.ioctl(sock, termios.FIONREAD, found)
+    return found[0]
+
+
 def read_late(sock: socket.socket) -> int:
-    """Begin when the window is full."""
-    select.select([], [], [], 0.3)
+    """Begin when the window is full: something has come, and no more does."""
+    before = 0
+    for _ in range(100):
+        come = waiting(sock)
+        if come and come == before:
+            break
+        before = come
+        select.select([], [], [], 0.3)
+    return read(sock)
+
+
+def read_told(sock: socket.socket) -> int:
+    sys.stdin.read()
     return read(sock)
 
 
@@ -185,6 +205,7 @@ READERS = {
     "splice": read_spliced,
     "recvmsg": read_scattered,
     "late": read_late,
+    "told": read_told,
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from tests.kernel.harness import cgroups, namespaces, probe, programs, recorder
 from tests.kernel.routes import addresses
+from tests.kernel.routes.base import PATIENCE_S, SILENCE_S
 from tests.kernel.routes.opened import second
 from tests.kernel.routes.registry import Network, Route
 
@@ -24,6 +25,8 @@ EPHEMERAL_PORTS: Final = "32768-60999"
 """The kernel's default net.ipv4.ip_local_port_range."""
 
 _PATH_LIMIT_S: Final = 20.0
+_CALLERS_SILENCE_S: Final = SILENCE_S + 0.2
+"""The caller outwaits the program: what that answers at its last moment is heard."""
 _TOKENS: Final = itertools.count(1)
 
 
@@ -129,16 +132,20 @@ def walk(
     options: Mapping[str, str] | None = None,
     python: tuple[str, ...] = programs.PYTHON,
     on: Mapping[str, Callable[[], None]] | None = None,
+    answers: int = 2,
 ) -> Walk:
     """Run a route's program in `cgroup`.
 
     `on` names what to do at "midway" and at "bound"; `python` another interpreter to run it.
+    `answers` is the rounds in which the target is expected to answer: a silence is waited for
+    shortly, an answer long. What arrived is judged alike.
     """
     server, namespace = world.server(route.network)
     token = f"route-{os.getpid()}-{next(_TOKENS)}-{route.name}"
-    helper = _Helper(route, token.encode(), cgroup, surroundings, target, dict(on or {}))
+    helper = _Helper(route, token.encode(), cgroup, surroundings, target, dict(on or {}), answers)
     argv = [*python, *_arguments(route.name, route.address, target.port)]
     argv += ["--token", token, "--decoy-port", str(target.decoy_port)]
+    argv += ["--patience", str(helper.patience_s(0))]
     if uid is not None:
         argv += ["--uid", str(uid)]
     for key, value in (options or {}).items():
@@ -193,6 +200,7 @@ class _Helper:
     surroundings: Surroundings
     target: Target
     on: dict[str, Callable[[], None]]
+    answers: int
     program: programs.Program | None = None
     inner: recorder.Recorder | None = None
     caller: probe.Caller | None = None
@@ -211,11 +219,15 @@ class _Helper:
     ) -> None:
         self.stack.close()
 
+    def patience_s(self, number: int) -> float:
+        """How long the program waits for the target in that round (of 0 and 1)."""
+        return PATIENCE_S if number < self.answers else SILENCE_S
+
     def handle(self, line: dict[str, Any]) -> Mapping[str, object] | None:
         what = line.get("wait") or line["tell"]
         if what in {"midway", "bound"}:
             self.on.get(what, lambda: None)()
-            return None
+            return {"patience_s": self.patience_s(1)} if what == "midway" else None
         handlers: dict[str, programs.Handler] = {
             "move": self._move,
             "holder": self._holder,
@@ -273,4 +285,6 @@ class _Helper:
 
     def _again(self, _line: dict[str, Any]) -> None:
         assert self.caller is not None
-        self.echoes.append(self.caller.call(second(self.token) if self.echoes else self.token))
+        number = len(self.echoes)
+        limit_s = PATIENCE_S if number < self.answers else _CALLERS_SILENCE_S
+        self.echoes.append(self.caller.call(second(self.token) if number else self.token, limit_s))

@@ -114,7 +114,7 @@ class Running:
         """Leave nothing that runs."""
         if self.process.poll() is None:
             (cgroup / "cgroup.kill").write_text("1")
-            self.process.wait(10)
+            self.process.wait(60)
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()

@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-TIMEOUT_S: Final = 0.8
-"""Longest wait of one blocking call; a program that is not refused never comes near it."""
+PATIENCE_S: Final = 20.0
+"""Longest wait for what must come; on a busy machine either end may stand still for seconds."""
+SILENCE_S: Final = 0.8
+"""Longest wait for what shall not come: each refusal that is a silence takes this long."""
 
 UNSUPPORTED: Final = frozenset(
     {
@@ -51,6 +53,8 @@ class Context:
     options: Mapping[str, str] = field(default_factory=dict)
     stage: str = "start"
     details: dict[str, Any] = field(default_factory=dict)
+    patience_s: float = PATIENCE_S
+    """Longest wait for the target; SILENCE_S where the harness expects nothing of it."""
 
     @contextmanager
     def at(self, stage: str) -> Iterator[None]:
@@ -83,10 +87,10 @@ class Context:
         return (self.address, self.decoy_port)
 
     def make(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        """Make a socket with the common timeout; stage "socket"."""
+        """Make a socket that waits for patience_s; stage "socket"."""
         self.stage = "socket"
         made = socket.socket(family, kind, protocol)
-        made.settimeout(TIMEOUT_S)
+        made.settimeout(self.patience_s)
         return made
 
     def tcp(self, family: int = socket.AF_INET) -> socket.socket:
@@ -113,8 +117,9 @@ class Context:
 
     def echo(self, sock: socket.socket, expected: bytes | None = None) -> None:
         """Wait until the token came back, or what was sent to the free server (`expected`)."""
-        stage, expected = ("decoy", expected) if expected else ("echo", self.token)
-        with self.at(stage):
+        stage, limit_s = ("decoy", PATIENCE_S) if expected else ("echo", self.patience_s)
+        expected = expected or self.token
+        with self.at(stage), _waiting(sock, limit_s):
             got = b""
             while expected not in got:
                 more = sock.recv(65536)
@@ -145,6 +150,17 @@ def execute(program: Callable[[Context], None], context: Context) -> dict[str, A
             "message": os.strerror(number) if number else str(error),
         }
     return report | {"stage": context.stage, "details": context.details}
+
+
+@contextmanager
+def _waiting(sock: socket.socket, limit_s: float) -> Iterator[None]:
+    """Bound the waits of a socket for a while; what went round Python's limit goes on so."""
+    before = sock.gettimeout()
+    sock.settimeout(limit_s)
+    try:
+        yield
+    finally:
+        sock.settimeout(before)
 
 
 def _write(line: Mapping[str, object]) -> None:

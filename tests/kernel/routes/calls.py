@@ -66,7 +66,9 @@ def bound_waits(sock: socket.socket, seconds: float) -> None:
 
 
 def _blocking(sock: socket.socket) -> None:
-    bound_waits(sock, sock.gettimeout() or 0.8)
+    limit_s = sock.gettimeout()
+    if limit_s is not None:  # else an earlier call has bound it
+        bound_waits(sock, limit_s)
 
 
 def connect(sock: socket.socket, address: bytes) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.kernel.routes import calls
-from tests.kernel.routes.base import TIMEOUT_S, Context
+from tests.kernel.routes.base import Context
 from tests.kernel.routes.registry import pair, route
 
 NOBODY: Final = 65534
@@ -152,7 +152,7 @@ def setuid_after_udp4(context: Context) -> None:
 def use_inherited(context: Context) -> None:
     """Helper: what runs after the exec; the socket's descriptor is in the options."""
     with socket.socket(fileno=int(context.options["fd"])) as sock:
-        sock.settimeout(TIMEOUT_S)
+        sock.settimeout(context.patience_s)
         if context.options["connected"] == "0":
             context.connect(sock)
         context.exchange(sock)
@@ -164,6 +164,7 @@ def _exec(context: Context, sock: socket.socket, *, connected: bool) -> None:
     python = context.options.get("executable", sys.executable)
     arguments = [python, "-m", "tests.kernel.routes.run", "use_inherited"]
     arguments += [context.address, str(context.port), "--token", context.token.decode()]
+    arguments += ["--patience", str(context.patience_s)]
     arguments += ["--option", f"fd={sock.fileno()}", "--option", f"connected={int(connected)}"]
     with context.at("exec"):
         if not Path(python).exists():

@@ -30,7 +30,7 @@ def second(token: bytes) -> bytes:
 
 def midway(context: Context) -> None:
     """Let the test change something, and go on with the second payload."""
-    context.wait("midway")
+    context.patience_s = float(context.wait("midway")["patience_s"])
     context.token = second(context.token)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 
-from tests.kernel.routes.base import TIMEOUT_S, Context
+from tests.kernel.routes.base import Context
 from tests.kernel.routes.opened import midway
 from tests.kernel.routes.registry import route
 from tests.kernel.routes.service import serve_datagram, serve_stream
@@ -73,8 +73,8 @@ def open_accepted4(context: Context) -> None:
         with context.at("accept"):
             caller, _ = listener.accept()
         with caller:
-            caller.settimeout(TIMEOUT_S)
             for last in (False, True):
+                caller.settimeout(context.patience_s)
                 with context.at("serve"):
                     caller.sendall(caller.recv(65536))
                 if not last:

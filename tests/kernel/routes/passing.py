@@ -8,7 +8,7 @@ import socket
 from typing import Any, Final
 
 from tests.kernel.routes import calls
-from tests.kernel.routes.base import TIMEOUT_S, Context
+from tests.kernel.routes.base import PATIENCE_S, Context
 from tests.kernel.routes.registry import route
 
 KINDS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
@@ -29,7 +29,7 @@ def hold(context: Context) -> None:
             name = f"licagent-route-{os.getpid()}"
             door.bind(f"\0{name}")
             door.listen()
-            door.settimeout(TIMEOUT_S)
+            door.settimeout(PATIENCE_S)
             context.tell("held", pid=os.getpid(), fd=sock.fileno(), door=name)
             if context.options.get("via") == "scm":
                 visitor, _ = door.accept()
@@ -44,7 +44,7 @@ def _receive(context: Context, kind: str, *, connected: bool, via: str) -> socke
     with context.at("receive"):
         if via == "scm":
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-                door.settimeout(TIMEOUT_S)
+                door.settimeout(PATIENCE_S)
                 door.connect(f"\0{answer['door']}")
                 _, descriptors, _, _ = socket.recv_fds(door, 1, 1)
             if not descriptors:  # an LSM refused it: the kernel leaves it out of the message
@@ -53,7 +53,7 @@ def _receive(context: Context, kind: str, *, connected: bool, via: str) -> socke
         else:
             descriptor = calls.pidfd_getfd(int(answer["pid"]), int(answer["fd"]))
     got = socket.socket(fileno=descriptor)
-    got.settimeout(TIMEOUT_S)
+    got.settimeout(context.patience_s)
     return got
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from tests.kernel.routes.base import Context, execute
+from tests.kernel.routes.base import PATIENCE_S, Context, execute
 from tests.kernel.routes.catalogue import HELPERS, ROUTES
 
 
@@ -20,6 +20,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--decoy-port", type=int, default=0, help="a server that is no resource")
     parser.add_argument("--token", default="route-token", help="the payload to look for")
     parser.add_argument("--uid", type=int, help="become this user and group before the start")
+    parser.add_argument("--patience", type=float, default=PATIENCE_S, help="seconds")
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE")
     given = parser.parse_args(arguments)
     context = Context(
@@ -28,6 +29,7 @@ def main(arguments: list[str]) -> int:
         decoy_port=given.decoy_port,
         token=given.token.encode(),
         options=dict(option.split("=", 1) for option in given.option),
+        patience_s=given.patience,
     )
     program = HELPERS.get(given.name) or ROUTES[given.name].program
     if given.uid is not None:

@@ -7,23 +7,24 @@ import socket
 import struct
 
 from tests.kernel.routes import calls, uring
-from tests.kernel.routes.base import TIMEOUT_S, Context
+from tests.kernel.routes.base import Context
 from tests.kernel.routes.registry import pair, route
 
 
 def serve_stream(context: Context, listener: socket.socket, kind: str, calls_in: int = 1) -> None:
     """Answer until one caller's bytes were echoed."""
-    listener.settimeout(TIMEOUT_S)
+    listener.settimeout(context.patience_s)
     context.tell("serve", kind=kind, port=listener.getsockname()[1], calls=calls_in)
     with context.at("accept"):
         caller, _ = listener.accept()
     with caller, context.at("serve"):
-        caller.settimeout(TIMEOUT_S)
+        caller.settimeout(context.patience_s)
         caller.sendall(caller.recv(65536))
 
 
 def serve_datagram(context: Context, sock: socket.socket, kind: str) -> None:
     """Answer one datagram; what a free server sent back is none of the caller's."""
+    sock.settimeout(context.patience_s)
     context.tell("serve", kind=kind, port=sock.getsockname()[1], calls=1)
     with context.at("serve"):
         data, caller = sock.recvfrom(65536)

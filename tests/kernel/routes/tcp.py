@@ -11,7 +11,7 @@ from typing import Final
 
 from tests.kernel.routes import calls
 from tests.kernel.routes.addresses import OTHER_LOOPBACK4
-from tests.kernel.routes.base import TIMEOUT_S, Context
+from tests.kernel.routes.base import Context
 from tests.kernel.routes.registry import pair, route
 
 TCPI_OPT_SYN_DATA: Final = 32
@@ -38,13 +38,13 @@ def tcp_nonblocking(context: Context, family: int) -> None:
         with context.at("connect"):
             result = sock.connect_ex(context.target)
             if result == errno.EINPROGRESS:
-                _, ready, _ = select.select([], [sock], [], TIMEOUT_S)
+                _, ready, _ = select.select([], [sock], [], context.patience_s)
                 if not ready:
                     raise TimeoutError(errno.ETIMEDOUT, "no answer to the SYN")
                 result = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if result:
                 raise OSError(result, "connect")
-        sock.settimeout(TIMEOUT_S)
+        sock.settimeout(context.patience_s)
         context.exchange(sock)
 
 
@@ -170,7 +170,7 @@ def tcp_accepted_reconnect4(context: Context) -> None:
             with context.at("disconnect"):
                 calls.disconnect(accepted)
             listener.close()
-            accepted.settimeout(TIMEOUT_S)
+            accepted.settimeout(context.patience_s)
             context.connect(accepted)
             context.exchange(accepted)
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from tests.kernel.routes import calls
-from tests.kernel.routes.base import TIMEOUT_S, Unsupported
+from tests.kernel.routes.base import PATIENCE_S, Unsupported
 
 SYS_SETUP: Final = 425
 SYS_ENTER: Final = 426
@@ -144,7 +144,7 @@ class Ring:
             calls.syscall(SYS_ENTER, self._fd, 1, 0, ENTER_SQ_WAKEUP, 0, 0)
 
     def _wait(self) -> int:
-        limit = time.monotonic() + TIMEOUT_S
+        limit = time.monotonic() + PATIENCE_S  # it comes for what is refused, too
         while True:
             head, tail = self._word(self._cq[0]), self._word(self._cq[1])
             if head != tail:

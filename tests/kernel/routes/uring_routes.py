@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 
 from tests.kernel.routes import calls, uring
-from tests.kernel.routes.base import TIMEOUT_S, Context
+from tests.kernel.routes.base import Context
 from tests.kernel.routes.registry import pair, route
 
 
@@ -16,7 +16,7 @@ def _made(context: Context, ring: uring.Ring, family: int, kind: int) -> socket.
         descriptor = ring.call(uring.OP_SOCKET, family, offset=kind, length=0)
     sock = socket.socket(fileno=descriptor)
     # a blocking descriptor below; receiving stays bounded by SO_RCVTIMEO
-    calls.bound_waits(sock, TIMEOUT_S)
+    calls.bound_waits(sock, context.patience_s)
     return sock
 
 

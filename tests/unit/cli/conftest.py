@@ -16,11 +16,24 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from licagent.cli import session
 from licagent.cli.main import cli
+from licagent.local.client import LocalClient
 from licagent.local.errors import LocalError
 from licagent.local.methods import METHODS
 from licagent.local.peer import Peer
 from licagent.local.server import LocalServer
+
+PATIENCE_S = 120.0
+"""What commands wait for a daemon by themselves: this one's thread may not run for seconds."""
+
+PATIENT = f"""
+from licagent.cli import session
+given = session.with_session
+session.with_session = lambda timeout_s=0.0: given({PATIENCE_S})
+from licagent.cli.main import main
+main()
+"""
 
 EXAMPLES = Path(__file__).parents[3] / "docs" / "reference" / "examples"
 
@@ -39,13 +52,13 @@ class FakeDaemon:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._started.wait(10)
+        assert self._started.wait(60)
 
     def stop(self) -> None:
         if not self._thread.is_alive():
             return
         self._stop()
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     async def _serve(self) -> None:
@@ -114,8 +127,9 @@ def daemon(tmp_path: Path, environment: None) -> Iterator[FakeDaemon]:
 
 
 @pytest.fixture
-def run() -> Callable[..., Result]:
-    """The command in this process, its output captured (no terminal)."""
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command in this process, its output captured (no terminal). Its --timeout is not kept."""
+    monkeypatch.setattr(session, "LocalClient", lambda path, _: LocalClient(path, PATIENCE_S))
 
     def invoke(*arguments: str, stdin: str | bytes | None = None) -> Result:
         return CliRunner().invoke(cli, list(arguments), input=stdin, catch_exceptions=False)
@@ -125,14 +139,16 @@ def run() -> Callable[..., Result]:
 
 @pytest.fixture
 def command() -> list[str]:
-    """The command as a process of its own."""
-    return [sys.executable, "-m", "licagent.cli.main"]
+    """The command as a process of its own. What --timeout says is kept."""
+    return [sys.executable, "-c", PATIENT]
 
 
 @pytest.fixture
 def spawn(command: list[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     def start(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         line = [*command, *arguments]
-        return subprocess.run(line, capture_output=True, text=True, timeout=60, check=False, **more)
+        return subprocess.run(
+            line, capture_output=True, text=True, timeout=150, check=False, **more
+        )
 
     return start

@@ -391,7 +391,7 @@ def test_help_lists_commands_and_exit_statuses_without_loading_them():
 def test_status_loads_neither_rich_nor_asyncio_nor_the_token_format(daemon):
     code = (
         "import sys\nfrom licagent.cli.main import cli\n"
-        "cli.main(['status'], standalone_mode=False)\n"
+        "cli.main(['status', '--timeout', '60'], standalone_mode=False)\n"
         "print(sorted(sys.modules.keys() & {'rich', 'asyncio', 'lictoken', 'difflib', 'email'}))\n"
     )
     # A variable that is not ours is compared with ours, and that loads difflib.

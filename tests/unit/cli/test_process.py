@@ -179,11 +179,11 @@ def test_follow_prints_each_event_at_once_and_ends_by_interrupt(daemon, command)
 
 
 def test_follow_waits_longer_than_the_timeout(daemon, command):
-    arguments = [*command, "events", "-f", "--timeout", "1"]
+    arguments = [*command, "events", "-f", "--timeout", "5"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(1.5)
+        time.sleep(6)
         assert process.poll() is None
         process.terminate()
 

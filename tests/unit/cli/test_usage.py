@@ -193,7 +193,7 @@ def test_other_commands_do_not_pay_for_the_screen(daemon, spawn, command):
     code = (
         "import sys\nfrom licagent.cli.main import cli\n"
         "for words in (['top', '--once', '-d', '0.3'], ['usage'], ['status']):\n"
-        "    cli.main(words, standalone_mode=False)\n"
+        "    cli.main([*words, '--timeout', '60'], standalone_mode=False)\n"
         "print('textual' in sys.modules, 'asyncio' in sys.modules)\n"
     )
     done = subprocess.run([command[0], "-c", code], capture_output=True, text=True, check=True)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.mounts import unmount
 
 from licagent.host import hashing
 from licagent.host import measurable as module
@@ -183,6 +184,18 @@ def test_a_file_open_for_writing_is_not_measured(cache: DigestCache, tmp_path: P
     cache.measure(program)
 
 
+def is_waited_for(path: Path) -> bool:
+    """Whether somebody wants this process to give up its lease on a file (proc_locks(5))."""
+    place = f":{path.stat().st_ino}"
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(
+        words[1:3] == ["LEASE", "BREAKING"]
+        and words[4] == str(os.getpid())
+        and words[5].endswith(place)
+        for words in locks
+    )
+
+
 def test_a_writer_who_comes_meanwhile_stops_the_measuring(
     cache: DigestCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,14 +215,19 @@ def test_a_writer_who_comes_meanwhile_stops_the_measuring(
     def slow_pread(fd: int, size: int, offset: int) -> bytes:
         if offset == hashing._CHUNK_BYTES:
             writer.start()
-            assert not opened.wait(0.3)  # the lease holds it off
+            end_s = time.monotonic() + 60
+            while not is_waited_for(program):
+                assert not opened.is_set(), "the lease holds it off"
+                assert time.monotonic() < end_s, "the writer does not come"
+                time.sleep(0.01)
+            assert not opened.is_set(), "the lease holds it off"
         return real(fd, size, offset)
 
     monkeypatch.setattr(hashing.os, "pread", slow_pread)
     with pytest.raises(NotMeasured, match="for writing") as caught:
         cache.measure(program)
     assert caught.value.retry
-    writer.join(10)
+    writer.join(60)
     assert opened.is_set()
     assert len(cache) == 0
 
@@ -306,7 +324,7 @@ def test_what_was_on_an_unmounted_filesystem_is_dropped(
     kept = cache.measure(write_aged(tmp_path / "kept", b"k"))
     gone = cache.measure(write_aged(memory / "program", b"x"))
     assert cache.forget_unmounted() == ()
-    subprocess.run(["umount", memory], check=True)
+    unmount(memory)
     assert cache.forget_unmounted() == (gone.identity,)
     assert cache.get(gone.identity) is None
     assert cache.get(kept.identity) == kept.sha256
@@ -340,7 +358,7 @@ def test_what_went_while_nobody_looked_is_not_believed_at_a_start(
     kept = cache.measure(write_aged(tmp_path / "kept", b"k"))
     gone = cache.measure(write_aged(memory / "program", b"x"))
     cache.save()
-    subprocess.run(["umount", memory], check=True)
+    unmount(memory)
     again = DigestCache(tmp_path / "digests", BOOT)
     assert [identity for identity, _sha256 in again.items()] == [kept.identity]
     assert again.take_evicted() == [gone.identity], "the kernel's tables may have it"
@@ -396,7 +414,7 @@ def test_a_container_like_overlay_is_not_measured(cache: DigestCache, tmp_path: 
                 with pytest.raises(NotMeasured, match="container:id"):
                     cache.measure(folders["merged"] / "program")
         finally:
-            subprocess.run(["umount", folders["merged"]], check=True)
+            unmount(folders["merged"])
 
 
 @pytest.mark.parametrize("filesystem", ["fuse.sshfs", "fuseblk", "nfs4", "cifs", "9p", "virtiofs"])

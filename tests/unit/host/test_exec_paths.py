@@ -44,7 +44,7 @@ def open_descriptors() -> list[str]:
 
 
 def until_it_runs_sleep(pid: int) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if Path(f"/proc/{pid}/comm").read_text() == "deep\n":
             return
         time.sleep(0.01)
@@ -55,7 +55,7 @@ def test_running_programs_once_each_also_deleted_ones(start: Start, tmp_path: Pa
     program = tmp_path / "my-sleep"
     shutil.copy("/bin/sleep", program)
     pids = {start(str(program), "60").pid for _ in range(3)}
-    for _ in range(500):
+    for _ in range(6000):
         if all(os.readlink(f"/proc/{pid}/exe") == str(program) for pid in pids):
             break
         time.sleep(0.01)

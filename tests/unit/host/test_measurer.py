@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.mounts import unmount
 
 from licagent.host import exec_search, measuring
 from licagent.host import measurer as module
@@ -384,15 +385,26 @@ def test_more_large_files_than_are_looked_ahead_hold_up_no_policy(
 
 
 @needs_root
-def test_a_policy_does_not_wait_for_ever(watched: Watched, tmp_path: Path) -> None:
-    big = program(tmp_path / "big", owner=HOSTILE, size_bytes=BIG_BYTES // 4)
+def test_a_policy_does_not_wait_for_ever(
+    watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = program(tmp_path / "program", owner=HOSTILE)
+    real, returned = Reading.step, threading.Event()
 
-    # Nothing reads and digests 5 GiB a second.
+    def step(self: Reading, most_bytes: int) -> bool:
+        returned.wait(LIMIT_S)
+        return real(self, most_bytes)
+
+    monkeypatch.setattr(Reading, "step", step)
+
     assert not watched.measurer.measure_named(
-        [str(big)], also_others=True, wait_s=0.05, meanwhile=watched.look
+        [str(path)], also_others=True, wait_s=0.05, meanwhile=watched.look
     )
 
-    watched.until(lambda: watched.digests.get(identify(big)) is not None, "it is read all the same")
+    returned.set()
+    watched.until(
+        lambda: watched.digests.get(identify(path)) is not None, "it is read all the same"
+    )
 
 
 def test_who_finds_no_room_is_looked_for_again(
@@ -553,7 +565,7 @@ def test_a_file_that_waits_keeps_nobody_from_unmounting(
             for process in processes:
                 process.kill()
                 process.wait()
-            subprocess.run(["umount", point], check=True)
+            unmount(point)  # it waits for longer than is tried
             assert waiting in jobs
         watched.until(lambda: waiting not in jobs, "it is given up")
     finally:

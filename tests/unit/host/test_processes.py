@@ -26,7 +26,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 def await_exec(process: subprocess.Popen[bytes], name: str) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if Path(f"/proc/{process.pid}/comm").read_text().strip() == name:
             return
         time.sleep(0.01)
@@ -82,7 +82,8 @@ def test_a_program_that_was_deleted(start: Start, tmp_path: Path) -> None:
 
 def test_the_start_time_agrees_with_psutil(start: Start) -> None:
     process = start("sleep", "60")
-    offset_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    # The most of some: whoever is held up between the two clocks finds less.
+    offset_s = max(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) for _ in range(10))
     started_s = start_boottime_ns(process.pid) / 1e9 + offset_s
     assert started_s == pytest.approx(psutil.Process(process.pid).create_time(), abs=1.5)
 

@@ -22,7 +22,7 @@ from licagent.local.wire import MAX_REQUEST_BYTES, decode_request, encode
 
 
 def test_a_client_that_says_nothing_is_cut(serve):
-    service = serve(request_timeout_s=0.2)
+    service = serve(request_timeout_s=2)  # the good client has no more either
     with service.connect() as raw:
         assert raw.line() is None
     assert service.server.refused["request_timeout"] == 1
@@ -30,7 +30,7 @@ def test_a_client_that_says_nothing_is_cut(serve):
 
 
 def test_a_slow_loris_is_cut_though_it_keeps_talking(serve):
-    service = serve(request_timeout_s=0.3)
+    service = serve(request_timeout_s=2)
     with service.connect() as raw, contextlib.suppress(BrokenPipeError, ConnectionResetError):
         for byte in b'{"id":1,"method":"status","params":{' + b" " * 10_000:
             raw.send(bytes([byte]))
@@ -63,6 +63,8 @@ def test_a_flood_of_somebody_not_root_is_paced(serve, as_child):
     def flood() -> int:
         with service.connect() as raw:
             raw.send(b'{"id":1,"method":"status"}\n' * 100)
+            for _ in range(10):
+                assert raw.line()["result"]["ok"] is True
             time.sleep(1)
         return 0
 
@@ -202,7 +204,7 @@ def test_an_unknown_method_is_named_and_the_connection_goes_on(serve):
 
 
 def test_a_client_that_never_reads_is_cut_and_holds_little(serve):
-    service = serve(write_timeout_s=0.3, write_buffer_bytes=64 * 1024)
+    service = serve(write_timeout_s=2, write_buffer_bytes=64 * 1024)
     with service.connect() as raw:
         raw.send(b'{"id":1,"method":"license.show","params":{"id":"large"}}\n' * 50)
         _until(lambda: service.server.refused["write_timeout"] == 1)
@@ -212,7 +214,7 @@ def test_a_client_that_never_reads_is_cut_and_holds_little(serve):
 
 
 def test_a_stream_nobody_reads_is_cut_and_its_source_closed(serve):
-    service = serve(write_timeout_s=0.3, write_buffer_bytes=64 * 1024)
+    service = serve(write_timeout_s=2, write_buffer_bytes=64 * 1024)
     with service.connect() as raw:
         raw.send(b'{"id":1,"method":"events","params":{"limit":1000000}}\n')
         assert service.streams_ended.wait(20)
@@ -230,7 +232,7 @@ def test_1000_connections_leave_room_for_nobody_else_for_as_long_as_they_last(se
         with service.connect() as late:
             assert late.code() == "BUSY"
         with pytest.raises(LocalError) as caught:
-            LocalClient(service.path, 2).call("status")
+            LocalClient(service.path, 6).call("status")
         assert caught.value.code is ErrorCode.BUSY
         # Who waits a moment gets in when somebody leaves.
         crowd[0].socket.close()

@@ -325,8 +325,11 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", mounted], check=True)
 
 
-def test_the_lock_of_a_dead_daemon_is_waited_for(tmp_path: Path) -> None:
+def test_the_lock_of_a_dead_daemon_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """kill -9 in the middle of starting a program: its child has the lock until it execs."""
+    monkeypatch.setattr(module, "_DEAD_HOLDER_LIMIT_S", 60.0)
     path = tmp_path / "state"
     with subprocess.Popen(
         [sys.executable, "-c", ORPHANED, str(path)],

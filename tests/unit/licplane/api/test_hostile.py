@@ -337,7 +337,7 @@ async def test_half_open_streams_are_bounded_and_leave_room_for_no_more(start: S
 
 
 async def test_connections_that_never_finish_their_handshake_are_closed(start: Start) -> None:
-    site = await start(settings(Limits(handshake_timeout_s=0.5)))
+    site = await start(settings(Limits(handshake_timeout_s=3)))
     host, port = site.addresses.control.rsplit(":", 1)
     made = [await asyncio.open_connection(host, int(port)) for _ in range(20)]
     for reader, writer in made:
@@ -377,7 +377,7 @@ async def test_one_host_has_few_streams(start: Start) -> None:
 
 
 async def test_who_does_not_read_is_cut(start: Start) -> None:
-    site = await start(settings(Limits(write_timeout_s=0.3)))
+    site = await start(settings(Limits(write_timeout_s=3)))
     for number in range(200):
         site.plane.put(f"b{number}", os.urandom(40_000), ring=False)
     site.plane.ring()
@@ -435,7 +435,7 @@ async def test_a_storm_is_told_to_come_back_at_different_times(start: Start) -> 
 
 
 async def test_cold_syncs_take_turns_and_nobody_starves(start: Start) -> None:
-    site = await start(settings(cold_syncs=1, cold_bytes=100, cold_hold_s=0.5))
+    site = await start(settings(cold_syncs=1, cold_bytes=100, cold_hold_s=3))
     site.plane.put("big", os.urandom(1000))
     await eventually(lambda: site.worker.hub.revision == 1)
     stuck = site.host()  # takes the only slot, and never answers

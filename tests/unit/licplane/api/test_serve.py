@@ -220,13 +220,13 @@ async def test_workers_share_the_address_and_one_that_dies_is_replaced(tmp_path:
         assert await asyncio.to_thread(server.process.wait, START_S) == 0
 
 
-def feeds(server: Server) -> bool:
+def feeds(server: Server, within_s: float) -> bool:
     """Whether the watchdog is fed from now on."""
     server.manager.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         while server.manager.recv(100):
             pass
-    server.manager.settimeout(4 * WATCHDOG_S)
+    server.manager.settimeout(within_s)
     try:
         return server.manager.recv(100) == b"WATCHDOG=1"
     except TimeoutError:
@@ -237,21 +237,22 @@ def feeds(server: Server) -> bool:
 def test_the_watchdog_is_fed_while_the_server_gets_on(tmp_path: Path, workers: int) -> None:
     """By the process that systemd watches; one that hangs, as a stopped one does, is silent."""
     with serving(tmp_path / "state", workers, WATCHDOG_USEC=str(int(WATCHDOG_S * 1e6))) as server:
-        assert feeds(server)
+        assert feeds(server, START_S)
         server.process.send_signal(signal.SIGSTOP)
         status = Path(f"/proc/{server.process.pid}/status")
         while "State:\tT" not in status.read_text():  # what it was about to send has been sent
             time.sleep(0.01)
-        assert not feeds(server)
+        assert not feeds(server, 4 * WATCHDOG_S)
         server.process.send_signal(signal.SIGCONT)
-        assert feeds(server)
+        assert feeds(server, START_S)
 
 
 async def test_a_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
-    with serving(tmp_path / "state", 2, TEST_ALIVE_S="0.3") as server:
+    # The other one may be silent for 24 times as long: this machine may be slow.
+    with serving(tmp_path / "state", 2, TEST_ALIVE_S="0.6") as server:
         before = server.children()
         os.kill(before[0], signal.SIGSTOP)
-        end_s = time.monotonic() + START_S
+        end_s = time.monotonic() + 2 * START_S
         while len(set(server.children()) - set(before)) != 1:
             assert time.monotonic() < end_s, "it is not replaced"
             await asyncio.sleep(0.1)

@@ -45,10 +45,15 @@ amount = "10"
 
 
 @pytest.fixture
-def used(run: Run, kid: str, state: Path, tmp_path: Path) -> int:
-    """A plan, usage of last month (11 core-hours) and of today; the last month's start."""
+def documents(run: Run, kid: str, tmp_path: Path) -> None:
+    """A plan, a trigger and a budget; nothing was used."""
     (tmp_path / "billing.toml").write_text(DOCUMENTS)
     run("price", "apply", str(tmp_path / "billing.toml"))
+
+
+@pytest.fixture
+def used(documents: None, state: Path) -> int:
+    """A plan, usage of last month (11 core-hours) and of today; the last month's start."""
     now_ms = time.time_ns() // 10**6
     last = period_at("month", period_at("month", now_ms).start_ms - 1)
     with Store.in_folder(state) as store:
@@ -108,10 +113,11 @@ def test_close_explain_correct_and_export(run: Run, used: int, tmp_path: Path) -
     assert page.read_text().startswith("<!DOCTYPE html>")
 
 
-def test_documents_are_listed_shown_and_removed(run: Run, used: int, tmp_path: Path) -> None:
+def test_documents_are_listed_shown_and_removed(run: Run, documents: None, tmp_path: Path) -> None:
     for word, name in (("price", "standard"), ("trigger", "cpu"), ("budget", "acme")):
         assert name in run(word, "list").stdout
         assert "version" in run(word, "show", name).stdout
+    # Last month's first day would be one of the 28 a forecast rests on, when February is over.
     assert "(too few days)" in run("budget", "status").stdout
     assert "Nothing was told" in run("trigger", "deliveries").stderr
     run("trigger", "remove", "cpu")
