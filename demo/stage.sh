@@ -159,7 +159,7 @@ TOML
     export YEAR_END
 
     service python "$HERE/server.py" "$FOLDER/port"
-    wait_for 10 test -f port
+    wait_for 60 test -f port
     PORT=$(<port)
     readonly PORT
     export URL=http://127.0.0.1:$PORT
@@ -173,6 +173,16 @@ service() {
         printf '%s\n' "$BASHPID" >"$CGROUP/services/cgroup.procs"
         exec "$@" >>"$FOLDER/services.log" 2>&1 </dev/null
     ) &
+}
+
+# licagent with more time for the daemon's answer: others may want the machine, too.
+licagent() {
+    case ${1-}:${2-} in
+        break-glass:* | detach:* | events:* | explain:* | status:* | top:*) set -- "$@" --timeout 30 ;;
+        config:check | license:* | policy:show) set -- "$@" --timeout 30 ;;
+        run:*) set -- run --timeout 30 "${@:2}" ;;
+    esac
+    command licagent "$@"
 }
 
 answers_or_ended() { gone "$DAEMON" || answers; }
@@ -190,7 +200,7 @@ start_daemon() {
 
 # Takes everything away that build_stage and the acts made. Runs once, at the end, however it came.
 leave() {
-    local status=$?
+    local status=$? pid
     trap - EXIT
     trap '' HUP INT TERM # what is begun here is finished
     set +e
@@ -203,13 +213,16 @@ leave() {
     end_all "$HOST"
     licagent detach --yes >"$FOLDER/detach.log" 2>&1
     end_all "$CGROUP"
+    # A program that only starts is in no cgroup of the demo yet.
+    for pid in $(jobs -pr); do kill -9 "$pid"; done
+    wait
     # A daemon that was only starting may have pinned something after that.
     [[ ! -d $FOLDER/bpf/links ]] || licagent detach --yes >>"$FOLDER/detach.log" 2>&1
     cd /
     local folder=$FOLDER/bpf
     if mountpoint --quiet "$folder"; then umount "$folder"; fi
     # Busy for a moment more, where a process that was ended is on its way out.
-    wait_for 10 remove_cgroups
+    wait_for 60 remove_cgroups
     mountpoint --quiet "$folder" || rm -rf "$FOLDER"
     exec 2>&"$words" {words}>&-
     if [[ -e $CGROUP || -e $FOLDER ]]; then

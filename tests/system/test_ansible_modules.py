@@ -34,7 +34,7 @@ def ansible() -> None:
     subprocess.run([ROOT / "dev", "ansible-setup"], check=True)
 
 
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *command: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PATH": f"{ANSIBLE / 'bin'}:{os.environ['PATH']}",
@@ -51,7 +51,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=timeout_s,
     )
 
 
@@ -153,6 +153,15 @@ def test_a_policy_is_taken_whole_or_not_at_all(make_scene: Callable[..., Scene])
     assert not Path(folder, "zz.toml").exists()
 
 
+def unwell(agent: AgentUnderTest, code: str) -> dict[str, Any] | None:
+    """What the module says of a host with that one reason; None where it names another.
+
+    It may be "timeout": status had no answer in the seconds that the module gives it.
+    """
+    found = module(agent, "health", timeout_s=1, stable_s=0)
+    return found if [reason["code"] for reason in found.get("reasons", ())] == [code] else None
+
+
 def test_health_waits_for_a_host_and_names_what_is_wrong(scene: Scene) -> None:
     well = module(scene.agent, "health", timeout_s=30, stable_s=1, mode="enforce")
     assert well["state"] == "enforcing"
@@ -162,10 +171,9 @@ def test_health_waits_for_a_host_and_names_what_is_wrong(scene: Scene) -> None:
     scene.cli("policy", "apply")
     try:
         eventually(lambda: scene.cli("status").status == 150, "degraded")
-        sick = module(scene.agent, "health", timeout_s=1, stable_s=0)
-        assert [reason["code"] for reason in sick["reasons"]] == ["policy-refused"]
+        sick = eventually(lambda: unwell(scene.agent, "policy-refused"), "the reason")
         assert sick["msg"].startswith("licagent is not well: policy-refused")
-        known = module(scene.agent, "health", timeout_s=5, stable_s=0, accepted=["policy-refused"])
+        known = module(scene.agent, "health", timeout_s=30, stable_s=0, accepted=["policy-refused"])
         assert known["changed"] is False
         assert known["state"] == "degraded"
     finally:
@@ -177,7 +185,7 @@ def test_a_host_that_lost_its_control_plane_is_not_well(
     plane: ControlPlane, make_host: Callable[..., Host]
 ) -> None:
     host = make_host()
-    alone = module(host.agent, "health", timeout_s=5, stable_s=0)
+    alone = module(host.agent, "health", timeout_s=30, stable_s=0)
     assert alone.get("msg") is None, alone
     host.enroll(plane.join())
     joined = module(host.agent, "health", timeout_s=30, stable_s=0)
@@ -185,9 +193,8 @@ def test_a_host_that_lost_its_control_plane_is_not_well(
 
     plane.stop()
     eventually(lambda: host.control["state"] != "connected", "no link")
-    sick = module(host.agent, "health", timeout_s=1, stable_s=0)
-    assert [reason["code"] for reason in sick["reasons"]] == ["not-connected"]
-    alone = module(host.agent, "health", timeout_s=5, stable_s=0, connected=False)
+    eventually(lambda: unwell(host.agent, "not-connected"), "the reason")
+    alone = module(host.agent, "health", timeout_s=30, stable_s=0, connected=False)
     assert alone["changed"] is False
 
 
@@ -439,6 +446,7 @@ class Switching:
             *("env", f"ANSIBLE_COLLECTIONS_PATH={self.folder / 'collections'}"),
             *("ansible-playbook", "-i", "hosts.yml", "-e", json.dumps(variables)),
             "licagent.fleet.observe_to_enforce",
+            timeout_s=300,
         )
 
     @property

@@ -19,7 +19,7 @@ from tests.support.usage import Spool, record
 from tests.system.harness.controlplane import ControlPlane, Document, license
 
 from licplane.api.usage_reading import RecordReader
-from licplane.service.billing.periods import period_at
+from licplane.service.billing.periods import Period, period_at
 from licplane.service.usage.values import Position, SentBatch, UsageHello
 
 if TYPE_CHECKING:
@@ -142,9 +142,14 @@ amount = 1000
 """
 
 
+def month_in(seconds: int) -> Period:
+    return period_at("month", time.time_ns() // 10**6 + seconds * 1000)
+
+
 def test_from_a_signed_record_to_a_corrected_bill(plane: ControlPlane, webhook: Webhook) -> None:
-    now_ms = time.time_ns() // 10**6
-    this = period_at("month", now_ms)
+    # The month that usage is of must be the one in which it is asked for.
+    while (this := month_in(0)) != month_in(180):
+        time.sleep(1)
     last = period_at("month", this.start_ms - 1)
     file = plane.folder / "billing.toml"
     file.write_text(documents(webhook))

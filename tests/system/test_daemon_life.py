@@ -79,11 +79,15 @@ def test_the_watchdog_is_fed_by_progress_not_by_existence(
     manager.until("WATCHDOG", "1")
     process = scene.agent.process
     assert process is not None
-    with _stopped_threads(process.pid):
-        time.sleep(1.0)  # what was under way
+
+    def is_quiet() -> bool:
         manager.messages()
         time.sleep(4.0)  # four signs are due
-        assert not [each for each in manager.messages() if "WATCHDOG" in each]
+        return not [each for each in manager.messages() if "WATCHDOG" in each]
+
+    with _stopped_threads(process.pid):
+        time.sleep(1.0)  # what was under way; on a machine that others want it takes longer
+        eventually(is_quiet, "no sign of life", within_s=30)
         assert process.poll() is None
     manager.until("WATCHDOG", "1")
     assert scene.agent.answers()
@@ -197,7 +201,7 @@ def test_without_any_good_settings_it_ends_and_says_why(
     with (scene.agent.config / "agent.toml").open("a") as file:
         file.write("mood = 1\n")
     process = scene.agent.spawn()
-    assert process.wait(30) == 7
+    assert process.wait(180) == 7
     assert "mood" in manager.until("STATUS")["STATUS"]
 
 

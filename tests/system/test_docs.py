@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -15,14 +14,15 @@ from pathlib import Path
 
 import pytest
 from tests.kernel.harness.cgroups import CgroupTree, mount_point
-from tests.kernel.harness.probes import free_port
 from tests.support.pages import matches
+from tests.system.harness.controlplane import address
 from tests.system.harness.scene import STRANGER, Scene, eventually
 
 from licagent.kernel.bpffs import PinFolder
 
 ROOT = Path(__file__).parents[2]
 TUTORIAL = ROOT / "docs" / "tutorial.md"
+PATIENT = Path(__file__).parent / "pages" / "patient.sh"
 FOLDER = "licagent-tutorial"
 CGROUP = "tutorial-cgroup"
 PORTS = ("8123", "8443", "8444")
@@ -57,19 +57,18 @@ def home() -> Iterator[Path]:
 
 def adapted(text: str, home: Path, ports: dict[str, int]) -> str:
     """Only what two runs at once would fight over: ports and the cgroup's name."""
-    for written, used in ports.items():
-        text = text.replace(written, str(used))
+    text = re.sub("|".join(ports), lambda found: str(ports[found[0]]), text)
     control = f"--listen 127.0.0.1:{ports['8443']} --public-listen 127.0.0.1:{ports['8444']}"
     text = text.replace("licplane serve ", f"licplane serve {control} ")
     return text.replace(CGROUP, f"{CGROUP}-{home.name}")
 
 
 def test_the_tutorial_works_as_written(home: Path) -> None:
-    ports = {written: free_port(socket.SOCK_STREAM) for written in PORTS}
+    ports = {written: int(address().rpartition(":")[2]) for written in PORTS}
     commands = blocks()
     assert len(commands) > 8
     # Nothing may be made or removed outside of the folder that the first block goes to.
-    script = "".join(
+    script = f"source {PATIENT}\n" + "".join(
         f"{adapted(text, home, ports)}\ncase $PWD in ~|~/{FOLDER}) ;; *) exit 1; esac\n"
         f"echo; echo '{END}'\n"
         for text, _wanted in commands

@@ -71,7 +71,8 @@ def test_an_agent_of_an_earlier_revision_under_a_newer_control_plane(
     host = host_of(stack, plane, earlier)
     host.enroll()
     host.licensed()
-    assert plane.host(host.id)["report"]["state"]["agent_version"] == "0.1.0"
+    report = eventually(lambda: plane.host(host.id)["report"], "a report")
+    assert report["state"]["agent_version"] == "0.1.0"
     plane.apply(binding(uid=STRANGER))
     host.until("ok", STRANGER)
     plane.do("ca", "create")  # what it cannot know of does it no harm

@@ -108,7 +108,7 @@ def binding(jti: str, *selectors: str) -> str:
 DIAL: Final = (
     "import errno,socket,sys\n"
     "try:\n"
-    " socket.create_connection((sys.argv[1],int(sys.argv[2])),10).close(); print('connected')\n"
+    " socket.create_connection((sys.argv[1],int(sys.argv[2])),60).close(); print('connected')\n"
     "except OSError as error:\n"
     " print(errno.errorcode.get(error.errno,str(error)))\n"
 )

@@ -7,6 +7,7 @@ that goes away with it. It ends with the process that started it.
 
 from __future__ import annotations
 
+import random
 import shlex
 import shutil
 import socket
@@ -32,6 +33,8 @@ BOOT_S: Final = 420
 """Generous: some 40 s on an idle machine, and others may want it too."""
 _LSM: Final = "lsm=lockdown,capability,landlock,yama,apparmor,bpf"
 _TAIL: Final = 3000
+_PORTS: Final = range(11_000, 20_000)
+"""To be forwarded from: the kernel hands none of them out by itself."""
 
 
 class MachineError(Exception):
@@ -464,10 +467,12 @@ def _send(server: socket.socket, source: Sequence[str]) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody takes by chance while QEMU has not bound it, or is between two powers."""
+    for port in random.sample(_PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise MachineError(f"none of 100 ports of {_PORTS} is free")
 
 
 def _end(process: subprocess.Popen[Any] | None) -> None:

@@ -36,11 +36,25 @@ SERVES: Final = b"Serving hosts and administrators on "
 """The server says so when each worker accepts connections."""
 PASSPHRASE: Final = "test words"
 LABELS: Final = {"org": "acme"}
+_given: Final[set[int]] = set()
+"""Ports of ours: two servers that share one by SO_REUSEPORT would both get on."""
 
 
-def address() -> str:
-    """A loopback address nobody listens on."""
-    return f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+def address(ports: int = 1) -> str:
+    """A loopback address nobody listens on, nor on the next ports; no port is given twice."""
+    while True:
+        first = free_port(socket.SOCK_STREAM)
+        row = range(first, first + ports)
+        if _given.isdisjoint(row) and all(map(_is_free, row[1:])):
+            _given.update(row)
+            return f"127.0.0.1:{first}"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe, contextlib.suppress(OSError, OverflowError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +111,7 @@ class ControlPlane:
         self.options = options
         self.control = address()
         self.public = address()
-        self.metrics = address()
+        self.metrics = address(_workers(options))
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -296,19 +310,30 @@ class ControlPlane:
             found.close()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples with these labels."""
-        import urllib.request
+        """The sum of a metric's samples with these labels, of a server that is up.
 
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{self.metrics}/metrics", timeout=10) as answer:
-            text = answer.read().decode()
+        Asked again while there is no answer: others want processors, too.
+        """
         total = 0.0
-        for line in text.splitlines():
+        for line in eventually(self._metrics_page, "metrics").splitlines():
             if line.startswith((f"{name} ", f"{name}{{")) and all(
                 f'{key}="{value}"' in line for key, value in labels.items()
             ):
                 total += float(line.rsplit(" ", 1)[1])
         return total
+
+    def _metrics_page(self) -> str:
+        import urllib.request
+
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        where = f"http://{self.metrics}/metrics"
+        with contextlib.suppress(OSError), opener.open(where, timeout=10) as answer:
+            return str(answer.read().decode())
+        return ""
+
+
+def _workers(options: tuple[str, ...]) -> int:
+    return int(options[options.index("--workers") + 1]) if "--workers" in options else 1
 
 
 def takes_connections(where: str) -> bool:

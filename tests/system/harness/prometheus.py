@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tests.kernel.harness.probes import free_port
+from tests.system.harness.controlplane import address
 
 ROOT: Final = Path(__file__).parents[3]
 RULES: Final = ROOT / "packaging" / "prometheus"
@@ -45,7 +44,7 @@ class Prometheus:
 
     def __init__(self, jobs: Mapping[str, list[str]], *, every_s: int = 1) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="prometheus-test-"))
-        self.address = f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
+        self.address = address()
         self._jobs = jobs
         self._every = f"{every_s}s"
         self._process: subprocess.Popen[bytes] | None = None

@@ -27,7 +27,10 @@ HOLDER: Final = 61234
 """The uid that the license's binding names; nobody's on this machine."""
 STRANGER: Final = 61235
 WAIT_S: Final = 90.0
-PATIENT: Final = {"status", "explain", "events", "license", "policy", "doctor"}
+PATIENT: Final = {
+    *("break-glass", "config", "detach", "doctor", "events", "explain", "license", "policy"),
+    *("run", "status", "top"),
+}
 """Commands that wait some seconds for an answer: here for longer, as others want processors too."""
 
 Value = TypeVar("Value")
@@ -136,11 +139,12 @@ class Scene:
 
     def cli(self, *words: str | Path, stdin: str | None = None, timeout_s: float = 60.0) -> Result:
         """Run `licagent` to its end."""
-        patience = ("--timeout", "20")
-        if "--timeout" in words or "--help" in words or not PATIENT.intersection(words[:1]):
-            patience = ()
+        spoken = [str(COMMAND), *map(str, words)]
+        if PATIENT.intersection(words[:1]) and not {"--timeout", "--help"}.intersection(words):
+            place = 2 if words[0] == "run" else len(spoken)  # a program's words follow that one
+            spoken[place:place] = "--timeout", "20"
         done = subprocess.run(
-            [str(COMMAND), *map(str, words), *patience],
+            spoken,
             env=self.agent.environment,
             input=stdin,
             capture_output=True,

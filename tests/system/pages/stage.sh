@@ -7,6 +7,9 @@
 set -uo pipefail
 shopt -s inherit_errexit
 
+# shellcheck source=tests/system/pages/patient.sh
+source "${BASH_SOURCE%/*}/patient.sh"
+
 mkdir -p "$STAGE"/{etc/licagent/licenses,etc/licagent/policy.d,bin,home,work}
 export PATH=$STAGE/bin:$ROOT/.venv/bin:$PATH HOME=$STAGE/home
 export LICAGENT_CONFIG=$STAGE/etc/licagent/agent.toml
@@ -80,7 +83,7 @@ TOML
 
 start_daemon() {
     rm -f "$STAGE/run/licagent.sock"
-    licagent daemon >>"$STAGE/daemon.log" 2>&1 &
+    command licagent daemon >>"$STAGE/daemon.log" 2>&1 &
     DAEMON=$!
     within 60 test -S "$STAGE/run/licagent.sock"
 }
@@ -191,9 +194,12 @@ fleet() {
     join
     policy
     command licplane apply -f policy/ >/dev/null 2>&1
+    within 60 leased
     within 30 answered
 }
 
+# Before there is a policy everybody is answered, and leases come after the licenses.
+leased() { [[ $(licagent status) =~ leases:\ +1,\ until ]]; }
 answered() { [[ $(psql -h 10.0.5.7 orders) == hello ]]; }
 waiting() { licagent status | grep -q "127.0.0.1:8443: waiting"; }
 linked() { licagent status --json | grep -q '"state": *"connected"'; }
