@@ -36,21 +36,27 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_meter_io",
         "test_meter_lives",
         "test_migration",
+        "test_policy_disk",
         "test_tampering",
     }
 )
 """What these show rests on the daemon, or on programs that libbpf loads under either loader, or
-they choose the loader. bcc compiles connect, bind, socket and packet only (CORE_OBJECTS)."""
+they choose the loader. bcc compiles connect, bind, socket and packet only (CORE_OBJECTS). Single
+tests of other files say so by the mark of that name."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Once is enough for them; `./dev test` runs the suite under each loader."""
     if os.environ.get("LICAGENT_TEST_LOADER") != "bcc":
         return
-    again = [item for item in items if item.path.stem in UNDER_ONE_LOADER]
-    if again:
-        config.hook.pytest_deselected(items=again)
-        items[:] = [item for item in items if item.path.stem not in UNDER_ONE_LOADER]
+    once: list[pytest.Item] = []
+    both: list[pytest.Item] = []
+    for item in items:
+        is_one = item.path.stem in UNDER_ONE_LOADER or item.get_closest_marker("under_one_loader")
+        (once if is_one else both).append(item)
+    if once:
+        config.hook.pytest_deselected(items=once)
+        items[:] = both
 
 
 @pytest.fixture(scope="session")

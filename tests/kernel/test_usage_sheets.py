@@ -63,6 +63,7 @@ def sent(rows: tuple[FlowRow, ...]) -> int:
     return sum(row.tx_payload_bytes for row in rows)
 
 
+@pytest.mark.under_one_loader
 def test_a_closed_sheet_comes_again_until_it_is_discarded(
     own: MeterUnderTest, meter: UsageMeter
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_closed_sheet_comes_again_until_it_is_discarded(
     assert sent(second.flows) == 700
 
 
+@pytest.mark.under_one_loader
 def test_who_comes_after_a_kill_finds_the_same_sheet(
     own: MeterUnderTest, meter: UsageMeter
 ) -> None:
@@ -102,6 +104,7 @@ def _facts(sheet: Sheet) -> tuple[object, ...]:
     return (sheet.number, set(sheet.work), set(sheet.flows), sheet.spilled_flows)
 
 
+@pytest.mark.under_one_loader
 def test_a_discard_that_was_cut_short_is_made_again(own: MeterUnderTest, meter: UsageMeter) -> None:
     in_cgroup(own.tree.root, SEND.format(count=5))
     sheet = meter.close_sheet()
@@ -120,6 +123,7 @@ def test_a_discard_that_was_cut_short_is_made_again(own: MeterUnderTest, meter: 
         work.close()
 
 
+@pytest.mark.under_one_loader
 def test_an_open_sheet_is_not_discarded(meter: UsageMeter) -> None:
     with pytest.raises(ValueError, match="is not closed"):
         meter.discard(meter.open_number)
@@ -260,6 +264,7 @@ def test_what_is_used_while_nothing_is_metered_stays_out(
     assert sum(row.tx_wire_bytes for row in tcp) > 3000
 
 
+@pytest.mark.under_one_loader
 def test_a_life_before_the_meter_is_nobodys(own: MeterUnderTest, meter: UsageMeter) -> None:
     meter.end()
     burner = Talker(own.tree.root, BURN)
@@ -281,6 +286,7 @@ def _alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+@pytest.mark.under_one_loader
 def test_a_full_table_of_work_loses_no_nanosecond(own: MeterUnderTest, meter: UsageMeter) -> None:
     work = Map(own.pins.maps / "work")
     room = work.info.max_entries

@@ -25,6 +25,7 @@ from typing import Any, Final, Self
 
 from tests.vm.bootfiles import boot_files
 from tests.vm.image import Image, image
+from tests.vm.kernels import CPU
 from tests.vm.qmp import Qmp
 
 HOST_ADDRESS: Final = "10.0.2.2"
@@ -386,7 +387,7 @@ class Machine:
             clock = f",base={self.hardware.clock.astimezone(UTC):%Y-%m-%dT%H:%M:%S}"
         # It ends when this process does, however that ends.
         command = ["setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", "-nodefaults"]
-        command += ["-accel", "tcg,thread=multi", "-machine", "pc", "-smp", "2", "-cpu", "max"]
+        command += ["-accel", "tcg,thread=multi", "-machine", "pc", "-smp", "2", "-cpu", CPU]
         command += ["-m", str(self.hardware.memory_mib), "-display", "none"]
         command += ["-kernel", str(files.vmlinuz), "-initrd", str(files.initrd), "-append", words]
         command += ["-drive", f"if=virtio,format=qcow2,file={self.disk},discard=unmap"]

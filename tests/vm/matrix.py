@@ -23,7 +23,7 @@ from typing import Any, Final
 from tests.vm import initramfs
 from tests.vm.guest import lsm_probe
 from tests.vm.guest.kernel_probe import BEGIN, END
-from tests.vm.kernels import KERNELS, Kernel, NoKernel, image, kernel
+from tests.vm.kernels import CPU, KERNELS, Kernel, NoKernel, image, kernel
 
 from licagent.host.posture import kernel_version
 from licagent.kernel.hook_model import HookKind
@@ -45,7 +45,7 @@ def boot(vmlinuz: Path, archive: Path) -> dict[str, Any]:
     """What the machine told. Raises NoKernel when it told nothing."""
     # One thread: under several, QEMU at times runs into code that another processor is patching
     # (int3 in sched_clock_cpu). Two machines at once use two processors as well.
-    command = ["qemu-system-x86_64", "-accel", "tcg,thread=single", "-smp", "2", "-cpu", "max"]
+    command = ["qemu-system-x86_64", "-accel", "tcg,thread=single", "-smp", "2", "-cpu", CPU]
     command += ["-m", "1024", "-nographic", "-no-reboot", "-net", "none"]
     command += ["-kernel", str(vmlinuz), "-initrd", str(archive)]
     lsm = "lsm=lockdown,capability,landlock,yama,apparmor,bpf"

@@ -19,7 +19,7 @@ from typing import Final
 
 from tests.vm.bootfiles import boot_files
 from tests.vm.image import image, locked
-from tests.vm.kernels import cache_folder
+from tests.vm.kernels import CPU, cache_folder
 from tests.vm.machine import Hardware, Machine
 
 DIST: Final = Path(__file__).parents[2] / "dist"
@@ -130,7 +130,7 @@ def _fingerprint(hardware: Hardware, sources: Sequence[Path]) -> str:
     emulator = subprocess.run(
         ["qemu-system-x86_64", "--version"], capture_output=True, check=True
     ).stdout
-    words = (hardware, base.disk, base.disk.stat().st_mtime_ns, files.initrd.parent, emulator)
+    words = (hardware, base.disk, base.disk.stat().st_mtime_ns, files.initrd.parent, emulator, CPU)
     digest = hashlib.sha256(repr(words).encode())
     digest.update(inspect.getsource(Machine._command).encode())
     for path in (*sources, Path(__file__)):
