@@ -37,12 +37,13 @@ UNDER_ONE_LOADER: Final = frozenset(
         "test_meter_lives",
         "test_migration",
         "test_policy_disk",
+        "test_routes_bare",
         "test_tampering",
     }
 )
 """What these show rests on the daemon, or on programs that libbpf loads under either loader, or
-they choose the loader. bcc compiles connect, bind, socket and packet only (CORE_OBJECTS). Single
-tests of other files say so by the mark of that name."""
+they choose the loader or have none. bcc compiles connect, bind, socket and packet only
+(CORE_OBJECTS). Single tests of other files say so by the mark of that name."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
