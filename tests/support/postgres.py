@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import random
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +23,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg import sql
+from tests.support.ports import free_port
 
 _PROGRAMS = Path("/usr/lib/postgresql")
 _START_S = 60
@@ -110,7 +109,7 @@ def running_postgres() -> Iterator[Postgres]:
 def started(folder: Path, programs: Path) -> Postgres:
     """A server on `folder`/data, started for the first time, on a port that nobody has."""
     for _ in range(_TRIES):
-        server = Postgres(folder, _free_port(), programs)
+        server = Postgres(folder, free_port(_PORTS), programs)
         listen(server)
         try:
             server.start()
@@ -184,11 +183,3 @@ def _newest_programs() -> Path:
     if not found:
         pytest.fail("no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql")
     return max(found, key=lambda path: float(path.parent.name))
-
-
-def _free_port() -> int:
-    for port in random.sample(_PORTS, 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise RuntimeError(f"none of 100 ports from {_PORTS[0]} to {_PORTS[-1]} is free")

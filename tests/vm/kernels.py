@@ -35,15 +35,15 @@ KERNELS: Final = (
 )
 
 
+CPU: Final = "max,-avx,-avx2,-erms,-la57"
+"""What QEMU emulates: all but wide vectors, byte-wise copies and a fifth level of page tables.
+
+They are preferred where they are there, and slow when emulated.
+"""
+
+
 class NoKernel(Exception):
     """A kernel could not be had; the text says why."""
-
-
-CPU: Final = "max,-avx,-avx2,-erms,-la57"
-"""What QEMU emulates: all but what makes programs choose instructions that are slow when emulated.
-
-A fifth level of page tables, wide vectors and byte-wise copies make a boot cost a quarter more.
-"""
 
 
 def cache_folder() -> Path:

@@ -7,7 +7,6 @@ that goes away with it. It ends with the process that started it.
 
 from __future__ import annotations
 
-import random
 import shlex
 import shutil
 import socket
@@ -23,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from tests.support.ports import free_port
 from tests.vm.bootfiles import boot_files
 from tests.vm.image import Image, image
 from tests.vm.kernels import CPU
@@ -101,7 +101,7 @@ class Machine:
         base = image()
         folder = Path(tempfile.mkdtemp(prefix="licagent-vm-"))
         hardware = Hardware(kernel, memory_mib, cmdline_extra, clock)
-        made = cls(folder, base, hardware, _free_port())
+        made = cls(folder, base, hardware, free_port(_PORTS))
         try:
             made._make_disk(disk)
             made.power_on()
@@ -113,7 +113,7 @@ class Machine:
     @classmethod
     def resume(cls, disk: Path, name: str, hardware: Hardware) -> Self:
         """The machine that was saved in `disk` under that name; its folder is the disk's."""
-        made = cls(disk.parent, image(), hardware, _free_port(), _saved={name: hardware})
+        made = cls(disk.parent, image(), hardware, free_port(_PORTS), _saved={name: hardware})
         try:
             made.restore(name)
         except BaseException:
@@ -331,7 +331,7 @@ class Machine:
 
     def forward(self, guest_port: int) -> int:
         """A TCP port of this machine's 127.0.0.1 that leads to that port of the guest."""
-        port = _free_port()
+        port = free_port(_PORTS)
         with self.qmp() as control:
             said = control.monitor(f"hostfwd_add tcp:127.0.0.1:{port}-:{guest_port}")
         if said:
@@ -465,15 +465,6 @@ def _send(server: socket.socket, source: Sequence[str]) -> None:
             subprocess.run(
                 source, stdin=subprocess.DEVNULL, stdout=connection.fileno(), check=False
             )
-
-
-def _free_port() -> int:
-    """A port that nobody takes by chance while QEMU has not bound it, or is between two powers."""
-    for port in random.sample(_PORTS, 100):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise MachineError(f"none of 100 ports of {_PORTS} is free")
 
 
 def _end(process: subprocess.Popen[Any] | None) -> None:

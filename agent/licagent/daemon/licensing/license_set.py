@@ -89,7 +89,7 @@ class LicenseSet:
     def _verify(self, text: bytes) -> License:
         """The license in it. TokenError. What has verified by the trust of now is remembered.
 
-        A thousand signatures take about 0.3 s, in which no revocation is carried out.
+        While signatures are verified no revocation is carried out.
         """
         found = self._verified.get(text)
         if found is None:
